@@ -1,0 +1,146 @@
+"""The keys face on SQLite: one table, whose row id is the ETag.
+
+Every write inserts a new row in place of the old one, and AUTOINCREMENT never gives an id twice, not even that of a row
+which is gone: so a tag read once can never match a key that was deleted and made again.
+
+Prefix ranges compare against the prefix followed by the byte 0xFF, which no UTF-8 text contains: it is above every key
+that starts with the prefix and below every other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from statestores import keyquery, keyrules
+from statestores.store import KeyItem, SetKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from sqlite3 import Connection
+
+    from statestores.sqlite import SqliteStore
+
+    from statestores.errors import StoreError
+    from statestores.store import DeleteKey, KeyQuery
+
+SCHEMA: tuple[str, ...] = (
+    """CREATE TABLE keys (
+        etag INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        value BLOB NOT NULL,
+        expires_ms INTEGER
+    )""",
+    "CREATE INDEX keys_by_expiry ON keys (expires_ms) WHERE expires_ms IS NOT NULL",
+)
+
+_KEYS_PER_SELECT = 500  # SQLite takes at least 999 parameters in one statement, in every build there is
+
+_LIVE = "(expires_ms IS NULL OR expires_ms > ?)"
+_WITH_PREFIX = "key >= CAST(? AS TEXT) AND key < CAST(? AS TEXT)"
+
+
+class SqliteKeys:
+    """Values by key, in the store's file. Each call is one transaction; conditions are checked inside it."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    async def get(self, keys: Sequence[str], now_ms: int) -> list[KeyItem | None]:
+        found = await self._store.read(lambda connection: _read(connection, keys, now_ms))
+        return [found.get(key) for key in keys]
+
+    async def apply(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> list[StoreError | None]:
+        if not operations:
+            return []
+        return await self._store.write(
+            lambda connection: [_apply_one(connection, operation, now_ms) for operation in operations]
+        )
+
+    async def transact(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> None:
+        if operations:
+            await self._store.write(lambda connection: _apply_all(connection, operations, now_ms))
+
+    async def query(self, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
+        """Reads every live document under the prefix and filters in Python, like every store does: JSON1 compares
+        across types by rules of its own, and without an index on the path it parses every document as well."""
+        return await self._store.read(
+            lambda connection: keyquery.page(query, _with_prefix(connection, query.prefix, now_ms))
+        )
+
+    async def delete_prefix(self, prefix: str) -> int:
+        prefix = keyrules.children_prefix(prefix)
+        return await self._store.write(lambda connection: _delete_children(connection, prefix))
+
+    async def purge_expired(self, now_ms: int, limit: int) -> int:
+        return await self._store.write(lambda connection: _purge(connection, now_ms, limit))
+
+
+def _read(connection: Connection, keys: Sequence[str], now_ms: int) -> dict[str, KeyItem]:
+    wanted = [key for key in dict.fromkeys(keys) if keyrules.key_fault(key) is None]
+    found = {}
+    for start in range(0, len(wanted), _KEYS_PER_SELECT):
+        chunk = wanted[start : start + _KEYS_PER_SELECT]
+        places = ",".join("?" * len(chunk))
+        rows = connection.execute(
+            f"SELECT key, value, etag, expires_ms FROM keys WHERE key IN ({places}) AND {_LIVE}", (*chunk, now_ms)
+        )
+        found.update({key: KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows})
+    return found
+
+
+def _with_prefix(connection: Connection, prefix: str, now_ms: int) -> Iterator[KeyItem]:
+    rows = connection.execute(
+        f"SELECT key, value, etag, expires_ms FROM keys WHERE {_WITH_PREFIX} AND {_LIVE}",
+        (*_prefix_range(prefix), now_ms),
+    )
+    return (KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows)
+
+
+def _apply_one(connection: Connection, operation: SetKey | DeleteKey, now_ms: int) -> StoreError | None:
+    if (error := keyrules.malformed(operation)) is not None:
+        return error
+    if keyrules.is_conditional(operation):
+        error = keyrules.refusal(operation, _current_etag(connection, operation.key, now_ms))
+        if error is not None:
+            return error
+    if isinstance(operation, SetKey):
+        connection.execute(
+            "INSERT OR REPLACE INTO keys (key, value, expires_ms) VALUES (?, ?, ?)",
+            (operation.key, operation.value, keyrules.expiry_ms(operation, now_ms)),
+        )
+    else:
+        connection.execute("DELETE FROM keys WHERE key = ?", (operation.key,))
+    return None
+
+
+def _apply_all(connection: Connection, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> None:
+    for operation in operations:
+        if (error := _apply_one(connection, operation, now_ms)) is not None:
+            raise error  # the store rolls everything back
+
+
+def _current_etag(connection: Connection, key: str, now_ms: int) -> str | None:
+    row = connection.execute(f"SELECT etag FROM keys WHERE key = ? AND {_LIVE}", (key, now_ms)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _delete_children(connection: Connection, prefix: str) -> int:
+    """Blobs, because `substr` on text ends at a NUL character, which keys may contain."""
+    low, high = _prefix_range(prefix)
+    return connection.execute(
+        f"DELETE FROM keys WHERE {_WITH_PREFIX} AND instr(substr(CAST(key AS BLOB), ?), ?) = 0",
+        (low, high, len(low) + 1, keyrules.SEPARATOR.encode()),
+    ).rowcount
+
+
+def _purge(connection: Connection, now_ms: int, limit: int) -> int:
+    return connection.execute(
+        "DELETE FROM keys WHERE etag IN"
+        " (SELECT etag FROM keys WHERE expires_ms IS NOT NULL AND expires_ms <= ? ORDER BY expires_ms LIMIT ?)",
+        (now_ms, limit),
+    ).rowcount
+
+
+def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
+    start = prefix.encode(errors="surrogatepass")
+    return start, start + b"\xff"
