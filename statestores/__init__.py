@@ -1,7 +1,7 @@
 """What is durable: the values, the protocol, the stores. Start reading in `statestores.model`.
 
-The stores themselves are imported from their modules (`statestores.memory`, `statestores.sqlite`, `statestores.redis`) or
-made from a URL by `statestores.components`: importing this package loads no driver.
+The stores themselves are imported from their modules (`statestores.memory`, `statestores.sqlite`, `statestores.redis`)
+or made from a URL by `statestores.components`: importing this package loads no driver.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The in-memory store: plain dicts, and the reference.
 
-When the text of `Journal` and this file disagree, this file wins. No method suspends between its first line and its last:
-each call is atomic between the tasks of an event loop, no lock is needed, and a simulated clock can drive it. The data
-lives as long as the object: `close` keeps it, `open` finds it again.
+When the text of `Journal` and this file disagree, this file wins. No method suspends between its first line and its
+last: each call is atomic between the tasks of an event loop, no lock is needed, and a simulated clock can drive it. The
+data lives as long as the object: `close` keeps it, `open` finds it again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Stream:
 
 
 class MemoryJournal:
-    """Fenced, atomic, ordered. All effects of a turn are applied between two suspensions: nobody sees a part (INV-4)."""
+    """Fenced, atomic, ordered. A turn is applied between two suspensions: nobody sees a part of it (INV-4)."""
 
     def __init__(self, partitions: int) -> None:
         self.partitions = partitions
@@ -132,7 +132,7 @@ class MemoryJournal:
         answers: list[CommitRefused | None] = []
         recorded: dict[int, set[str]] = {}
         for turn in turns:
-            refusal = self._fence(turn)
+            refusal: CommitRefused | None = self._fence(turn)
             if refusal is None and turn.turn_id not in before[turn.partition] and not self._is_recorded(turn):
                 refusal = self._refusal(turn)
                 if refusal is None:
