@@ -1,0 +1,527 @@
+"""The journal face on Redis. The layout, and what is atomic, stand at the top of ``redis_journal.lua``.
+
+Ownership of all partitions is one hash, so that taking several over is one step. The fence that commits are checked
+against stands with each partition, under its own hash tag, and is raised after the ownership was written and before
+`acquire` returns: nobody holds an epoch that the fence does not know. When the taker dies between the two, the old
+owner may go on committing, rightly, since nobody took its place.
+"""
+
+from __future__ import annotations
+
+import struct
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, StoreError, VersionConflict
+from statestores.model import (
+    Event,
+    IndexEntry,
+    OutboxMessage,
+    Ownership,
+    Receipt,
+    Reminder,
+    Snapshot,
+    StreamState,
+    partition_of,
+)
+from statestores.redis_link import load_scripts
+from statestores.turnrules import check_partitions, check_possible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from statestores.errors import CommitRefused
+    from statestores.model import IndexQuery, TurnCommit
+    from statestores.redis_link import Answer, Argument, Call, RedisLink
+
+SCRIPTS = load_scripts("redis_journal.lua")
+
+TURNS_REMEMBERED = 4096
+"""Of each partition, at least so many of the latest turn ids are kept to recognise a repeat. Turns that recorded events
+or a receipt are recognised by those as well, for as long as they stand."""
+
+_TURNS_PER_CALL = 1000
+_ARGUMENTS_PER_CALL = 50_000
+_PAGE = 1000
+_EVENTS_PER_CALL = 5000
+
+_TURN = struct.Struct("<qqIIIIIIB")  # epoch, expected version or -1, six counts, flags
+_DELETE, _SNAPSHOT, _INDEXED, _RECEIPT, _REMINDERS = 1, 2, 4, 8, 16
+_EVENT = struct.Struct("<qIIII")  # time, lengths of turn id, caller, trace id, name; then these and the data
+_VERSION = struct.Struct("<q")  # of a snapshot; then the data
+_DUE = struct.Struct("<q")  # of a reminder; then the body
+_MESSAGE = struct.Struct("<II")  # lengths of the reason for giving up and of the stream; then these and the body
+_KEPT = struct.Struct("<qiI")  # of a receipt: expiry, outbox partition, length of the turn id; then this and the reply
+_ENTRY = struct.Struct("<qqI")  # created, updated, length of the name; then the name and the status
+_OWNED = struct.Struct("<qq")  # epoch, lease end; then the owner
+
+_STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
+
+
+class RedisJournal:
+    """Fenced, atomic, ordered: a partition's part of a commit is one script, which the server runs whole (INV-4)."""
+
+    def __init__(self, link: RedisLink, namespace: str) -> None:
+        self._link = link
+        self._namespace = namespace
+        self._partitions = 0
+        self._owners = f"{{mecha:{namespace}}}:owners"
+        self._keys: list[_PartitionKeys] = []
+
+    @property
+    def partitions(self) -> int:
+        """0 before the store was opened."""
+        return self._partitions
+
+    def set_partitions(self, partitions: int) -> None:
+        """For the store's `open`, which reads the number from the server."""
+        self._partitions = partitions
+        self._keys = [_PartitionKeys(f"{{mecha:{self._namespace}:{number}}}") for number in range(partitions)]
+
+    # ---- ownership -------------------------------------------------------------------------------------------------
+
+    async def acquire(
+        self, partitions: Sequence[int], owner: str, now_ms: int, lease_ms: int, *, force: bool = False
+    ) -> list[Ownership]:
+        check_partitions(partitions, self._partitions)
+        if not partitions:
+            return []
+        until_ms = now_ms + lease_ms
+        call = SCRIPTS["acquire"].call([self._owners], owner, now_ms, until_ms, int(force), *partitions)
+        what, *answer = await self._link.one(call, durable=True)
+        if what == b"held":
+            raise LeaseHeld(_ownership(int(answer[0]), answer[1]))
+        fences = [
+            SCRIPTS["fence"].call([self._keys[partition].meta], epoch)
+            for partition, epoch in zip(partitions, answer, strict=True)
+        ]
+        await self._link.all(fences, durable=True)
+        return [Ownership(p, epoch, owner, until_ms) for p, epoch in zip(partitions, answer, strict=True)]
+
+    async def renew(self, owned: Sequence[tuple[int, int]], owner: str, now_ms: int, lease_ms: int) -> list[Ownership]:
+        kept = await self._extend(owned, owner, now_ms + lease_ms)
+        return [Ownership(p, epoch, owner, now_ms + lease_ms) for p, epoch in owned if p in kept]
+
+    async def release(self, owned: Sequence[tuple[int, int]]) -> None:
+        await self._extend(owned, "", 0)
+
+    async def owners(self) -> list[Ownership]:
+        found = await self._link.one(("HGETALL", self._owners))
+        return sorted(_ownership(int(partition), held) for partition, held in found.items())
+
+    async def _extend(self, owned: Sequence[tuple[int, int]], owner: str, until_ms: int) -> set[int]:
+        """The partitions whose lease now ends at `until_ms`: those whose epoch is still the given one."""
+        if not owned:
+            return set()
+        pairs = [number for pair in owned for number in pair]
+        return {int(p) for p in await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs))}
+
+    # ---- commit ----------------------------------------------------------------------------------------------------
+
+    async def commit(self, turns: Sequence[TurnCommit]) -> list[CommitRefused | None]:
+        check_possible(turns, self._partitions)
+        _check_storable(turns, self._partitions)
+        answers: list[CommitRefused | None] = [None] * len(turns)
+        for group in self._rounds(turns):
+            refusals = await self._link.all([part.call() for part in group], durable=True)
+            for part, refused in zip(group, refusals, strict=True):
+                for number, kind, detail in refused:
+                    index = part.places[number]
+                    answers[index] = _refusal(turns[index], kind, detail)
+        return answers
+
+    def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[_Part]]:
+        """Calls that may go out together: one per partition. A partition's turns are one call, unless they are very
+        many: then the next call waits for the answer to the one before, which keeps their order whatever is retried."""
+        open_parts: dict[int, _Part] = {}
+        rounds: list[list[_Part]] = []
+        depth: dict[int, int] = {}
+        for place, turn in enumerate(turns):
+            part = open_parts.get(turn.partition)
+            if part is None or part.full:
+                part = open_parts[turn.partition] = _Part(self._keys[turn.partition])
+                level = depth[turn.partition] = depth.get(turn.partition, -1) + 1
+                if level == len(rounds):
+                    rounds.append([])
+                rounds[level].append(part)
+            part.add(place, turn)
+        return rounds
+
+    # ---- streams ---------------------------------------------------------------------------------------------------
+
+    async def load(self, stream: str, at_version: int | None = None) -> StreamState:
+        keys = self._keys_of(stream)
+        wanted = -1 if at_version is None else max(0, at_version)
+        call = SCRIPTS["load"].call([keys.events(stream), keys.snapshot(stream)], wanted, _EVENTS_PER_CALL)
+        version, kept, *raw = await self._link.one(call)
+        snapshot = Snapshot(_VERSION.unpack_from(kept)[0], kept[_VERSION.size :]) if kept else None
+        events = _events(raw, snapshot.version if snapshot else 0)
+        while (reached := events[-1].version if events else version) < version:
+            # Recorded events never change, so what comes in pages is what one answer would have held.
+            page = await self.events(stream, reached, min(_EVENTS_PER_CALL, version - reached))
+            if not page:
+                raise StoreError(f"{stream} was deleted while it was being read")
+            events += page
+        return StreamState(version, snapshot, events)
+
+    async def events(self, stream: str, after_version: int = 0, limit: int = 1000) -> list[Event]:
+        start = max(0, after_version)
+        if limit <= 0:
+            return []
+        key = self._keys_of(stream).events(stream)
+        return _events(await self._link.one(("LRANGE", key, start, start + limit - 1)), start)
+
+    # ---- receipts --------------------------------------------------------------------------------------------------
+
+    async def receipt(self, stream: str, key: str) -> Receipt | None:
+        kept = await self._link.one(("HGET", self._keys_of(stream).receipts(stream), key))
+        return None if kept is None else _receipt(key, kept)
+
+    async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
+        """Looks at the outbox a receipt belongs to before the receipt goes. The two need not be looked at in one step:
+        ids are never used again, so a message that is gone stays gone."""
+        keys = self._keys[partition]
+        gone = blocked = 0
+        while gone < limit:
+            expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, _PAGE)
+            members = [member.split(b"\0", 1) for member in await self._link.one(expired)]
+            if not members:
+                break
+            free = await self._without_message(keys, members)
+            went = await self._purge(keys, free[: limit - gone], now_ms)
+            gone += went
+            blocked += len(members) - went
+        return gone
+
+    async def _without_message(self, keys: _PartitionKeys, members: list[list[bytes]]) -> list[list[bytes]]:
+        """Those receipts whose message, if they are a message's, is in its outbox no more."""
+        kept = await self._link.all([("HGET", keys.receipts(stream.decode()), key) for stream, key in members])
+        origins = [-1 if one is None else _KEPT.unpack_from(one)[1] for one in kept]
+        asked = [i for i, origin in enumerate(origins) if 0 <= origin < self._partitions]
+        stand = await self._link.all([("HEXISTS", self._keys[origins[i]].outbox, members[i][1]) for i in asked])
+        standing = {i for i, found in zip(asked, stand, strict=True) if found}
+        return [member for i, member in enumerate(members) if i not in standing]
+
+    async def _purge(self, keys: _PartitionKeys, members: list[list[bytes]], now_ms: int) -> int:
+        if not members:
+            return 0
+        names = [keys.expiry, *(keys.receipts(stream.decode()) for stream, _ in members)]
+        flat = [part for member in members for part in member]
+        return int(await self._link.one(SCRIPTS["purge"].call(names, now_ms, *flat)))
+
+    # ---- scans -----------------------------------------------------------------------------------------------------
+
+    async def outbox(
+        self, partition: int, after: str = "", limit: int = 1000, *, dead: bool = False
+    ) -> list[OutboxMessage]:
+        keys = self._keys[partition]
+        queues = [keys.dead, keys.queue] if dead else [keys.queue, keys.dead]
+        answer = await self._link.one(SCRIPTS["outbox"].call([keys.outbox, *queues], after, max(0, limit)))
+        return [_message(id_, kept) for id_, kept in zip(answer[::2], answer[1::2], strict=True)]
+
+    async def due_reminders(self, partitions: Sequence[int], until_ms: int, limit: int) -> list[Reminder]:
+        """The soonest of each partition, merged; then the bodies of those that are wanted. A reminder that is cleared
+        or moved between the two reads is left out."""
+        if limit <= 0 or not partitions:
+            return []
+        wanted = list(dict.fromkeys(partitions))
+        scans = await self._link.all(
+            [("ZRANGEBYSCORE", self._keys[p].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, limit) for p in wanted]
+        )
+        pages = [
+            [(int(float(due)), *member.split(b"\0", 1), p) for member, due in _pairs(scan)]
+            for p, scan in zip(wanted, scans, strict=True)
+        ]
+        due = list(islice(merge(*pages), limit))
+        bodies = await self._link.all(
+            [("HGET", self._keys[p].reminders(stream.decode()), name) for _, stream, name, p in due]
+        )
+        found = (
+            _reminder(stream.decode(), name, body)
+            for (_, stream, name, _), body in zip(due, bodies, strict=True)
+            if body is not None
+        )
+        return sorted((r for r in found if r.due_ms <= until_ms), key=lambda r: (r.due_ms, r.stream, r.name))
+
+    async def reminders(self, stream: str) -> list[Reminder]:
+        found = await self._link.one(("HGETALL", self._keys_of(stream).reminders(stream)))
+        return sorted(_reminder(stream, name, body) for name, body in found.items())
+
+    async def index(self, query: IndexQuery) -> list[IndexEntry]:
+        """Every partition is asked at once for its share of a page and some more; then only those that could still
+        hold one of the wanted entries are asked again."""
+        if query.limit <= 0:
+            return []
+        share = 16 + 2 * query.limit // self._partitions
+        scans = [_IndexScan(keys, query, share) for keys in self._keys]
+        while True:
+            found = sorted(entry for scan in scans for entry in scan.found)[: query.limit]
+            last = found[-1].stream.encode() if len(found) == query.limit else None
+            behind = [scan for scan in scans if not scan.done and (last is None or scan.reached < last)]
+            if not behind:
+                return found
+            answers = await self._link.all([scan.call() for scan in behind])
+            for scan, answer in zip(behind, answers, strict=True):
+                scan.take(answer)
+
+    def _keys_of(self, stream: str) -> _PartitionKeys:
+        return self._keys[partition_of(stream, self._partitions)]
+
+
+class _PartitionKeys:
+    """The names of a partition's keys. All carry its hash tag, so that a cluster keeps them together."""
+
+    __slots__ = ("all", "dead", "due", "expiry", "index", "meta", "outbox", "queue", "streams", "tag")
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.meta = f"{tag}:meta"
+        self.due = f"{tag}:due"
+        self.expiry = f"{tag}:receipts"
+        self.streams = f"{tag}:streams"
+        self.index = f"{tag}:index"
+        self.outbox = f"{tag}:outbox"
+        self.queue = f"{tag}:queue"
+        self.dead = f"{tag}:dead"
+        turns = (f"{tag}:turns", f"{tag}:turns0")
+        scans = (self.due, self.expiry, self.streams, self.index, self.outbox, self.queue, self.dead)
+        self.all = (self.meta, *turns, *scans, f"{tag}:senders")  # in the order the commit script takes them
+
+    def events(self, stream: str) -> str:
+        return f"{self.tag}:e:{stream}"
+
+    def snapshot(self, stream: str) -> str:
+        return f"{self.tag}:s:{stream}"
+
+    def reminders(self, stream: str) -> str:
+        return f"{self.tag}:m:{stream}"
+
+    def receipts(self, stream: str) -> str:
+        return f"{self.tag}:r:{stream}"
+
+
+class _Part:
+    """One partition's turns of a commit, being laid out as one call of the script."""
+
+    __slots__ = ("_arguments", "_keys", "_partition", "_turn_ids", "places")
+
+    def __init__(self, partition: _PartitionKeys) -> None:
+        self.places: list[int] = []
+        self._partition = partition
+        self._turn_ids: list[Argument] = []
+        self._keys: list[Argument] = [*partition.all]
+        self._arguments: list[Argument] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.places) >= _TURNS_PER_CALL or len(self._arguments) >= _ARGUMENTS_PER_CALL
+
+    def add(self, place: int, turn: TurnCommit) -> None:
+        self.places.append(place)
+        self._turn_ids.append(turn.turn_id)
+        self._keys += _keys_of_turn(self._partition, turn)
+        self._arguments += _arguments_of(turn)
+
+    def call(self) -> Call:
+        return SCRIPTS["commit"].call(self._keys, TURNS_REMEMBERED, len(self.places), *self._turn_ids, *self._arguments)
+
+
+def _keys_of_turn(keys: _PartitionKeys, turn: TurnCommit) -> Iterator[str]:
+    stream, delete = turn.stream, turn.delete
+    yield keys.events(stream)
+    if turn.snapshot is not None or delete:
+        yield keys.snapshot(stream)
+    if turn.reminders_set or turn.reminders_cleared or delete:
+        yield keys.reminders(stream)
+    if turn.receipt is not None or delete:
+        yield keys.receipts(stream)
+
+
+def _arguments_of(turn: TurnCommit) -> list[Argument]:
+    """The turn as the script reads it; the order is the script's."""
+    arguments: list[Argument] = [turn.stream, _header(turn)]
+    if turn.events:
+        arguments += _event_blobs(turn)
+    if turn.snapshot is not None:
+        arguments.append(turn.snapshot)
+    if turn.index is not None:
+        arguments.append(_entry_blob(turn.index))
+    arguments += turn.reminders_cleared
+    for reminder in turn.reminders_set:
+        arguments += (reminder.name, _DUE.pack(reminder.due_ms) + reminder.body)
+    for message in turn.outbox:
+        arguments += (message.id, message.stream, _message_blob(message))
+    arguments += turn.outbox_done
+    for given_up in turn.outbox_dead:
+        arguments += given_up
+    if turn.receipt is not None:
+        arguments += (turn.receipt.key, _receipt_blob(turn.receipt, turn.turn_id))
+    return arguments
+
+
+def _header(turn: TurnCommit) -> bytes:
+    flags = (
+        (_DELETE if turn.delete else 0)
+        | (_SNAPSHOT if turn.snapshot is not None else 0)
+        | (_INDEXED if turn.index is not None else 0)
+        | (_RECEIPT if turn.receipt is not None else 0)
+        | (_REMINDERS if turn.reminders_set or turn.reminders_cleared else 0)
+    )
+    return _TURN.pack(
+        turn.epoch,
+        -1 if turn.expected_version is None else turn.expected_version,
+        len(turn.events),
+        len(turn.reminders_cleared),
+        len(turn.reminders_set),
+        len(turn.outbox),
+        len(turn.outbox_done),
+        len(turn.outbox_dead),
+        flags,
+    )
+
+
+def _check_storable(turns: Sequence[TurnCommit], partitions: int) -> None:
+    """What this layout asks for beyond the rules all stores share."""
+    for turn in turns:
+        if "\0" in turn.stream or any("\0" in message.stream for message in turn.outbox):
+            raise InvalidRequest(f"turn {turn.turn_id!r}: the name of a stream must not contain NUL")
+        if not 0 <= turn.partition < partitions:
+            raise InvalidRequest(f"turn {turn.turn_id!r}: there is no partition {turn.partition}")
+
+
+def _refusal(turn: TurnCommit, kind: int, detail: Answer) -> CommitRefused:
+    if kind == _STALE_EPOCH:
+        return StaleEpoch(turn.partition, turn.epoch, detail)
+    if kind == _DUPLICATE_TURN:
+        assert turn.receipt is not None
+        return DuplicateTurn(turn.stream, _receipt(turn.receipt.key, detail))
+    assert kind == _VERSION_CONFLICT
+    assert turn.expected_version is not None
+    return VersionConflict(turn.stream, turn.expected_version, detail)
+
+
+# ---- records: how a value lies in the server, and back ----
+
+
+def _event_blobs(turn: TurnCommit) -> list[bytes]:
+    turn_id, caller, trace_id = turn.turn_id.encode(), turn.caller.encode(), turn.trace_id.encode()
+    origin = turn_id + caller + trace_id
+    blobs = []
+    for name, data in turn.events:
+        text = name.encode()
+        lengths = _EVENT.pack(turn.time_ms, len(turn_id), len(caller), len(trace_id), len(text))
+        blobs.append(lengths + origin + text + data)
+    return blobs
+
+
+def _events(blobs: Sequence[bytes], after_version: int) -> list[Event]:
+    return [_event(blob, version) for version, blob in enumerate(blobs, start=after_version + 1)]
+
+
+def _event(blob: bytes, version: int) -> Event:
+    time_ms, turn_id, caller, trace_id, name = _EVENT.unpack_from(blob)
+    caller_at = _EVENT.size + turn_id
+    trace_at = caller_at + caller
+    name_at = trace_at + trace_id
+    data_at = name_at + name
+    return Event(
+        version,
+        blob[name_at:data_at].decode(),
+        blob[data_at:],
+        time_ms,
+        blob[_EVENT.size : caller_at].decode(),
+        blob[caller_at:trace_at].decode(),
+        blob[trace_at:name_at].decode(),
+    )
+
+
+def _reminder(stream: str, name: bytes, blob: bytes) -> Reminder:
+    return Reminder(stream, name.decode(), _DUE.unpack_from(blob)[0], blob[_DUE.size :])
+
+
+def _message_blob(message: OutboxMessage) -> bytes:
+    dead, stream = message.dead.encode(), message.stream.encode()
+    return _MESSAGE.pack(len(dead), len(stream)) + dead + stream + message.body
+
+
+def _message(id_: bytes, blob: bytes) -> OutboxMessage:
+    dead, stream = _MESSAGE.unpack_from(blob)
+    stream_at = _MESSAGE.size + dead
+    body_at = stream_at + stream
+    return OutboxMessage(
+        id_.decode(), blob[stream_at:body_at].decode(), blob[body_at:], blob[_MESSAGE.size : stream_at].decode()
+    )
+
+
+def _receipt_blob(receipt: Receipt, turn_id: str) -> bytes:
+    by = turn_id.encode()
+    return _KEPT.pack(receipt.expires_ms, receipt.outbox_partition, len(by)) + by + receipt.reply
+
+
+def _receipt(key: str, blob: bytes) -> Receipt:
+    expires_ms, outbox_partition, by = _KEPT.unpack_from(blob)
+    return Receipt(key, blob[_KEPT.size + by :], expires_ms, outbox_partition)
+
+
+def _entry_blob(entry: IndexEntry) -> bytes:
+    name = entry.name.encode()
+    return _ENTRY.pack(entry.created_ms, entry.updated_ms, len(name)) + name + entry.status.encode()
+
+
+def _entry(stream: bytes, blob: bytes) -> IndexEntry:
+    created_ms, updated_ms, name = _ENTRY.unpack_from(blob)
+    status_at = _ENTRY.size + name
+    return IndexEntry(
+        stream.decode(), blob[_ENTRY.size : status_at].decode(), blob[status_at:].decode(), created_ms, updated_ms
+    )
+
+
+def _ownership(partition: int, blob: bytes) -> Ownership:
+    epoch, lease_until_ms = _OWNED.unpack_from(blob)
+    return Ownership(partition, epoch, blob[_OWNED.size :].decode(), lease_until_ms)
+
+
+def _pairs(flat: Sequence[Answer]) -> Iterator[tuple[Answer, Answer]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+class _IndexScan:
+    """One partition's part of a listing: what was found so far, and up to where. Streams come as bytes, whose order is
+    that of code points."""
+
+    __slots__ = ("_from", "_keys", "_query", "_share", "_to", "done", "found", "reached")
+
+    def __init__(self, keys: _PartitionKeys, query: IndexQuery, share: int) -> None:
+        self.found: list[IndexEntry] = []
+        self.reached = b""  # everything up to here was looked at
+        self.done = False
+        self._keys = keys
+        self._query = query
+        self._share = share
+        prefix = f"{query.type}/{query.id_prefix}".encode() if query.type else b""
+        after = query.after.encode()
+        self._from = (b"[" + prefix if prefix > after else b"(" + after) if prefix or after else b"-"
+        self._to = b"(" + prefix + b"\xff" if prefix else b"+"  # no UTF-8 text contains this byte
+
+    def call(self) -> Call:
+        query = self._query
+        return SCRIPTS["index"].call(
+            [self._keys.streams, self._keys.index],
+            self._from,
+            self._to,
+            self._share,
+            _PAGE,
+            "" if query.type else query.id_prefix,
+            query.name,
+            "" if query.created_from_ms is None else query.created_from_ms,
+            "" if query.created_to_ms is None else query.created_to_ms,
+            *query.statuses,
+        )
+
+    def take(self, answer: Answer) -> None:
+        last, *flat = answer
+        self.found += [_entry(stream, blob) for stream, blob in _pairs(flat)]
+        self.done = not last
+        self.reached = last
+        self._from = b"(" + last

