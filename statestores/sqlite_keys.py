@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from sqlite3 import Connection
 
-    from statestores.sqlite import SqliteStore
-
     from statestores.errors import StoreError
+    from statestores.sqlite import SqliteStore
     from statestores.store import DeleteKey, KeyQuery
 
 SCHEMA: tuple[str, ...] = (
@@ -77,15 +76,24 @@ class SqliteKeys:
 
 def _read(connection: Connection, keys: Sequence[str], now_ms: int) -> dict[str, KeyItem]:
     wanted = [key for key in dict.fromkeys(keys) if keyrules.key_fault(key) is None]
+    if len(wanted) <= _KEYS_PER_SELECT:
+        return _read_chunk(connection, wanted, now_ms)
     found = {}
-    for start in range(0, len(wanted), _KEYS_PER_SELECT):
-        chunk = wanted[start : start + _KEYS_PER_SELECT]
-        places = ",".join("?" * len(chunk))
-        rows = connection.execute(
-            f"SELECT key, value, etag, expires_ms FROM keys WHERE key IN ({places}) AND {_LIVE}", (*chunk, now_ms)
-        )
-        found.update({key: KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows})
+    connection.execute("BEGIN")  # so that all chunks see the same moment
+    try:
+        for start in range(0, len(wanted), _KEYS_PER_SELECT):
+            found.update(_read_chunk(connection, wanted[start : start + _KEYS_PER_SELECT], now_ms))
+    finally:
+        connection.execute("ROLLBACK")
     return found
+
+
+def _read_chunk(connection: Connection, keys: list[str], now_ms: int) -> dict[str, KeyItem]:
+    places = ",".join("?" * len(keys))
+    rows = connection.execute(
+        f"SELECT key, value, etag, expires_ms FROM keys WHERE key IN ({places}) AND {_LIVE}", (*keys, now_ms)
+    )
+    return {key: KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows}
 
 
 def _with_prefix(connection: Connection, prefix: str, now_ms: int) -> Iterator[KeyItem]:

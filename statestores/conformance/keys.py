@@ -382,7 +382,8 @@ class KeysConformance:
     async def test_transaction_applies_sets_and_deletes(self, store: StateStore) -> None:
         """Mixed operations take effect together; deleting a missing key is no failure."""
         await write(store, SetKey("old", b"1"), SetKey("kept", b"1"))
-        operations = [SetKey("new", b"2"), DeleteKey("old"), DeleteKey("missing"), SetKey("bytes", b"\x00\xff")]
+        operations: list[SetKey | DeleteKey] = [SetKey("new", b"2"), DeleteKey("old"), DeleteKey("missing")]
+        operations.append(SetKey("bytes", b"\x00\xff"))
         await store.keys.transact(operations, NOW_MS)
         assert await values(store, "new", "old", "kept", "bytes") == [b"2", None, b"1", b"\x00\xff"]
 
