@@ -120,18 +120,22 @@ for number = 1, turns do
   local id, stream = ARGV[2 + number], ARGV[arg]
   local turn_epoch, expected, events, cleared, set, sent, done, given_up, flags =
     unpack_fields('<i8i8I4I4I4I4I4I4B', ARGV[arg + 1])
-  local delete, with_snapshot, with_receipt = has(flags, DELETE), has(flags, SNAPSHOT), has(flags, RECEIPT)
+  local delete, with_snapshot, indexed, with_receipt, with_reminders
+  if flags > 0 then
+    delete, with_snapshot, indexed = has(flags, DELETE), has(flags, SNAPSHOT), has(flags, INDEXED)
+    with_receipt, with_reminders = has(flags, RECEIPT), has(flags, REMINDERS)
+  end
 
   -- Where its parts are.
   local events_key, snapshot_key, reminders_key, receipts_key = KEYS[key]
   key = key + 1
   if with_snapshot or delete then snapshot_key, key = KEYS[key], key + 1 end
-  if has(flags, REMINDERS) or delete then reminders_key, key = KEYS[key], key + 1 end
+  if with_reminders or delete then reminders_key, key = KEYS[key], key + 1 end
   if with_receipt or delete then receipts_key, key = KEYS[key], key + 1 end
   local at = arg + 2
   local events_at = at; at = at + events
   local snapshot_at = at; if with_snapshot then at = at + 1 end
-  local index_at = at; if has(flags, INDEXED) then at = at + 1 end
+  local index_at = at; if indexed then at = at + 1 end
   local cleared_at = at; at = at + cleared
   local set_at = at; at = at + 2 * set
   local sent_at = at; at = at + 3 * sent
@@ -167,7 +171,7 @@ for number = 1, turns do
     end
     if events > 0 then head = spread('RPUSH', events_key, ARGV, events_at, events_at + events - 1) end
     if with_snapshot then call('SET', snapshot_key, pack('<i8', head) .. ARGV[snapshot_at]) end
-    if has(flags, INDEXED) and call('HSET', INDEX, stream, ARGV[index_at]) == 1 then
+    if indexed and call('HSET', INDEX, stream, ARGV[index_at]) == 1 then
       call('ZADD', STREAMS, 0, stream)
     end
     for i = cleared_at, cleared_at + cleared - 1 do
@@ -251,6 +255,10 @@ for i = 3, #ARGV, 2 do
   end
 end
 return kept
+
+--@ hash
+-- KEYS: a hash. Returns {field, value, …}, in whatever way the client would have shaped a HGETALL.
+return call('HGETALL', KEYS[1])
 
 --@ load
 -- KEYS: events, snapshot. ARGV: version or -1 for the head, most events in one answer.

@@ -107,8 +107,8 @@ class RedisJournal:
         await self._extend(owned, "", 0)
 
     async def owners(self) -> list[Ownership]:
-        found = await self._link.one(("HGETALL", self._owners))
-        return sorted(_ownership(int(partition), held) for partition, held in found.items())
+        found = await self._link.one(SCRIPTS["hash"].call([self._owners]))
+        return sorted(_ownership(int(partition), held) for partition, held in _pairs(found))
 
     async def _extend(self, owned: Sequence[tuple[int, int]], owner: str, until_ms: int) -> set[int]:
         """The partitions whose lease now ends at `until_ms`: those whose epoch is still the given one."""
@@ -245,8 +245,8 @@ class RedisJournal:
         return sorted((r for r in found if r.due_ms <= until_ms), key=lambda r: (r.due_ms, r.stream, r.name))
 
     async def reminders(self, stream: str) -> list[Reminder]:
-        found = await self._link.one(("HGETALL", self._keys_of(stream).reminders(stream)))
-        return sorted(_reminder(stream, name, body) for name, body in found.items())
+        found = await self._link.one(SCRIPTS["hash"].call([self._keys_of(stream).reminders(stream)]))
+        return sorted(_reminder(stream, name, body) for name, body in _pairs(found))
 
     async def index(self, query: IndexQuery) -> list[IndexEntry]:
         """Every partition is asked at once for its share of a page and some more; then only those that could still
