@@ -1,0 +1,142 @@
+"""What the keys face on SQLite promises beyond the suite: it lasts, is all or nothing, and finds keys by index."""
+
+from __future__ import annotations
+
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from statestores.conformance.keys import NOW_MS, read, values, write
+from statestores.errors import ETagMismatch, StoreUnavailable
+from statestores.sqlite import SqliteStore
+from statestores.store import DeleteKey, KeyQuery, SetKey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+OPERATIONS = (SetKey("a", b"2"), DeleteKey("b"), SetKey("c", b"2", ttl_s=9), SetKey("d", b"2", first_write=True))
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "keys.db")
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def reopened(store: SqliteStore) -> SqliteStore:
+    """The same file, as another process finds it."""
+    await store.close()
+    other = SqliteStore(store.path)
+    await other.open()
+    return other
+
+
+async def test_keys_and_tags_survive_a_restart(store: SqliteStore) -> None:
+    """Values, tags and expiry are the same after reopening, and no tag from before is given again."""
+    await write(store, SetKey("kept", b"\x00\xff", ttl_s=60), SetKey("deleted", b"1"))
+    kept, deleted = await read(store, "kept"), await read(store, "deleted")
+    await write(store, DeleteKey("deleted"))
+    other = await reopened(store)
+    try:
+        assert await read(other, "kept") == kept
+        await write(other, SetKey("deleted", b"1"))
+        assert (await read(other, "deleted")).etag not in (kept.etag, deleted.etag)
+        with pytest.raises(ETagMismatch):
+            await write(other, SetKey("deleted", b"2", etag=deleted.etag))
+        await write(other, SetKey("kept", b"2", etag=kept.etag))
+    finally:
+        await other.close()
+
+
+class DyingConnection(sqlite3.Connection):
+    """Dies before the statement that comes after `alive` more of them."""
+
+    alive: int | None = None
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        if self.alive is not None:
+            if self.alive == 0:
+                raise sqlite3.OperationalError("the process died here")
+            self.alive -= 1
+        return super().execute(*args)
+
+
+def connect_dying(path: Path, busy_timeout_s: float) -> DyingConnection:
+    return sqlite3.connect(
+        path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, factory=DyingConnection
+    )
+
+
+async def kill_in(store: SqliteStore, alive: int) -> None:
+    """Let the writer die after `alive` statements from now."""
+
+    def arm(connection: sqlite3.Connection) -> None:
+        assert isinstance(connection, DyingConnection)
+        connection.alive = alive
+
+    await store.run_writer(arm)
+
+
+@pytest.mark.parametrize("method", ["transact", "apply"])
+async def test_death_at_every_statement_leaves_all_or_nothing(tmp_path: Path, method: str) -> None:
+    """Killed before any statement of a transaction or a bulk write, and reopened: nothing of it is there; when it was
+    not killed, everything is (INV-4 for keys)."""
+    outcomes = []
+    for alive in range(20):
+        store = SqliteStore(tmp_path / f"{alive}.db", connect=connect_dying)
+        await store.open()
+        await write(store, SetKey("a", b"1"), SetKey("b", b"1"))
+        before = await store.keys.get("abcd", NOW_MS)
+        await kill_in(store, alive)
+        call: Callable[..., Awaitable[object]] = getattr(store.keys, method)
+        died = False
+        try:
+            await call(OPERATIONS, NOW_MS)
+        except StoreUnavailable:
+            died = True
+        other = await reopened(store)
+        if died:
+            assert await other.keys.get("abcd", NOW_MS) == before
+        else:
+            assert await values(other, *"abcd") == [b"2", None, b"2", b"2"]
+        await other.close()
+        outcomes.append(died)
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert len(OPERATIONS) < sum(outcomes) < len(outcomes)
+
+
+async def test_reads_of_thousands_of_keys_see_one_moment(store: SqliteStore) -> None:
+    """A read that takes several statements still sees the keys as of one commit, and leaves no transaction open."""
+    keys = [f"k{number}" for number in range(1200)]
+    await store.keys.transact([SetKey(key, b"1") for key in keys], NOW_MS)
+    assert set(await values(store, *keys)) == {b"1"}
+    assert await store.read(lambda connection: connection.in_transaction) is False
+
+
+async def test_no_search_reads_the_whole_table(store: SqliteStore) -> None:
+    """Reading by key, by prefix and by expiry goes over an index, however many keys there are."""
+    statements: list[str] = []
+    for run in (store.read, store.write):
+        await run(lambda connection: connection.set_trace_callback(statements.append))
+    await write(store, SetKey("a||k", b"1", ttl_s=1), SetKey("b", b"1", first_write=True))
+    await store.keys.get(["a||k"], NOW_MS)
+    await store.keys.query(KeyQuery({}, prefix="a||"), NOW_MS)
+    await store.keys.delete_prefix("a")
+    await store.keys.purge_expired(NOW_MS, 10)
+    for run in (store.read, store.write):
+        await run(lambda connection: connection.set_trace_callback(None))
+    searches = [statement for statement in statements if statement.startswith(("SELECT", "DELETE"))]
+    assert len(searches) == 5
+    for statement in searches:
+        plan = await store.read(partial(_plan, statement))
+        assert plan
+        assert not [step for step in plan if "SCAN" in step], statement
+
+
+def _plan(statement: str, connection: sqlite3.Connection) -> list[str]:
+    return [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
