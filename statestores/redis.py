@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from statestores import redis_journal, redis_keys
-from statestores.errors import FormatError
+from statestores.errors import FormatError, StoreError
 from statestores.model import FORMAT_VERSION
 from statestores.redis_journal import RedisJournal
 from statestores.redis_keys import RedisKeys
@@ -56,6 +56,8 @@ class RedisStore:
         self._link.open()
         try:
             self.journal.set_partitions(await self._recorded_partitions())
+            await self.journal.rehearse()
+            await self.keys.rehearse()
             await self._warn()
         except BaseException:
             await self._link.close()
@@ -89,4 +91,21 @@ class RedisStore:
             await self._link.one(("HSET", meta, "format", version + 1), durable=True)
 
     async def _warn(self) -> None:
-        """Say it when the server is set up so that it may forget."""
+        """Say it when the server is set up so that it may forget. Not every user may ask; then nothing is said."""
+        if self._settings.cluster:
+            return
+        try:
+            facts = _facts(await self._link.one(("INFO",)))
+        except StoreError as error:
+            log.debug("redis: INFO is not allowed: %s", error)
+            return
+        where = self._settings.address
+        if facts.get("aof_enabled") == "0":
+            log.warning("redis at %s has no AOF: what was acknowledged is lost when it ends (appendonly yes)", where)
+        if facts.get("maxmemory", "0") != "0" and facts.get("maxmemory_policy") != "noeviction":
+            log.warning("redis at %s may evict what is durable: set maxmemory-policy noeviction", where)
+
+
+def _facts(info: bytes | str) -> dict[str, str]:
+    text = info.decode() if isinstance(info, bytes) else info
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

@@ -11,18 +11,21 @@ from __future__ import annotations
 import struct
 from heapq import merge
 from itertools import islice
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, StoreError, VersionConflict
 from statestores.model import (
     Event,
     IndexEntry,
+    NewEvent,
     OutboxMessage,
     Ownership,
     Receipt,
     Reminder,
     Snapshot,
     StreamState,
+    TurnCommit,
     partition_of,
 )
 from statestores.redis_link import load_scripts
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from statestores.errors import CommitRefused
-    from statestores.model import IndexQuery, TurnCommit
+    from statestores.model import IndexQuery
     from statestores.redis_link import Answer, Argument, Call, RedisLink
 
 SCRIPTS = load_scripts("redis_journal.lua")
@@ -78,6 +81,16 @@ class RedisJournal:
         """For the store's `open`, which reads the number from the server."""
         self._partitions = partitions
         self._keys = [_PartitionKeys(f"{{mecha:{self._namespace}:{number}}}") for number in range(partitions)]
+
+    async def rehearse(self) -> None:
+        """Run turns that use every command of the commit script on a scratch partition. A user whose rights are too
+        narrow is found out here: an error half-way through a real turn would leave half of it."""
+        keys = _PartitionKeys(f"{{mecha:{self._namespace}:rehearsal}}")
+        part = _Part(keys, generation=1)
+        for place, turn in enumerate(_rehearsal(token_hex(8))):
+            part.add(place, turn)
+        refused, _ = await self._link.all([part.call(), ("UNLINK", *keys.all)])
+        assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------
 
@@ -304,10 +317,11 @@ class _PartitionKeys:
 class _Part:
     """One partition's turns of a commit, being laid out as one call of the script."""
 
-    __slots__ = ("_arguments", "_keys", "_partition", "_turn_ids", "places")
+    __slots__ = ("_arguments", "_generation", "_keys", "_partition", "_turn_ids", "places")
 
-    def __init__(self, partition: _PartitionKeys) -> None:
+    def __init__(self, partition: _PartitionKeys, generation: int = TURNS_REMEMBERED) -> None:
         self.places: list[int] = []
+        self._generation = generation
         self._partition = partition
         self._turn_ids: list[Argument] = []
         self._keys: list[Argument] = [*partition.all]
@@ -324,7 +338,7 @@ class _Part:
         self._arguments += _arguments_of(turn)
 
     def call(self) -> Call:
-        return SCRIPTS["commit"].call(self._keys, TURNS_REMEMBERED, len(self.places), *self._turn_ids, *self._arguments)
+        return SCRIPTS["commit"].call(self._keys, self._generation, len(self.places), *self._turn_ids, *self._arguments)
 
 
 def _keys_of_turn(keys: _PartitionKeys, turn: TurnCommit) -> Iterator[str]:
@@ -399,6 +413,31 @@ def _refusal(turn: TurnCommit, kind: int, detail: Answer) -> CommitRefused:
     assert kind == _VERSION_CONFLICT
     assert turn.expected_version is not None
     return VersionConflict(turn.stream, turn.expected_version, detail)
+
+
+def _rehearsal(unique: str) -> Iterator[TurnCommit]:
+    """Turns that use everything, and leave nothing but what the partition remembers of turns."""
+    stream = "rehearsal"
+    bare = TurnCommit(partition=0, epoch=0, stream=stream, turn_id="", time_ms=0)
+    yield bare._replace(turn_id=f"{unique}-1", delete=True)
+    yield bare._replace(
+        turn_id=f"{unique}-2",
+        expected_version=0,
+        events=(NewEvent("rehearsed", b""),),
+        snapshot=b"",
+        index=IndexEntry(stream, "", "", 0, 0),
+        reminders_set=(Reminder(stream, "a", 0, b""), Reminder(stream, "b", 0, b"")),
+        outbox=tuple(OutboxMessage(f"{unique}-{name}", stream, b"") for name in "abc"),
+        receipt=Receipt(unique, b"", 0),
+    )
+    yield bare._replace(
+        turn_id=f"{unique}-3",
+        reminders_cleared=("a",),
+        outbox_done=(f"{unique}-a",),
+        outbox_dead=((f"{unique}-b", "rehearsed"),),
+    )
+    yield bare._replace(turn_id=f"{unique}-3", expected_version=0, events=(NewEvent("rehearsed", b""),))
+    yield bare._replace(turn_id=f"{unique}-4", delete=True)
 
 
 # ---- records: how a value lies in the server, and back ----

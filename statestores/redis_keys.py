@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from statestores import keyquery, keyrules
 from statestores.redis_link import load_scripts
-from statestores.store import KeyItem, SetKey
+from statestores.store import DeleteKey, KeyItem, SetKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from statestores.errors import StoreError
     from statestores.redis_link import Answer, Argument, RedisLink
-    from statestores.store import DeleteKey, KeyQuery
+    from statestores.store import KeyQuery
 
 SCRIPTS = load_scripts("redis_keys.lua")
 
@@ -35,10 +35,18 @@ class RedisKeys:
 
     def __init__(self, link: RedisLink, namespace: str) -> None:
         self._link = link
+        self._namespace = namespace
         self._tag = f"{{mecha:{namespace}:keys}}"
+        self._meta = f"{self._tag}:meta"
         self._names = f"{self._tag}:names"
         self._expiry = f"{self._tag}:expiry"
         self._requests = [f"{self._tag}:done", f"{self._tag}:done0"]
+
+    async def rehearse(self) -> None:
+        """Use the commands of the write script on a scratch namespace; `RedisJournal.rehearse` gives the reason."""
+        scratch = RedisKeys(self._link, f"{self._namespace}:rehearsal")  # no namespace can be called so
+        await scratch.apply([SetKey("a", b"", ttl_s=60), SetKey("a", b"", first_write=True), DeleteKey("a")], 0)
+        await self._link.one(("UNLINK", scratch._meta, *scratch._requests))
 
     async def get(self, keys: Sequence[str], now_ms: int) -> list[KeyItem | None]:
         wanted = [key for key in dict.fromkeys(keys) if keyrules.key_fault(key) is None]
@@ -106,7 +114,7 @@ class RedisKeys:
         """What was refused: (place, etag of the live key that is there)."""
         if not operations:
             return []
-        keys = [f"{self._tag}:meta", self._names, self._expiry, *self._requests]
+        keys = [self._meta, self._names, self._expiry, *self._requests]
         keys += [self._key(operation.key) for operation in operations]
         fields = [field for operation in operations for field in _fields(operation, now_ms)]
         call = SCRIPTS["write"].call(keys, mode, token_hex(8), now_ms, *fields)

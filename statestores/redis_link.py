@@ -180,6 +180,8 @@ class RedisLink:
             )
         if isinstance(failure, exceptions.AskError) and not self._settings.cluster:
             return ComponentError(f"{where} is part of a cluster: set redisType to cluster")
+        if "WAITAOF" in str(failure):
+            return ComponentError(f"{where} has no AOF to wait for: set appendonly yes on it, or leave waitAOF out")
         if isinstance(failure, exceptions.OutOfMemoryError):
             return StoreUnavailable(f"{where} is full and records nothing: raise maxmemory. It says: {failure}")
         if _is_passing(failure):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import ctypes
+import math
 import os
 import shutil
 import signal
@@ -12,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,6 +115,86 @@ class RedisServer:
                 if "Ready to accept connections" in line:
                     ready.set()
         ready.set()
+
+
+@cache
+def shared_redis() -> RedisServer:
+    """One server for all tests of this run that need nothing special of it; each takes a namespace of its own."""
+    server = RedisServer().start()
+    atexit.register(server.stop)
+    return server
+
+
+class CuttingProxy:
+    """Forwards connections to a server, until so many bytes have passed; then every connection is dead, and new ones
+    die at once, until `heal`. What was cut off in the middle has reached the other side as far as it came."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._server: asyncio.Server | None = None
+        self._left: dict[str, float] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.passed = {"requests": 0, "answers": 0}
+        self.is_cut = False
+        self.heal()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def cut_after(self, direction: str, count: int) -> None:
+        """Die when `count` more bytes of "requests" or "answers" have been passed on."""
+        self._left[direction] = count
+
+    def heal(self) -> None:
+        self._left = {"requests": math.inf, "answers": math.inf}
+        self.is_cut = False
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self._cut()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        if self.is_cut:
+            self._cut()
+            return
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers.add(to_writer)
+        for pump in (self._pump("requests", reader, to_writer), self._pump("answers", to_reader, writer)):
+            task = asyncio.get_running_loop().create_task(pump)
+            self._pumps.add(task)
+            task.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while not self.is_cut and (data := await reader.read(65536)):
+                passing = data[: int(min(len(data), self._left[direction]))]
+                self._left[direction] -= len(passing)
+                self.passed[direction] += len(passing)
+                writer.write(passing)
+                await writer.drain()
+                if len(passing) < len(data) or self._left[direction] == 0:
+                    self._cut()
+        except OSError:
+            pass  # the other side went first
+        finally:
+            writer.close()
+
+    def _cut(self) -> None:
+        self.is_cut = True
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
 
 
 def redis_binary() -> str:
