@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,6 @@ from statestores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     Write = Callable[[str], Path]
 
@@ -529,3 +530,40 @@ def test_actors_live_in_one_store(write: Write) -> None:
     write(first.replace("name: one", "name: two"))
     with pytest.raises(ComponentError, match=r"'one'.*'two'.*actors live in one store"):
         load(directory)
+
+
+# ---- the documentation -----------------------------------------------------------------------------------------------
+
+STORES_MD = Path(__file__).parents[2] / "docs" / "stores.md"
+
+
+def test_documented_components_work(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The YAML in docs/stores.md loads as it stands, for the app it is scoped to, and gives the stores it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secrets.json").write_text('{"redis": {"password": "p"}}')
+    cluster, embedded = re.findall(r"```yaml\n(.*?)```", STORES_MD.read_text(encoding="utf-8"), re.DOTALL)
+    store, secrets = load_resources(write(cluster), "orders", environ={"REDIS_USER": "u"})
+    assert (store.metadata["redisPassword"], store.metadata["redisUsername"]) == ("p", "u")
+    assert store_component(store, "orders") == StoreComponent("statestore", "orders||", actor_state_store=True)
+    assert secrets.type == "secretstores.local.file"
+    assert type(make_store(store)) is RedisStore
+    (tmp_path / "embedded.yaml").write_text(embedded)
+    (component,) = load(tmp_path / "embedded.yaml")
+    assert type(make_store(component)) is SqliteStore
+
+
+def test_documented_urls_work() -> None:
+    """Each URL in the list of docs/stores.md makes a store."""
+    listed = re.findall(r"^(\w+://\S*)(?:  |$)", STORES_MD.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(listed) == 6
+    for url in listed:
+        assert type(open_url(url)) in (MemoryStore, SqliteStore, RedisStore)
+
+
+def test_documented_key_prefixes_hold() -> None:
+    """The table of key prefixes in docs/stores.md says what the code does."""
+    rows = re.findall(r"^\| `(\w+)`.*?\| `(\S*?)k` \|", STORES_MD.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [strategy for strategy, _ in rows] == ["appid", "namespace", "name", "none"]
+    for strategy, prefix in rows:
+        component = Component("statestore", "state.redis", metadata=Metadata({"keyPrefix": strategy}))
+        assert key_prefix(component, "orders") == prefix.replace("\\", "")
