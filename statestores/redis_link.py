@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 _RETRY_FOR_S = 10.0
 """The retries of one call end after this time even when some are left."""
 
-_PASSING_CODES = ("BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+# Looked for anywhere in the text: before Redis 7 an error inside a script comes wrapped.
+_PASSING = re.compile(r"\b(BUSY|NOREPLICAS|MISCONF|LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b")
+_REFUSED = re.compile(r"\b(NOPERM|NOAUTH|WRONGPASS)\b|^ACL failure")
+_FULL = re.compile(r"\bOOM\b")
 
 
 class Script(NamedTuple):
@@ -149,7 +152,7 @@ class RedisLink:
 
     def _confirmations(self) -> list[Call]:
         """Sent behind the writes on the same connection: they wait for the last write of theirs."""
-        timeout_ms = int(self._settings.read_timeout_s * 900)
+        timeout_ms = int(self._settings.read_timeout_s * 500)
         calls: list[Call] = []
         if self._settings.wait_replicas:
             calls.append(("WAIT", self._settings.wait_replicas, timeout_ms))
@@ -182,7 +185,7 @@ class RedisLink:
             return ComponentError(f"{where} is part of a cluster: set redisType to cluster")
         if "WAITAOF" in str(failure):
             return ComponentError(f"{where} has no AOF to wait for: set appendonly yes on it, or leave waitAOF out")
-        if isinstance(failure, exceptions.OutOfMemoryError):
+        if isinstance(failure, exceptions.OutOfMemoryError) or _FULL.search(str(failure)):
             return StoreUnavailable(f"{where} is full and records nothing: raise maxmemory. It says: {failure}")
         if _is_passing(failure):
             return StoreUnavailable(f"{where}: {str(failure) or type(failure).__name__}")
@@ -203,7 +206,7 @@ def _worst_of(answers: Sequence[Answer]) -> Exception | None:
 def _is_refused(error: Exception) -> bool:
     return isinstance(
         error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError
-    ) or str(error).startswith(("NOPERM", "NOAUTH", "WRONGPASS"))
+    ) or bool(_REFUSED.search(str(error)))
 
 
 def _is_passing(error: Exception) -> bool:
@@ -215,7 +218,7 @@ def _is_passing(error: Exception) -> bool:
         return True
     if isinstance(error, exceptions.NoScriptError | exceptions.RedisClusterException):
         return True  # the latter: no node of the cluster could be reached, or a slot has no owner just now
-    return isinstance(error, exceptions.ResponseError) and str(error).startswith(_PASSING_CODES)
+    return isinstance(error, exceptions.ResponseError) and bool(_PASSING.search(str(error)))
 
 
 class _Node:

@@ -14,17 +14,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redis import Redis
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
 _START_S = 20.0
+_SLOTS = 16_384
 _PR_SET_PDEATHSIG = 1
 
 
@@ -117,6 +121,51 @@ class RedisServer:
         ready.set()
 
 
+class RedisCluster:
+    """Three servers that share the slots of one cluster."""
+
+    def __init__(self) -> None:
+        self.servers = [RedisServer(options=["--cluster-enabled", "yes"]) for _ in range(3)]
+
+    @property
+    def hosts(self) -> tuple[tuple[str, int], ...]:
+        return tuple(("127.0.0.1", server.port) for server in self.servers)
+
+    def __enter__(self) -> Self:
+        """Returns when every server knows who serves every slot."""
+        try:
+            for server in self.servers:
+                server.start()
+            self._join()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.stop()
+
+    def _join(self) -> None:
+        clients = [Redis(port=server.port, decode_responses=True) for server in self.servers]
+        for number, client in enumerate(clients):
+            first, last = number * _SLOTS // 3, (number + 1) * _SLOTS // 3 - 1
+            _cluster(client, "ADDSLOTSRANGE", first, last)
+            _cluster(client, "SET-CONFIG-EPOCH", number + 1)
+            _cluster(clients[0], "MEET", "127.0.0.1", self.servers[number].port)
+        give_up = time.monotonic() + _START_S
+        while not all("cluster_state:ok" in _cluster(client, "INFO") for client in clients):
+            if time.monotonic() > give_up:
+                raise RuntimeError("the redis cluster did not form:\n" + _cluster(clients[0], "INFO"))
+            time.sleep(0.02)  # gossip has no event to wait for
+        for client in clients:
+            client.close()
+
+
+def _cluster(client: Redis, *arguments: str | int) -> str:
+    return str(client.execute_command("CLUSTER", *arguments))  # type: ignore[no-untyped-call]
+
+
 @cache
 def shared_redis() -> RedisServer:
     """One server for all tests of this run that need nothing special of it; each takes a namespace of its own."""
@@ -136,7 +185,7 @@ class CuttingProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self.passed = {"requests": 0, "answers": 0}
-        self.is_cut = False
+        self._was_cut = asyncio.Event()
         self.heal()
 
     @property
@@ -151,7 +200,14 @@ class CuttingProxy:
 
     def heal(self) -> None:
         self._left = {"requests": math.inf, "answers": math.inf}
-        self.is_cut = False
+        self._was_cut.clear()
+
+    @property
+    def is_cut(self) -> bool:
+        return self._was_cut.is_set()
+
+    async def wait_cut(self) -> None:
+        await self._was_cut.wait()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -191,7 +247,7 @@ class CuttingProxy:
             writer.close()
 
     def _cut(self) -> None:
-        self.is_cut = True
+        self._was_cut.set()
         for writer in self._writers:
             writer.close()
         self._writers.clear()

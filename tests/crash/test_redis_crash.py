@@ -60,7 +60,7 @@ def _born(stream: str, turn_id: str) -> TurnCommit:
         expected_version=0,
         events=(NewEvent("opened", b"\x00\xff\r\n$5"), NewEvent("named", b"")),
         snapshot=b"\x00state",
-        index=IndexEntry(stream, "account", "open", 1, 2),
+        listing=IndexEntry(stream, "account", "open", 1, 2),
         reminders_set=(Reminder(stream, "daily", 5_000, b"\x01"), Reminder(stream, "once", 6_000, b"")),
         outbox=tuple(OutboxMessage(f"{turn_id}-{name}", stream, b"\xff" + name.encode()) for name in "abc"),
         receipt=Receipt(f"{turn_id}-key", b"\x00done", 9_000),
@@ -159,7 +159,7 @@ async def test_a_connection_that_dies_anywhere_leaves_whole_turns(
     """INV-4 and INV-8: cut after k bytes, each turn is there or not, and its repeat counts once."""
     allowed = [await _oracle(subset) for subset in _subsets()]
     total = (await _passed_by_a_commit(proxy))[direction]
-    outcomes = set()
+    outcomes: set[str | int] = set()
     for count in range(1, total + step, step):
         namespace = uuid4().hex
         unlucky = _store(proxy.port, namespace, max_retries=0)

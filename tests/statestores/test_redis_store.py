@@ -1,0 +1,427 @@
+"""A Redis store and its server in trouble: restarts, lost answers, missing rights, full memory, other formats."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from redis import asyncio as aioredis
+
+from statestores import redis as redis_module
+from statestores import redis_journal
+from statestores.errors import ComponentError, ETagMismatch, FormatError, InvalidRequest, StoreUnavailable
+from statestores.model import (
+    FORMAT_VERSION,
+    IndexEntry,
+    IndexQuery,
+    NewEvent,
+    OutboxMessage,
+    Receipt,
+    TurnCommit,
+    partition_of,
+)
+from statestores.redis import RedisStore
+from statestores.redis_settings import RedisSettings
+from statestores.store import DeleteKey, SetKey
+from tests.servers import CuttingProxy, RedisServer, shared_redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from statestores.redis_link import RedisLink
+
+PARTITIONS = 4
+
+
+def _store(port: int | None = None, namespace: str | None = None, **settings: object) -> RedisStore:
+    base = {"retry_base_s": 0.005, "retry_cap_s": 0.02, "namespace": namespace or uuid4().hex, "partitions": PARTITIONS}
+    hosts = (("127.0.0.1", port or shared_redis().port),)
+    return RedisStore(RedisSettings(**{"hosts": hosts, **base, **settings}))  # type: ignore[arg-type]
+
+
+def _turn(stream: str, number: int, **parts: object) -> TurnCommit:
+    events = (NewEvent("added", b"\x00\xff" * 10),)
+    turn = TurnCommit(partition_of(stream, PARTITIONS), 1, stream, f"{stream}-{number}", 1_000, number, events=events)
+    return turn._replace(**parts)  # type: ignore[arg-type]
+
+
+async def _own_all(store: RedisStore) -> None:
+    await store.journal.acquire(range(PARTITIONS), "host", 0, 60_000)
+
+
+@pytest.fixture
+async def admin() -> AsyncIterator[aioredis.Redis]:
+    async with aioredis.Redis(port=shared_redis().port) as client:
+        yield client
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[RedisStore]:
+    store = _store()
+    await store.open()
+    await _own_all(store)
+    yield store
+    await store.close()
+
+
+# ---- format ----
+
+
+async def test_partitions_are_what_the_namespace_was_made_with() -> None:
+    """The number of partitions is recorded in the store: a later setting does not change where streams live."""
+    namespace = uuid4().hex
+    for wanted in (8, 16):
+        store = _store(namespace=namespace, partitions=wanted)
+        await store.open()
+        assert store.journal.partitions == 8
+        await store.close()
+
+
+async def test_namespaces_know_nothing_of_each_other() -> None:
+    """Two namespaces on one server share neither streams nor keys."""
+    one, other = _store(), _store()
+    for store in (one, other):
+        await store.open()
+        await _own_all(store)
+    await one.journal.commit([_turn("Cart/1", 0)])
+    await one.keys.apply([SetKey("k", b"v")], 0)
+    assert (await other.journal.load("Cart/1")).version == 0
+    assert await other.keys.get(["k"], 0) == [None]
+    for store in (one, other):
+        await store.close()
+
+
+async def test_a_newer_format_is_refused(admin: aioredis.Redis) -> None:
+    """A namespace of a newer program is refused with what to do about it, and left alone."""
+    namespace = uuid4().hex
+    await admin.hset(f"{{mecha:{namespace}}}:meta", mapping={"format": FORMAT_VERSION + 1, "partitions": 4})
+    store = _store(namespace=namespace)
+    with pytest.raises(FormatError, match="upgrade the program"):
+        await store.open()
+    await admin.hset(f"{{mecha:{namespace}}}:meta", mapping={"format": "x"})
+    with pytest.raises(FormatError, match="something else"):
+        await store.open()
+
+
+async def test_an_older_format_is_migrated(admin: aioredis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Migrations run one after the other up to this program's format, which is then recorded."""
+    namespace = uuid4().hex
+    meta = f"{{mecha:{namespace}}}:meta"
+    await admin.hset(meta, mapping={"format": FORMAT_VERSION - 1, "partitions": 4})
+    store = _store(namespace=namespace)
+    with pytest.raises(FormatError, match="cannot migrate"):
+        await store.open()
+
+    async def migrate(link: RedisLink, settings: RedisSettings) -> None:
+        await link.one(("HSET", meta, "migrated", settings.namespace))
+
+    monkeypatch.setitem(redis_module.MIGRATIONS, FORMAT_VERSION - 1, migrate)
+    await store.open()
+    await store.close()
+    assert await admin.hget(meta, "migrated") == namespace.encode()
+    assert await admin.hget(meta, "format") == str(FORMAT_VERSION).encode()
+
+
+async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin: aioredis.Redis) -> None:
+    """The rehearsal at open cleans up after itself."""
+    assert [key async for key in admin.scan_iter("*rehearsal*")] == []
+
+
+# ---- repeats ----
+
+
+async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
+    """INV-8: commit succeeds, the answer is lost; the store repeats by itself and the turn counts once."""
+    async with CuttingProxy(shared_redis().port) as proxy:
+        store = _store(proxy.port)
+        await store.open()
+        await _own_all(store)
+        proxy.cut_after("answers", 1)
+        commit = asyncio.create_task(store.journal.commit([_turn("Cart/1", 0)]))
+        await proxy.wait_cut()
+        proxy.heal()
+        assert await commit == [None]
+        assert len(await store.journal.events("Cart/1")) == 1
+        await store.close()
+
+
+async def test_a_conditional_write_whose_answer_was_lost_succeeds() -> None:
+    """A repeated keys request is recognised: a condition that held the first time is not tried a second time."""
+    async with CuttingProxy(shared_redis().port) as proxy:
+        store = _store(proxy.port)
+        await store.open()
+        for operations in (
+            [SetKey("k", b"1", first_write=True), SetKey("k", b"2", etag="9")],
+            [DeleteKey("k", etag="1")],
+        ):
+            proxy.cut_after("answers", 1)
+            write = asyncio.create_task(store.keys.apply(operations, 0))
+            await proxy.wait_cut()
+            proxy.heal()
+            answers = await write
+            assert [type(answer) for answer in answers] == [type(None), ETagMismatch][: len(operations)]
+        await store.close()
+
+
+async def test_a_turn_is_recognised_long_after(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INV-8: once a turn's id was dropped from the partition's memory, its event or its receipt still shows it."""
+    monkeypatch.setattr(redis_journal, "TURNS_REMEMBERED", 2)
+    old = [_turn("Cart/1", 0), _turn("Cart/1", 1, events=(), turn_id="keyed", receipt=Receipt("key", b"", 9_000))]
+    assert await store.journal.commit(old) == [None, None]
+    for number in range(1, 9):
+        assert await store.journal.commit([_turn("Cart/1", number)]) == [None]
+    assert await store.journal.commit(old) == [None, None]
+    assert len(await store.journal.events("Cart/1")) == 9
+
+
+async def test_a_batch_of_thousands_in_one_partition_keeps_its_order(store: RedisStore) -> None:
+    """A commit too large for one call is several, each after the one before."""
+    turns = [_turn("Cart/1", number, outbox=(OutboxMessage(f"m{number}", "Cart/1", b""),)) for number in range(2_500)]
+    assert await store.journal.commit(turns) == [None] * 2_500
+    outbox = await store.journal.outbox(partition_of("Cart/1", PARTITIONS), limit=5_000)
+    assert [message.id for message in outbox] == [f"m{number}" for number in range(2_500)]
+
+
+# ---- size ----
+
+
+async def test_long_streams_are_read_in_pages(store: RedisStore) -> None:
+    """A stream longer than one answer loads whole, in order."""
+    events = tuple(NewEvent("added", str(number).encode()) for number in range(12_000))
+    assert await store.journal.commit([_turn("Cart/1", 0, events=events)]) == [None]
+    state = await store.journal.load("Cart/1")
+    assert [event.data for event in state.events] == [event.data for event in events]
+    assert [event.version for event in state.events] == list(range(1, 12_001))
+    assert len((await store.journal.load("Cart/1", 11_000)).events) == 11_000
+    assert [event.version for event in await store.journal.events("Cart/1", 11_998, 10)] == [11_999, 12_000]
+
+
+async def test_a_rare_entry_is_found_among_many(store: RedisStore) -> None:
+    """A listing whose filter fits few entries goes on past the most that one call looks at."""
+    names = [f"Cart/{number:05}" for number in range(6_000)]
+    entries = [IndexEntry(name, "cart", "rare" if name.endswith("99") else "common", 1, 1) for name in names]
+    turns = [_turn(entry.stream, 0, listing=entry, events=()) for entry in entries]
+    assert await store.journal.commit(turns) == [None] * 6_000
+    rare = [name for name in names if name.endswith("99")]
+    found: list[str] = []
+    while page := await store.journal.index(
+        IndexQuery("Cart", statuses=("rare",), limit=7, after=found[-1] if found else "")
+    ):
+        found += [entry.stream for entry in page]
+    assert found == rare
+    assert [entry.stream for entry in await store.journal.index(IndexQuery("Cart", limit=9_000))] == names
+
+
+async def test_receipts_that_must_stay_do_not_hide_those_that_may_go(store: RedisStore) -> None:
+    """The purge reaches expired receipts behind any number that are kept for their messages."""
+    partition = partition_of("Cart/1", PARTITIONS)
+    other = (partition + 1) % PARTITIONS
+    sender = TurnCommit(
+        other, 1, "Sender/1", "sent", 0, outbox=tuple(OutboxMessage(f"m{n}", "Sender/1", b"") for n in range(1_500))
+    )
+    kept = [
+        _turn("Cart/1", 0, turn_id=f"t{n}", events=(), receipt=Receipt(f"m{n}", b"", 1, other)) for n in range(1_500)
+    ]
+    free = [_turn("Cart/1", 0, turn_id=f"f{n}", events=(), receipt=Receipt(f"f{n}", b"", 2)) for n in range(3)]
+    assert await store.journal.commit([sender, *kept, *free]) == [None] * 1_504
+    assert await store.journal.purge_receipts(partition, 2, 2) == 2
+    assert await store.journal.purge_receipts(partition, 2, 10) == 1
+    done = TurnCommit(other, 1, "Sender/1", "done", 0, outbox_done=("m7",))
+    assert await store.journal.commit([done]) == [None]
+    assert await store.journal.purge_receipts(partition, 2, 10) == 1
+    assert await store.journal.receipt("Cart/1", "m7") is None
+    assert await store.journal.receipt("Cart/1", "m8") is not None
+
+
+async def test_a_nul_in_a_streams_name_is_refused(store: RedisStore) -> None:
+    """NUL separates names in the layout."""
+    with pytest.raises(InvalidRequest, match="NUL"):
+        await store.journal.commit([_turn("Cart/\0", 0)])
+
+
+async def test_values_with_a_ttl_expire_physically_too(store: RedisStore, admin: aioredis.Redis) -> None:
+    """When nobody ever purges, the server deletes a value itself, well after it was hidden."""
+    await store.keys.apply([SetKey("k", b"v", ttl_s=60)], now_ms=5)
+    [key] = [key async for key in admin.scan_iter(f"*{store.journal._namespace}*:k:k")]
+    assert 60_000 < await admin.pttl(key) <= 60_000 + 3_600_000
+    await store.keys.apply([SetKey("k", b"v")], now_ms=5)
+    assert await admin.pttl(key) == -1
+
+
+# ---- trouble ----
+
+
+async def test_a_restart_of_the_server_is_ridden_out() -> None:
+    """Connections are made anew and scripts brought again: callers see nothing of a restart but the time it takes."""
+    with RedisServer(aof="always") as server:
+        store = _store(server.port)
+        await store.open()
+        await _own_all(store)
+        assert await store.journal.commit([_turn("Cart/1", 0)]) == [None]
+        server.restart()
+        loads = await asyncio.gather(*(store.journal.load("Cart/1") for _ in range(20)))
+        assert {state.version for state in loads} == {1}
+        server.restart()
+        assert await store.journal.commit([_turn("Cart/1", 1)]) == [None]
+        await store.close()
+
+
+async def test_forgotten_scripts_are_brought_again(store: RedisStore, admin: aioredis.Redis) -> None:
+    """SCRIPT FLUSH by somebody else costs a round trip, no more."""
+    await admin.script_flush()
+    turns = [_turn(f"Cart/{number}", 0) for number in range(20)]
+    assert await store.journal.commit(turns) == [None] * 20
+
+
+async def test_a_server_that_is_away_is_unavailable() -> None:
+    """After a bounded number of retries the caller is told, and that the outcome is unknown."""
+    with RedisServer() as server:
+        store = _store(server.port, max_retries=2)
+        await store.open()
+        await _own_all(store)
+        server.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.journal.commit([_turn("Cart/1", 0)])
+        with pytest.raises(StoreUnavailable):
+            await store.keys.get(["k"], 0)
+        await store.close()
+
+
+async def test_a_server_that_hangs_is_unavailable() -> None:
+    """A stopped process keeps its connections open and says nothing: the read timeout ends the wait."""
+    with RedisServer() as server:
+        store = _store(server.port, max_retries=1, read_timeout_s=0.1)
+        await store.open()
+        await _own_all(store)
+        server.pause()
+        with pytest.raises(StoreUnavailable):
+            await store.journal.commit([_turn("Cart/1", 0)])
+        server.resume()
+        assert await store.journal.commit([_turn("Cart/1", 0)]) == [None]
+        assert (await store.journal.load("Cart/1")).version == 1
+        await store.close()
+
+
+async def test_a_cancelled_call_does_not_spoil_the_next() -> None:
+    """The answer to a cancelled call is never taken for that of the next one."""
+    with RedisServer() as server:
+        store = _store(server.port, pool_size=1)
+        await store.open()
+        await _own_all(store)
+        server.pause()
+        load = asyncio.create_task(store.journal.load("Cart/1"))
+        await asyncio.sleep(0)
+        load.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await load
+        server.resume()
+        assert await store.journal.receipt("Cart/1", "k") is None
+        await store.close()
+
+
+async def test_wrong_credentials_are_named() -> None:
+    """A wrong password is a wrong setting: said at once, without retries."""
+    with RedisServer(options=["--requirepass", "right"]) as server:
+        for password in ("", "wrong"):
+            with pytest.raises(ComponentError, match="redisPassword"):
+                await _store(server.port, password=password).open()
+        store = _store(server.port, password="right")
+        await store.open()
+        await store.close()
+
+
+async def test_missing_rights_are_found_at_open(admin: aioredis.Redis) -> None:
+    """INV-4: a user who may not run one of the commands is refused at open, before a real turn could fail half-way."""
+    for missing in ("zadd", "hsetnx", "rename", "zrem", "pexpire"):
+        await admin.acl_setuser(
+            "narrow", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", f"-{missing}"]
+        )
+        with pytest.raises(ComponentError, match="rights"):
+            await _store(username="narrow", password="pw").open()
+
+
+async def test_full_memory_records_nothing(store: RedisStore, admin: aioredis.Redis) -> None:
+    """INV-4: under maxmemory without eviction a commit fails whole; when there is room again it goes through."""
+    with RedisServer() as server:
+        store = _store(server.port)
+        await store.open()
+        await _own_all(store)
+        async with aioredis.Redis(port=server.port) as admin:
+            await admin.config_set("maxmemory", "1mb")
+            with pytest.raises(StoreUnavailable, match="maxmemory"):
+                await store.journal.commit([_turn("Cart/1", 0)])
+            assert (await store.journal.load("Cart/1")).version == 0
+            await admin.config_set("maxmemory", "0")
+        assert await store.journal.commit([_turn("Cart/1", 0)]) == [None]
+        await store.close()
+
+
+async def test_a_replica_takes_no_commits_until_it_is_the_primary() -> None:
+    """READONLY passes with the failover: the commit is repeated, and told as unavailable when it lasts."""
+    with RedisServer() as server:
+        store = _store(server.port, max_retries=2)
+        patient = _store(server.port, namespace="patient", max_retries=1_000)
+        for one in (store, patient):
+            await one.open()
+            await _own_all(one)
+        async with aioredis.Redis(port=server.port) as admin:
+            await admin.replicaof("127.0.0.1", "1")
+            with pytest.raises(StoreUnavailable, match="read only"):
+                await store.journal.commit([_turn("Cart/1", 0)])
+            commit = asyncio.create_task(patient.journal.commit([_turn("Cart/1", 0)]))
+            await admin.replicaof("NO", "ONE")
+            assert await commit == [None]
+        for one in (store, patient):
+            await one.close()
+
+
+async def test_waiting_for_the_aof() -> None:
+    """With waitAOF a commit returns when the log is on disk, its repeat too; without a log it is refused at open."""
+    with RedisServer(aof="everysec") as server:
+        store = _store(server.port, wait_aof=True)
+        await store.open()
+        await _own_all(store)
+        for _ in range(2):
+            assert await store.journal.commit([_turn("Cart/1", 0)]) == [None]
+        await store.close()
+    with pytest.raises(ComponentError, match="appendonly"):
+        await _store(wait_aof=True).open()
+
+
+async def test_waiting_for_replicas_that_are_not_there() -> None:
+    """With waitReplicas a commit that no replica has taken is unavailable, though it may have been recorded."""
+    with pytest.raises(StoreUnavailable, match="replicas"):
+        await _store(wait_replicas=1, read_timeout_s=0.2).open()
+
+
+async def test_a_server_that_may_forget_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """No AOF, or an evicting memory policy, is said in the log when the store is opened."""
+    options = ["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]
+    with caplog.at_level(logging.WARNING), RedisServer(options=options) as server:
+        store = _store(server.port)
+        await store.open()
+        await store.close()
+    assert "appendonly yes" in caplog.text
+    assert "noeviction" in caplog.text
+
+
+async def test_a_closed_store_says_so(store: RedisStore) -> None:
+    """Closing is idempotent; calls after it are refused, and it can be opened again."""
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="not open"):
+        await store.journal.load("Cart/1")
+    await store.open()
+    assert (await store.journal.load("Cart/1")).version == 0
+
+
+async def test_a_unix_socket_will_do() -> None:
+    """A store on the same machine can be reached through a socket in the file system."""
+    with RedisServer(options=["--unixsocket", "redis.sock"]) as server:
+        store = RedisStore.from_url(f"unix://{server.directory}/redis.sock?namespace=sock")
+        await store.open()
+        assert await store.keys.apply([SetKey("k", b"v")], 0) == [None]
+        await store.close()
