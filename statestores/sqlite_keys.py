@@ -9,13 +9,17 @@ that starts with the prefix and below every other.
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
+from sqlite3 import OperationalError
 from typing import TYPE_CHECKING
 
 from statestores import keyquery, keyrules
+from statestores.errors import StoreUnavailable
 from statestores.store import KeyItem, SetKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from sqlite3 import Connection
 
     from statestores.errors import StoreError
@@ -32,6 +36,7 @@ SCHEMA: tuple[str, ...] = (
     "CREATE INDEX keys_by_expiry ON keys (expires_ms) WHERE expires_ms IS NOT NULL",
 )
 
+_REQUESTS_PER_COMMIT = 256  # a bound on how long a turn of an actor has to wait for its own commit
 _KEYS_PER_SELECT = 500  # SQLite takes at least 999 parameters in one statement, in every build there is
 
 _LIVE = "(expires_ms IS NULL OR expires_ms > ?)"
@@ -39,10 +44,12 @@ _WITH_PREFIX = "key >= CAST(? AS TEXT) AND key < CAST(? AS TEXT)"
 
 
 class SqliteKeys:
-    """Values by key, in the store's file. Each call is one transaction; conditions are checked inside it."""
+    """Values by key, in the store's file. Each call is one transaction, in which its conditions are checked too; calls
+    that come while the disk is busy share a commit."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
+        self._waiting: deque[_Request] = deque()
 
     async def get(self, keys: Sequence[str], now_ms: int) -> list[KeyItem | None]:
         found = await self._store.read(lambda connection: _read(connection, keys, now_ms))
@@ -51,13 +58,11 @@ class SqliteKeys:
     async def apply(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> list[StoreError | None]:
         if not operations:
             return []
-        return await self._store.write(
-            lambda connection: [_apply_one(connection, operation, now_ms) for operation in operations]
-        )
+        return await self._write(lambda connection: _apply_each(connection, operations, now_ms))
 
     async def transact(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> None:
         if operations:
-            await self._store.write(lambda connection: _apply_all(connection, operations, now_ms))
+            await self._write(lambda connection: _apply_all(connection, operations, now_ms))
 
     async def query(self, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
         """Reads every live document under the prefix and filters in Python, like every store does: JSON1 compares
@@ -72,6 +77,75 @@ class SqliteKeys:
 
     async def purge_expired(self, now_ms: int, limit: int) -> int:
         return await self._store.write(lambda connection: _purge(connection, now_ms, limit))
+
+    async def _write(self, function: Callable[[Connection], list[StoreError | None]]) -> list[StoreError | None]:
+        """Run `function` whole or not at all, in one commit with the writes that wait for the writer beside it.
+
+        Requests and the calls that serve them stand in the same order, because nothing awaits between the two lines:
+        so the call of a request finds it either done, by a call before it, or first in line.
+        """
+        request = _Request(function)
+        self._waiting.append(request)
+        try:
+            return await self._store.run_writer(lambda connection: self._serve(connection, request))
+        except StoreUnavailable:
+            if not request.is_done:  # the store is closed: no call will come to serve it
+                self._waiting.remove(request)
+            raise
+
+    def _serve(self, connection: Connection, request: _Request) -> list[StoreError | None]:
+        if not request.is_done:
+            together = [self._waiting.popleft() for _ in range(min(len(self._waiting), _REQUESTS_PER_COMMIT))]
+            assert together[0] is request
+            _commit(connection, together)
+        if request.error is not None:
+            raise request.error
+        return request.answer
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A write, and what came of it: valid once `is_done`, which is set after the commit."""
+
+    function: Callable[[Connection], list[StoreError | None]]
+    answer: list[StoreError | None] = field(default_factory=list)
+    error: Exception | None = None
+    is_done: bool = False
+
+
+def _commit(connection: Connection, requests: list[_Request]) -> None:
+    """One transaction for all. A request that fails is undone by itself; when the commit fails, all have failed."""
+    try:
+        _run_together(connection, requests)
+    except Exception as error:
+        for request in requests:
+            request.error = error
+    for request in requests:
+        request.is_done = True
+
+
+def _run_together(connection: Connection, requests: list[_Request]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for request in requests:
+            _run(connection, request)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # some errors (a full disk) have rolled it back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _run(connection: Connection, request: _Request) -> None:
+    connection.execute("SAVEPOINT request")
+    try:
+        request.answer = request.function(connection)
+    except OperationalError:
+        raise  # the disk's or the file's trouble, not the request's
+    except Exception as error:
+        request.error = error
+        connection.execute("ROLLBACK TO request")
+    connection.execute("RELEASE request")
 
 
 def _read(connection: Connection, keys: Sequence[str], now_ms: int) -> dict[str, KeyItem]:
@@ -121,10 +195,19 @@ def _apply_one(connection: Connection, operation: SetKey | DeleteKey, now_ms: in
     return None
 
 
-def _apply_all(connection: Connection, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> None:
+def _apply_each(
+    connection: Connection, operations: Sequence[SetKey | DeleteKey], now_ms: int
+) -> list[StoreError | None]:
+    return [_apply_one(connection, operation, now_ms) for operation in operations]
+
+
+def _apply_all(
+    connection: Connection, operations: Sequence[SetKey | DeleteKey], now_ms: int
+) -> list[StoreError | None]:
     for operation in operations:
         if (error := _apply_one(connection, operation, now_ms)) is not None:
-            raise error  # the store rolls everything back
+            raise error  # and the request is rolled back
+    return []
 
 
 def _current_etag(connection: Connection, key: str, now_ms: int) -> str | None:

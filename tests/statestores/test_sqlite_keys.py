@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,50 @@ async def test_reads_of_thousands_of_keys_see_one_moment(store: SqliteStore) -> 
     await store.keys.transact([SetKey(key, b"1") for key in keys], NOW_MS)
     assert set(await values(store, *keys)) == {b"1"}
     assert await store.read(lambda connection: connection.in_transaction) is False
+
+
+async def test_concurrent_writes_share_commits(store: SqliteStore) -> None:
+    """Writes that wait for the disk at the same time are committed together, none before it was answered for."""
+    statements: list[str] = []
+    await store.write(lambda connection: connection.set_trace_callback(statements.append))
+    await asyncio.gather(*(write(store, SetKey(f"k{number}", b"1")) for number in range(400)))
+    assert statements.count("COMMIT") < 100
+    assert await values(store, *(f"k{number}" for number in range(400))) == [b"1"] * 400
+
+
+async def test_neighbours_of_a_failed_write_succeed(store: SqliteStore) -> None:
+    """Of writes that share a commit, one that fails is undone alone: refused, or broken half-way."""
+    broken: Any = [SetKey("x", b"1"), SetKey("x", object())]  # type: ignore[arg-type]
+    refused = [SetKey("y", b"1"), SetKey("a", b"9", etag="77")]
+    answers = await asyncio.gather(
+        write(store, SetKey("a", b"1")),
+        store.keys.transact(refused, NOW_MS),
+        store.keys.apply(broken, NOW_MS),
+        store.keys.transact([SetKey("b", b"1"), SetKey("c", b"1")], NOW_MS),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [type(None), ETagMismatch, sqlite3.ProgrammingError, type(None)]
+    assert await values(store, *"abcxy") == [b"1", b"1", b"1", None, None]
+
+
+async def test_cancelled_write_holds_up_nobody(store: SqliteStore) -> None:
+    """A caller that goes away leaves the line in order: the writes behind it are served."""
+    going = [asyncio.create_task(write(store, SetKey(f"gone{number}", b"1"))) for number in range(3)]
+    await asyncio.sleep(0)  # they stand in line now
+    for task in going:
+        task.cancel()
+    await asyncio.gather(*(write(store, SetKey(f"k{number}", b"1")) for number in range(3)))
+    assert await values(store, "k0", "k1", "k2") == [b"1"] * 3
+
+
+async def test_write_to_a_closed_store_never_happens(store: SqliteStore) -> None:
+    """A write that was refused because the store is closed does not come back when it is opened again."""
+    await store.close()
+    with pytest.raises(StoreUnavailable):
+        await write(store, SetKey("late", b"1"))
+    await store.open()
+    await write(store, SetKey("k", b"1"))
+    assert await values(store, "late", "k") == [None, b"1"]
 
 
 async def test_no_search_reads_the_whole_table(store: SqliteStore) -> None:
