@@ -182,8 +182,8 @@ class MemoryJournal:
             )
         if turn.snapshot is not None:
             stream.snapshot = Snapshot(len(stream.events), turn.snapshot)
-        if turn.index is not None:
-            self._index[turn.stream] = turn.index
+        if turn.listing is not None:
+            self._list(turn.listing)
         self._set_reminders(turn)
         for message in turn.outbox:
             outbox.setdefault(message.id, message)
@@ -194,6 +194,14 @@ class MemoryJournal:
                 outbox[id_] = outbox[id_]._replace(dead=reason)
         if turn.receipt is not None:
             stream.receipts[turn.receipt.key] = _KeptReceipt(turn.receipt, turn.turn_id, turn.partition)
+
+    def _list(self, entry: IndexEntry) -> None:
+        """The first `created_ms` stays; an empty name keeps name and status."""
+        if (before := self._index.get(entry.stream)) is not None:
+            entry = entry._replace(created_ms=before.created_ms)
+            if not entry.name:
+                entry = entry._replace(name=before.name, status=before.status)
+        self._index[entry.stream] = entry
 
     def _set_reminders(self, turn: TurnCommit) -> None:
         """Streams without a reminder have no entry: the scan for due ones then costs nothing for them."""

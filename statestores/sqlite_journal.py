@@ -44,7 +44,7 @@ _WIDTH = 9
     _EVENT,
     _HEAD,
     _SNAPSHOT,
-    _INDEX,
+    _LISTING,
     _REMINDER,
     _NO_REMINDER,
     _OUTBOX,
@@ -70,8 +70,11 @@ _TRIGGERS: dict[int, str] = {
     _HEAD: f"SELECT RAISE(ABORT, 'version') WHERE {_HEAD_OF} <> NEW.b;",
     # a: stream, b: version, c: data
     _SNAPSHOT: "INSERT OR REPLACE INTO snapshots VALUES (NEW.a, NEW.b, NEW.c);",
-    # a: stream, b: name, c: status, d: created_ms, e: updated_ms
-    _INDEX: "INSERT OR REPLACE INTO streams VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e);",
+    # a: stream, b: name ("": as recorded, like the status), c: status, d: created_ms (the first stays), e: updated_ms
+    _LISTING: """INSERT INTO streams VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e) ON CONFLICT (stream) DO UPDATE SET
+        status = CASE excluded.name WHEN '' THEN status ELSE excluded.status END,
+        name = CASE excluded.name WHEN '' THEN name ELSE excluded.name END,
+        updated_ms = excluded.updated_ms;""",
     # a: stream, b: name, c: due_ms, d: partition, e: body
     _REMINDER: "INSERT OR REPLACE INTO reminders VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e);",
     # a: stream, b: name
@@ -104,7 +107,7 @@ _TRIGGERS: dict[int, str] = {
 _VIEWS = (
     ("effects", (_EVENT,), "more_effects"),
     ("more_effects", (_FENCE, _HEAD, _RECEIPT, _OUTBOX, _DONE), "rare_effects"),
-    ("rare_effects", (_SNAPSHOT, _INDEX, _REMINDER, _NO_REMINDER, _DEAD, _UNSEEN, _DELETE, _RECENT), ""),
+    ("rare_effects", (_SNAPSHOT, _LISTING, _REMINDER, _NO_REMINDER, _DEAD, _UNSEEN, _DELETE, _RECENT), ""),
 )
 
 
@@ -138,7 +141,7 @@ _LARGEST = _SIZES[-1] * _WIDTH
 def _add_effects(effects: list[Any], turn: TurnCommit) -> None:
     """Append one turn's effects, in the order in which they apply."""
     (
-        partition, _, stream, turn_id, time_ms, expected_version, caller, trace_id, events, snapshot, index,
+        partition, _, stream, turn_id, time_ms, expected_version, caller, trace_id, events, snapshot, listing,
         reminders_set, reminders_cleared, outbox, outbox_done, outbox_dead, receipt, delete,
     ) = turn  # fmt: skip
     if events:
@@ -155,8 +158,8 @@ def _add_effects(effects: list[Any], turn: TurnCommit) -> None:
         effects += (_DELETE, stream, partition, None, None, None, None, None, None)
     if snapshot is not None:
         effects += (_SNAPSHOT, stream, version, snapshot, None, None, None, None, None)
-    if index is not None:
-        effects += (_INDEX, *index, None, None, None)
+    if listing is not None:
+        effects += (_LISTING, *listing, None, None, None)
     for reminder_name in reminders_cleared:
         effects += (_NO_REMINDER, stream, reminder_name, None, None, None, None, None, None)
     for reminder in reminders_set:
@@ -371,8 +374,8 @@ def _index(connection: sqlite3.Connection, query: IndexQuery) -> list[IndexEntry
         conditions.append("name = ?")
         parameters.append(query.name)
     if query.statuses:
-        conditions.append("status IN (SELECT value FROM json_each(?))")
-        parameters.append(json.dumps(query.statuses))
+        conditions.append(f"status IN ({','.join('?' * len(query.statuses))})")
+        parameters += query.statuses
     if query.created_from_ms is not None:
         conditions.append("created_ms >= ?")
         parameters.append(query.created_from_ms)
@@ -422,9 +425,8 @@ def _renew(
         f"UPDATE ownership SET lease_until_ms = ? WHERE owner = ? AND {_PAIRS}",
         (lease_until_ms, owner, json.dumps([*owned])),
     )
-    current = _owners_of(connection, [partition for partition, _ in owned])
-    pairs = set(owned)
-    return [held for held in current if held.owner == owner and (held.partition, held.epoch) in pairs]
+    current = {(held.partition, held.epoch): held for held in _owners_of(connection, [p for p, _ in owned])}
+    return [current[pair] for pair in owned if pair in current and current[pair].owner == owner]
 
 
 def _release(connection: sqlite3.Connection, owned: Sequence[tuple[int, int]]) -> None:

@@ -38,7 +38,7 @@ def turn_fault(turn: TurnCommit, partitions: int) -> str | None:
         return f"the stream does not live in partition {turn.partition}"
     if turn.delete and (turn.events or turn.snapshot is not None):
         return "a deletion carries no events and no snapshot"
-    if turn.index is not None and turn.index.stream != turn.stream:
+    if turn.listing is not None and turn.listing.stream != turn.stream:
         return "the index entry is another stream's"
     if turn.reminders_set and any(reminder.stream != turn.stream for reminder in turn.reminders_set):
         return "a reminder is another stream's"

@@ -1,4 +1,6 @@
-"""The suites that every state store passes, one per face: for our stores and for those of third parties.
+"""The suite every store passes, shipped so that third parties can use it on theirs.
 
-They need pytest and pytest-asyncio. How to use one is said at the top of its module.
+Derive test classes from `statestores.conformance.journal.JournalConformance` and
+`statestores.conformance.keys.KeysConformance`, and give them the fixtures their texts ask for. Needs pytest and
+pytest-asyncio in its automatic mode; both are imported by those modules only, not by this package.
 """
