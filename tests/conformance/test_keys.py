@@ -10,28 +10,18 @@ import pytest
 
 from statestores.conformance.keys import KeysConformance
 from statestores.errors import ETagMismatch, NotSupported
-from statestores.memory import MemoryStore
 from statestores.memory_keys import MemoryKeys
-from statestores.sqlite import SqliteStore
 from statestores.store import Capability, DeleteKey, SetKey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from statestores.errors import StoreError
     from statestores.store import Journal, KeyItem, KeyQuery, StateStore
 
 
 class TestKeys(KeysConformance):
-    """The suite, on every store of ours."""
-
-    @pytest.fixture(params=["memory", "sqlite"])
-    async def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
-        store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "keys.db")
-        await store.open()
-        yield store
-        await store.close()
+    """The suite, on every store of the `store` fixture."""
 
 
 @dataclass
