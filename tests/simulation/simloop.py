@@ -25,6 +25,7 @@ import asyncio
 import heapq
 import sys
 import threading
+from collections import deque
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -245,9 +246,11 @@ class SimulatedLoop(_Base):
             self._jump()
         while self._timers and self._timers[0][0] <= self._now:
             self._ready.append(heapq.heappop(self._timers)[3])
-        batch, self._ready = self._ready, []
-        for step in self._shuffled(batch) if self._shuffle else batch:
-            self._take(step)
+        ready, self._ready = self._ready, []
+        batch = deque(self._shuffled(ready) if self._shuffle else ready)
+        del ready
+        while batch:
+            self._take(batch.popleft())
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -301,6 +304,10 @@ class SimulatedLoop(_Base):
             raise
         except BaseException as error:
             self.call_exception_handler({"message": f"exception in callback {_label(step)}", "exception": error})
+        finally:
+            # A task's exception may hold this frame: with the step in it, it would hold the task, and the report that
+            # nobody has seen the exception would never come.
+            del step
 
     # -- the end of the world ------------------------------------------------------------------------------------------
 
