@@ -10,13 +10,13 @@
 -- Layout of a partition, all under one hash tag; <s> stands for a stream:
 --   :meta         hash    epoch (the fence), seq (of the outbox)
 --   :turns :turns0  sets  ids of the latest turns and of those before them: how a repeated commit is recognised
---   :due          zset    <s> NUL name -> due_ms
---   :receipts     zset    <s> NUL key -> expires_ms
+--   :due          zset    <s>\name -> due_ms
+--   :receipts     zset    <s>\key -> expires_ms
 --   :streams      zset    <s>, all of score 0: the order of the index
 --   :index        hash    <s> -> entry
 --   :outbox       hash    id -> message
 --   :queue :dead  zsets   id -> seq, undelivered and given up
---   :senders      zset    <s> NUL id, all of score 0: the outbox messages of a stream
+--   :senders      zset    <s>\id, all of score 0: the outbox messages of a stream
 --   :e:<s>        list    events; the place in the list is the version, so that a version cannot be held twice (INV-1)
 --   :s:<s>        string  version, snapshot
 --   :m:<s>        hash    reminders: name -> due_ms, body
@@ -24,11 +24,18 @@
 -- and of the namespace, under a tag of its own:
 --   :meta         hash    format, partitions
 --   :owners       hash    partition -> epoch, lease_until_ms, owner
+-- <s>\x is "member": the stream, each NUL in it followed by byte 255, then NUL, then x. Names are UTF-8, where 255 never
+-- occurs, so the parts can be told apart, and the order is that of (stream, x).
 
 --@ common
 local call = redis.call
 local pack, unpack_fields = struct.pack, struct.unpack
-local NUL = '\0'
+
+local function member_prefix(stream)
+  if stream:find('\0', 1, true) then stream = stream:gsub('%z', '\0\255') end
+  return stream .. '\0'
+end
+
 -- What one call to the server may take at most from the Lua stack.
 local SLICE = 4000
 
@@ -79,12 +86,12 @@ local function receipt_of(turn_id, receipt)
   return unpack_fields('<I4', receipt, 13) == #turn_id and receipt:sub(17, 16 + #turn_id) == turn_id
 end
 
-local function forget(stream, events, snapshot, reminders, receipts)
-  for _, name in ipairs(call('HKEYS', reminders)) do call('ZREM', DUE, stream .. NUL .. name) end
-  for _, name in ipairs(call('HKEYS', receipts)) do call('ZREM', EXPIRY, stream .. NUL .. name) end
-  local sent = call('ZRANGEBYLEX', SENDERS, '[' .. stream .. NUL, '(' .. stream .. '\1')
+local function forget(stream, prefix, events, snapshot, reminders, receipts)
+  for _, name in ipairs(call('HKEYS', reminders)) do call('ZREM', DUE, prefix .. name) end
+  for _, name in ipairs(call('HKEYS', receipts)) do call('ZREM', EXPIRY, prefix .. name) end
+  local sent = call('ZRANGEBYLEX', SENDERS, '[' .. prefix, '(' .. prefix .. '\255')
   for _, member in ipairs(sent) do
-    local id = member:sub(#stream + 2)
+    local id = member:sub(#prefix + 1)
     call('HDEL', OUTBOX, id)
     call('ZREM', QUEUE, id)
     call('ZREM', DEAD, id)
@@ -95,6 +102,20 @@ local function forget(stream, events, snapshot, reminders, receipts)
   call('UNLINK', events, snapshot, reminders, receipts)
 end
 
+-- An entry is created_ms, updated_ms, the length of the name, the name, the status. The first created_ms stays; a new
+-- entry without a name keeps name and status.
+local function list(stream, entry)
+  local before = call('HGET', INDEX, stream)
+  if not before then
+    call('ZADD', STREAMS, 0, stream)
+  elseif unpack_fields('<I4', entry, 17) == 0 then
+    entry = before:sub(1, 8) .. entry:sub(9, 16) .. before:sub(17)
+  else
+    entry = before:sub(1, 8) .. entry:sub(9)
+  end
+  call('HSET', INDEX, stream, entry)
+end
+
 local function message_done(id)
   local message = call('HGET', OUTBOX, id)
   if not message then return end
@@ -102,7 +123,7 @@ local function message_done(id)
   call('HDEL', OUTBOX, id)
   call('ZREM', QUEUE, id)
   call('ZREM', DEAD, id)
-  call('ZREM', SENDERS, message:sub(9 + reason, 8 + reason + stream) .. NUL .. id)
+  call('ZREM', SENDERS, member_prefix(message:sub(9 + reason, 8 + reason + stream)) .. id)
 end
 
 local function message_given_up(id, reason)
@@ -165,35 +186,34 @@ for number = 1, turns do
     refused[#refused + 1] = refusal
   elseif not repeated then
     -- Apply.
+    local prefix = member_prefix(stream)
     if delete then
-      forget(stream, events_key, snapshot_key, reminders_key, receipts_key)
+      forget(stream, prefix, events_key, snapshot_key, reminders_key, receipts_key)
       head = 0
     end
     if events > 0 then head = spread('RPUSH', events_key, ARGV, events_at, events_at + events - 1) end
     if with_snapshot then call('SET', snapshot_key, pack('<i8', head) .. ARGV[snapshot_at]) end
-    if indexed and call('HSET', INDEX, stream, ARGV[index_at]) == 1 then
-      call('ZADD', STREAMS, 0, stream)
-    end
+    if indexed then list(stream, ARGV[index_at]) end
     for i = cleared_at, cleared_at + cleared - 1 do
       call('HDEL', reminders_key, ARGV[i])
-      call('ZREM', DUE, stream .. NUL .. ARGV[i])
+      call('ZREM', DUE, prefix .. ARGV[i])
     end
     for i = set_at, set_at + 2 * set - 1, 2 do
       local due = unpack_fields('<i8', ARGV[i + 1])
       call('HSET', reminders_key, ARGV[i], ARGV[i + 1])
-      call('ZADD', DUE, due, stream .. NUL .. ARGV[i])
+      call('ZADD', DUE, due, prefix .. ARGV[i])
     end
     for i = sent_at, sent_at + 3 * sent - 1, 3 do
       if call('HSETNX', OUTBOX, ARGV[i], ARGV[i + 2]) == 1 then
         call('ZADD', QUEUE, call('HINCRBY', META, 'seq', 1), ARGV[i])
-        call('ZADD', SENDERS, 0, ARGV[i + 1] .. NUL .. ARGV[i])
+        call('ZADD', SENDERS, 0, member_prefix(ARGV[i + 1]) .. ARGV[i])
       end
     end
     for i = done_at, done_at + done - 1 do message_done(ARGV[i]) end
     for i = given_up_at, given_up_at + 2 * given_up - 1, 2 do message_given_up(ARGV[i], ARGV[i + 1]) end
     if with_receipt then
       call('HSET', receipts_key, ARGV[receipt_at], ARGV[receipt_at + 1])
-      call('ZADD', EXPIRY, unpack_fields('<i8', ARGV[receipt_at + 1]), stream .. NUL .. ARGV[receipt_at])
+      call('ZADD', EXPIRY, unpack_fields('<i8', ARGV[receipt_at + 1]), prefix .. ARGV[receipt_at])
     end
     recorded[id] = true
     applied[#applied + 1] = id
@@ -244,13 +264,13 @@ end
 return 1
 
 --@ renew
--- KEYS: owners. ARGV: owner ('' for any), lease_until_ms, then (partition, epoch) pairs. Returns the partitions that were
--- still so owned, and now have that lease.
+-- KEYS: owners. ARGV: owner ('' for any), lease_until_ms, then (partition, epoch) pairs. Returns which pairs, from
+-- 0, were still so owned: they have that lease now.
 local kept = {}
 for i = 3, #ARGV, 2 do
   local held = call('HGET', KEYS[1], ARGV[i])
   if held and unpack_fields('<i8', held) == tonumber(ARGV[i + 1]) and (ARGV[1] == '' or held:sub(17) == ARGV[1]) then
-    kept[#kept + 1] = ARGV[i]
+    kept[#kept + 1] = (i - 3) / 2
     call('HSET', KEYS[1], ARGV[i], held:sub(1, 8) .. pack('<i8', tonumber(ARGV[2])) .. held:sub(17))
   end
 end
@@ -283,11 +303,12 @@ return answer
 -- Looks again at what has expired: a receipt may have been replaced since the candidates were read.
 local gone = 0
 for i = 2, #KEYS do
-  local stream, name = ARGV[2 * i - 2], ARGV[2 * i - 1]
-  local expires = call('ZSCORE', KEYS[1], stream .. NUL .. name)
+  local name = ARGV[2 * i - 1]
+  local member = member_prefix(ARGV[2 * i - 2]) .. name
+  local expires = call('ZSCORE', KEYS[1], member)
   if expires and tonumber(expires) <= tonumber(ARGV[1]) then
     call('HDEL', KEYS[i], name)
-    call('ZREM', KEYS[1], stream .. NUL .. name)
+    call('ZREM', KEYS[1], member)
     gone = gone + 1
   end
 end

@@ -8,6 +8,7 @@ owner may go on committing, rightly, since nobody took its place.
 
 from __future__ import annotations
 
+import re
 import struct
 from heapq import merge
 from itertools import islice
@@ -58,6 +59,8 @@ _MESSAGE = struct.Struct("<II")  # lengths of the reason for giving up and of th
 _KEPT = struct.Struct("<qiI")  # of a receipt: expiry, outbox partition, length of the turn id; then this and the reply
 _ENTRY = struct.Struct("<qqI")  # created, updated, length of the name; then the name and the status
 _OWNED = struct.Struct("<qq")  # epoch, lease end; then the owner
+
+_SEPARATOR = re.compile(rb"\0(?!\xff)")
 
 _STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
 
@@ -114,7 +117,7 @@ class RedisJournal:
 
     async def renew(self, owned: Sequence[tuple[int, int]], owner: str, now_ms: int, lease_ms: int) -> list[Ownership]:
         kept = await self._extend(owned, owner, now_ms + lease_ms)
-        return [Ownership(p, epoch, owner, now_ms + lease_ms) for p, epoch in owned if p in kept]
+        return [Ownership(partition, epoch, owner, now_ms + lease_ms) for partition, epoch in kept]
 
     async def release(self, owned: Sequence[tuple[int, int]]) -> None:
         await self._extend(owned, "", 0)
@@ -123,12 +126,13 @@ class RedisJournal:
         found = await self._link.one(SCRIPTS["hash"].call([self._owners]))
         return sorted(_ownership(int(partition), held) for partition, held in _pairs(found))
 
-    async def _extend(self, owned: Sequence[tuple[int, int]], owner: str, until_ms: int) -> set[int]:
-        """The partitions whose lease now ends at `until_ms`: those whose epoch is still the given one."""
+    async def _extend(self, owned: Sequence[tuple[int, int]], owner: str, until_ms: int) -> list[tuple[int, int]]:
+        """The pairs whose epoch is still the newest; their lease now ends at `until_ms`."""
         if not owned:
-            return set()
+            return []
         pairs = [number for pair in owned for number in pair]
-        return {int(p) for p in await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs))}
+        kept = await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs))
+        return [owned[number] for number in kept]
 
     # ---- commit ----------------------------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class RedisJournal:
         gone = blocked = 0
         while gone < limit:
             expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, _PAGE)
-            members = [member.split(b"\0", 1) for member in await self._link.one(expired)]
+            members = [_parts(member) for member in await self._link.one(expired)]
             if not members:
                 break
             free = await self._without_message(keys, members)
@@ -243,7 +247,7 @@ class RedisJournal:
             [("ZRANGEBYSCORE", self._keys[p].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, limit) for p in wanted]
         )
         pages = [
-            [(int(float(due)), *member.split(b"\0", 1), p) for member, due in _pairs(scan)]
+            [(int(float(due)), *_parts(member), p) for member, due in _pairs(scan)]
             for p, scan in zip(wanted, scans, strict=True)
         ]
         due = list(islice(merge(*pages), limit))
@@ -264,7 +268,7 @@ class RedisJournal:
     async def index(self, query: IndexQuery) -> list[IndexEntry]:
         """Every partition is asked at once for its share of a page and some more; then only those that could still
         hold one of the wanted entries are asked again."""
-        if query.limit <= 0:
+        if query.limit <= 0 or "/" in query.type:  # a type ends at the first slash
             return []
         share = 16 + 2 * query.limit // self._partitions
         scans = [_IndexScan(keys, query, share) for keys in self._keys]
@@ -359,8 +363,8 @@ def _arguments_of(turn: TurnCommit) -> list[Argument]:
         arguments += _event_blobs(turn)
     if turn.snapshot is not None:
         arguments.append(turn.snapshot)
-    if turn.index is not None:
-        arguments.append(_entry_blob(turn.index))
+    if turn.listing is not None:
+        arguments.append(_entry_blob(turn.listing))
     arguments += turn.reminders_cleared
     for reminder in turn.reminders_set:
         arguments += (reminder.name, _DUE.pack(reminder.due_ms) + reminder.body)
@@ -378,7 +382,7 @@ def _header(turn: TurnCommit) -> bytes:
     flags = (
         (_DELETE if turn.delete else 0)
         | (_SNAPSHOT if turn.snapshot is not None else 0)
-        | (_INDEXED if turn.index is not None else 0)
+        | (_INDEXED if turn.listing is not None else 0)
         | (_RECEIPT if turn.receipt is not None else 0)
         | (_REMINDERS if turn.reminders_set or turn.reminders_cleared else 0)
     )
@@ -398,8 +402,6 @@ def _header(turn: TurnCommit) -> bytes:
 def _check_storable(turns: Sequence[TurnCommit], partitions: int) -> None:
     """What this layout asks for beyond the rules all stores share."""
     for turn in turns:
-        if "\0" in turn.stream or any("\0" in message.stream for message in turn.outbox):
-            raise InvalidRequest(f"turn {turn.turn_id!r}: the name of a stream must not contain NUL")
         if not 0 <= turn.partition < partitions:
             raise InvalidRequest(f"turn {turn.turn_id!r}: there is no partition {turn.partition}")
 
@@ -425,7 +427,7 @@ def _rehearsal(unique: str) -> Iterator[TurnCommit]:
         expected_version=0,
         events=(NewEvent("rehearsed", b""),),
         snapshot=b"",
-        index=IndexEntry(stream, "", "", 0, 0),
+        listing=IndexEntry(stream, "", "", 0, 0),
         reminders_set=(Reminder(stream, "a", 0, b""), Reminder(stream, "b", 0, b"")),
         outbox=tuple(OutboxMessage(f"{unique}-{name}", stream, b"") for name in "abc"),
         receipt=Receipt(unique, b"", 0),
@@ -519,6 +521,12 @@ def _entry(stream: bytes, blob: bytes) -> IndexEntry:
 def _ownership(partition: int, blob: bytes) -> Ownership:
     epoch, lease_until_ms = _OWNED.unpack_from(blob)
     return Ownership(partition, epoch, blob[_OWNED.size :].decode(), lease_until_ms)
+
+
+def _parts(member: bytes) -> list[bytes]:
+    """Stream and name of a member of a sorted set; the inverse of `member_prefix` in the scripts."""
+    stream, name = _SEPARATOR.split(member, maxsplit=1)
+    return [stream.replace(b"\0\xff", b"\0"), name]
 
 
 def _pairs(flat: Sequence[Answer]) -> Iterator[tuple[Answer, Answer]]:

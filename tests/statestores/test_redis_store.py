@@ -12,7 +12,7 @@ from redis import asyncio as aioredis
 
 from statestores import redis as redis_module
 from statestores import redis_journal
-from statestores.errors import ComponentError, ETagMismatch, FormatError, InvalidRequest, StoreUnavailable
+from statestores.errors import ComponentError, ETagMismatch, FormatError, StoreUnavailable
 from statestores.model import (
     FORMAT_VERSION,
     IndexEntry,
@@ -20,6 +20,7 @@ from statestores.model import (
     NewEvent,
     OutboxMessage,
     Receipt,
+    Reminder,
     TurnCommit,
     partition_of,
 )
@@ -236,10 +237,35 @@ async def test_receipts_that_must_stay_do_not_hide_those_that_may_go(store: Redi
     assert await store.journal.receipt("Cart/1", "m8") is not None
 
 
-async def test_a_nul_in_a_streams_name_is_refused(store: RedisStore) -> None:
-    """NUL separates names in the layout."""
-    with pytest.raises(InvalidRequest, match="NUL"):
-        await store.journal.commit([_turn("Cart/\0", 0)])
+async def test_streams_that_differ_by_a_nul_are_kept_apart(store: RedisStore) -> None:
+    """NUL separates names in the layout, and may stand in them all the same."""
+    names = sorted(["a", "a\0", "a\0b", "a\0\0b"])
+    turns = [
+        TurnCommit(
+            partition_of(name, PARTITIONS),
+            1,
+            name,
+            f"t-{name}",
+            0,
+            0,
+            reminders_set=(Reminder(name, "b", 1, b""), Reminder(name, "\0b", 1, b"")),
+            receipt=Receipt("b", name.encode(), 1),
+            outbox=(OutboxMessage(f"{name}-m", name, b""),),
+        )
+        for name in names
+    ]
+    assert await store.journal.commit(turns) == [None] * 4
+    due = await store.journal.due_reminders(range(PARTITIONS), 1, 100)
+    assert [(reminder.stream, reminder.name) for reminder in due] == [(n, r) for n in names for r in ("\0b", "b")]
+    delete = turns[0]._replace(turn_id="delete", delete=True, reminders_set=(), receipt=None, outbox=())
+    assert await store.journal.commit([delete]) == [None]
+    left = [message.stream for p in range(PARTITIONS) for message in await store.journal.outbox(p)]
+    assert sorted(left) == sorted(names[1:])
+    assert {reminder.stream for reminder in await store.journal.due_reminders(range(PARTITIONS), 1, 100)} == set(
+        names[1:]
+    )
+    gone = [await store.journal.purge_receipts(p, 1, 10) for p in range(PARTITIONS)]
+    assert sum(gone) == 3
 
 
 async def test_values_with_a_ttl_expire_physically_too(store: RedisStore, admin: aioredis.Redis) -> None:
