@@ -25,6 +25,7 @@ from statestores.model import DEFAULT_PARTITIONS
 from statestores.sqlite_journal import SqliteJournal
 from statestores.sqlite_keys import SqliteKeys
 from statestores.sqlite_settings import settings_of
+from statestores.sqlite_transaction import in_transaction
 from statestores.store import Capability
 from statestores.storeurl import partitions_parameter
 
@@ -182,18 +183,6 @@ class SqliteStore:
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the reader thread. Several statements see one moment only in a transaction of their own."""
         return await _opened(self._reader).run_with_connection(function)
-
-
-def in_transaction(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        result = function(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # some errors (a full disk) have rolled it back already
-            connection.execute("ROLLBACK")
-        raise
-    return result
 
 
 def _opened(worker: _Worker | None) -> _Worker:

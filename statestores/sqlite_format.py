@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from statestores import sqlite_keys
 from statestores.errors import FormatError
 from statestores.model import FORMAT_VERSION
+from statestores.sqlite_transaction import in_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,18 +132,16 @@ def prepare(
 
     `partitions` counts only when the store is made: from then on the number is part of the data.
     """
-    connection.execute("BEGIN IMMEDIATE")  # decided under the write lock: two processes may open a new file at once
-    try:
-        if is_empty(connection, path):
+
+    def make(connection: sqlite3.Connection) -> int:
+        if is_empty(connection, path):  # decided under the write lock: two processes may open a new file at once
             _create(connection, partitions, schema)
         else:
             _migrate(connection, path, migrations)
         (recorded,) = connection.execute("SELECT value FROM meta WHERE key = 'partitions'").fetchone()
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    return int(recorded)
+        return int(recorded)
+
+    return in_transaction(connection, make)
 
 
 def _create(connection: sqlite3.Connection, partitions: int, schema: Sequence[str]) -> None:

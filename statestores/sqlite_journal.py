@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder, Snapshot, StreamState
+from statestores.sqlite_transaction import in_transaction, undo
 from statestores.turnrules import check_partitions, check_possible
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ _TRIGGERS: dict[int, str] = {
         DELETE FROM reminders WHERE stream = NEW.a;
         DELETE FROM receipts WHERE stream = NEW.a;
         DELETE FROM outbox WHERE partition = NEW.b AND stream = NEW.a;""",
-    # a: partition, b: see `_recent`
-    _RECENT: "UPDATE ownership SET recent = NEW.b WHERE partition = NEW.a;",
+    # a: partition, b: see `_recent`. Objects to a repeat, whose turns could pass the other checks a second time.
+    _RECENT: """SELECT RAISE(ABORT, 'repeat') WHERE EXISTS
+        (SELECT 1 FROM main.ownership WHERE substr(recent, 1, 33) = substr(NEW.b, 1, 33));
+        UPDATE ownership SET recent = NEW.b WHERE partition = NEW.a;""",
 }
 
 # A trigger whose WHEN says no still costs a third of inserting an event. So the way to a kind's trigger branches: the
@@ -197,9 +200,7 @@ def _apply(connection: sqlite3.Connection, effects: list[Any]) -> None:
             _insert(connection, effects[start : start + _LARGEST])
         connection.execute("RELEASE effects")
     except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK TO effects")
-            connection.execute("RELEASE effects")
+        undo(connection, "ROLLBACK TO effects", "RELEASE effects")
         raise
 
 
@@ -232,15 +233,7 @@ def _commit(connection: sqlite3.Connection, turns: Sequence[TurnCommit], effects
     try:
         _apply(connection, effects)
     except sqlite3.IntegrityError:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            answers = _Bisection(connection, turns).run()
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        return answers
+        return in_transaction(connection, lambda _: _Bisection(connection, turns).run())
     return [None] * len(turns)
 
 
