@@ -211,7 +211,9 @@ class RedisJournal:
             blocked += len(members) - went
         return gone
 
-    async def _without_message(self, keys: _PartitionKeys, members: list[list[bytes]]) -> list[list[bytes]]:
+    async def _without_message(
+        self, keys: _PartitionKeys, members: list[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]]:
         """Those receipts whose message, if they are a message's, is in its outbox no more."""
         kept = await self._link.all([("HGET", keys.receipts(stream.decode()), key) for stream, key in members])
         origins = [-1 if one is None else _KEPT.unpack_from(one)[1] for one in kept]
@@ -220,7 +222,7 @@ class RedisJournal:
         standing = {i for i, found in zip(asked, stand, strict=True) if found}
         return [member for i, member in enumerate(members) if i not in standing]
 
-    async def _purge(self, keys: _PartitionKeys, members: list[list[bytes]], now_ms: int) -> int:
+    async def _purge(self, keys: _PartitionKeys, members: list[tuple[bytes, bytes]], now_ms: int) -> int:
         if not members:
             return 0
         names = [keys.expiry, *(keys.receipts(stream.decode()) for stream, _ in members)]
@@ -246,10 +248,7 @@ class RedisJournal:
         scans = await self._link.all(
             [("ZRANGEBYSCORE", self._keys[p].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, limit) for p in wanted]
         )
-        pages = [
-            [(int(float(due)), *_parts(member), p) for member, due in _pairs(scan)]
-            for p, scan in zip(wanted, scans, strict=True)
-        ]
+        pages = [[_due(member, due, p) for member, due in _pairs(scan)] for p, scan in zip(wanted, scans, strict=True)]
         due = list(islice(merge(*pages), limit))
         bodies = await self._link.all(
             [("HGET", self._keys[p].reminders(stream.decode()), name) for _, stream, name, p in due]
@@ -523,10 +522,16 @@ def _ownership(partition: int, blob: bytes) -> Ownership:
     return Ownership(partition, epoch, blob[_OWNED.size :].decode(), lease_until_ms)
 
 
-def _parts(member: bytes) -> list[bytes]:
+def _parts(member: bytes) -> tuple[bytes, bytes]:
     """Stream and name of a member of a sorted set; the inverse of `member_prefix` in the scripts."""
     stream, name = _SEPARATOR.split(member, maxsplit=1)
-    return [stream.replace(b"\0\xff", b"\0"), name]
+    return stream.replace(b"\0\xff", b"\0"), name
+
+
+def _due(member: bytes, due: bytes, partition: int) -> tuple[int, bytes, bytes, int]:
+    """What reminders are merged by; the partition says where the body is."""
+    stream, name = _parts(member)
+    return int(float(due)), stream, name, partition
 
 
 def _pairs(flat: Sequence[Answer]) -> Iterator[tuple[Answer, Answer]]:

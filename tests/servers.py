@@ -122,10 +122,14 @@ class RedisServer:
 
 
 class RedisCluster:
-    """Three servers that share the slots of one cluster."""
+    """Three servers that share the slots of one cluster; each has an AOF, so that it comes back as it was."""
 
     def __init__(self) -> None:
-        self.servers = [RedisServer(options=["--cluster-enabled", "yes"]) for _ in range(3)]
+        self._bus_ports = [free_port() for _ in range(3)]
+        self.servers = [
+            RedisServer(aof="everysec", options=["--cluster-enabled", "yes", "--cluster-port", str(port)])
+            for port in self._bus_ports
+        ]
 
     @property
     def hosts(self) -> tuple[tuple[str, int], ...]:
@@ -152,7 +156,14 @@ class RedisCluster:
             first, last = number * _SLOTS // 3, (number + 1) * _SLOTS // 3 - 1
             _cluster(client, "ADDSLOTSRANGE", first, last)
             _cluster(client, "SET-CONFIG-EPOCH", number + 1)
-            _cluster(clients[0], "MEET", "127.0.0.1", self.servers[number].port)
+            _cluster(clients[0], "MEET", "127.0.0.1", self.servers[number].port, self._bus_ports[number])
+        for client in clients:
+            client.close()
+        self.wait_formed()
+
+    def wait_formed(self) -> None:
+        """Returns when every server sees every slot served."""
+        clients = [Redis(port=server.port, decode_responses=True) for server in self.servers]
         give_up = time.monotonic() + _START_S
         while not all("cluster_state:ok" in _cluster(client, "INFO") for client in clients):
             if time.monotonic() > give_up:
