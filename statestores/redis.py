@@ -39,7 +39,7 @@ class RedisStore:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._link = RedisLink(settings, [*redis_journal.SCRIPTS.values(), *redis_keys.SCRIPTS.values()])
-        self.journal = RedisJournal(self._link, settings.namespace)
+        self.journal = RedisJournal(self._link, settings.namespace, one_slot=settings.cluster)
         self.keys = RedisKeys(self._link, settings.namespace)
 
     @classmethod

@@ -49,32 +49,32 @@ local function spread(command, key, args, first, last)
 end
 
 --@ commit
--- KEYS: the eleven of the partition in the order below, then those of each turn: events [snapshot] [reminders] [receipts]
--- ARGV: generation size, number of turns, the turn ids, then each turn as `statestores.redis_journal` lays it out.
--- Returns the refused turns: {index from 0, kind, what the error needs}.
-local META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD, SENDERS = unpack(KEYS, 1, 11)
+-- KEYS: of each partition the eleven in the order below, then those of each of its turns: events [snapshot] [reminders]
+-- [receipts].
+-- ARGV: generation size, number of partitions; of each the number of its turns, their ids, and the turns themselves as
+-- `statestores.redis_journal` lays them out.
+-- Returns the refused turns: {index from 0 over all, kind, what the error needs}.
 local STALE_EPOCH, VERSION_CONFLICT, DUPLICATE_TURN = 1, 2, 3
 local DELETE, SNAPSHOT, INDEXED, RECEIPT, REMINDERS = 1, 2, 4, 8, 16
-
-local generation, turns = tonumber(ARGV[1]), tonumber(ARGV[2])
-local epoch = tonumber(call('HGET', META, 'epoch') or 0)
-local arg, key = 3 + turns, 12 -- where the next turn starts
+local META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD, SENDERS -- of the partition at hand
 
 local function has(flags, flag)
   return flags % (flag * 2) >= flag
 end
 
--- Which of the turns were recorded before: the call is then a repeat whose answer was lost (INV-8).
-local recorded = {}
-for _, set in ipairs({TURNS, OLDER_TURNS}) do
-  for from = 1, turns, SLICE do
-    local to = math.min(from + SLICE - 1, turns)
-    for i, found in ipairs(call('SMISMEMBER', set, unpack(ARGV, from + 2, to + 2))) do
-      if found == 1 then recorded[ARGV[from + i + 1]] = true end
+-- Which of the turns ARGV[first..last] were recorded before: the call is then a repeat whose answer was lost (INV-8).
+local function recorded_before(first, last)
+  local recorded = {}
+  for _, set in ipairs({TURNS, OLDER_TURNS}) do
+    for from = first, last, SLICE do
+      local to = math.min(from + SLICE - 1, last)
+      for i, found in ipairs(call('SMISMEMBER', set, unpack(ARGV, from, to))) do
+        if found == 1 then recorded[ARGV[from + i - 1]] = true end
+      end
     end
   end
+  return recorded
 end
-local applied = {}
 
 -- An event begins with its time and four lengths, the first of which is the turn id's; the turn id follows them.
 local function made_by(turn_id, event)
@@ -136,97 +136,108 @@ local function message_given_up(id, reason)
   call('ZADD', DEAD, seq, id)
 end
 
+local generation, partitions = tonumber(ARGV[1]), tonumber(ARGV[2])
+local arg, key, place = 3, 1, 0 -- where the next partition starts; how many turns came before it
 local refused = {}
-for number = 1, turns do
-  local id, stream = ARGV[2 + number], ARGV[arg]
-  local turn_epoch, expected, events, cleared, set, sent, done, given_up, flags =
-    unpack_fields('<i8i8I4I4I4I4I4I4B', ARGV[arg + 1])
-  local delete, with_snapshot, indexed, with_receipt, with_reminders
-  if flags > 0 then
-    delete, with_snapshot, indexed = has(flags, DELETE), has(flags, SNAPSHOT), has(flags, INDEXED)
-    with_receipt, with_reminders = has(flags, RECEIPT), has(flags, REMINDERS)
-  end
+for _ = 1, partitions do
+  META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD, SENDERS = unpack(KEYS, key, key + 10)
+  local turns, ids = tonumber(ARGV[arg]), arg
+  arg, key = arg + 1 + turns, key + 11
+  local epoch = tonumber(call('HGET', META, 'epoch') or 0)
+  local recorded, applied = recorded_before(ids + 1, ids + turns), {}
 
-  -- Where its parts are.
-  local events_key, snapshot_key, reminders_key, receipts_key = KEYS[key]
-  key = key + 1
-  if with_snapshot or delete then snapshot_key, key = KEYS[key], key + 1 end
-  if with_reminders or delete then reminders_key, key = KEYS[key], key + 1 end
-  if with_receipt or delete then receipts_key, key = KEYS[key], key + 1 end
-  local at = arg + 2
-  local events_at = at; at = at + events
-  local snapshot_at = at; if with_snapshot then at = at + 1 end
-  local index_at = at; if indexed then at = at + 1 end
-  local cleared_at = at; at = at + cleared
-  local set_at = at; at = at + 2 * set
-  local sent_at = at; at = at + 3 * sent
-  local done_at = at; at = at + done
-  local given_up_at = at; at = at + 2 * given_up
-  local receipt_at = at; if with_receipt then at = at + 2 end
-  arg = at
+  for number = 1, turns do
+    local id, stream = ARGV[ids + number], ARGV[arg]
+    local turn_epoch, expected, events, cleared, set, sent, done, given_up, flags =
+      unpack_fields('<i8i8I4I4I4I4I4I4B', ARGV[arg + 1])
+    local delete, with_snapshot, indexed, with_receipt, with_reminders
+    if flags > 0 then
+      delete, with_snapshot, indexed = has(flags, DELETE), has(flags, SNAPSHOT), has(flags, INDEXED)
+      with_receipt, with_reminders = has(flags, RECEIPT), has(flags, REMINDERS)
+    end
 
-  -- Check, in the order of the reference: fence, repeat, receipt, version. A refused turn writes nothing.
-  local head = call('LLEN', events_key)
-  local receipt = with_receipt and call('HGET', receipts_key, ARGV[receipt_at])
-  local refusal, repeated
-  if turn_epoch ~= epoch then
-    refusal = {number - 1, STALE_EPOCH, epoch}
-  elseif recorded[id] then
-    repeated = true
-  elseif receipt then
-    repeated = receipt_of(id, receipt)
-    refusal = not repeated and {number - 1, DUPLICATE_TURN, receipt}
-  elseif expected >= 0 and head ~= expected then
-    -- Recorded so long ago that its id is in neither set any more?
-    repeated = events > 0 and head > expected and made_by(id, call('LINDEX', events_key, expected))
-    refusal = not repeated and {number - 1, VERSION_CONFLICT, head}
-  end
+    -- Where its parts are.
+    local events_key, snapshot_key, reminders_key, receipts_key = KEYS[key]
+    key = key + 1
+    if with_snapshot or delete then snapshot_key, key = KEYS[key], key + 1 end
+    if with_reminders or delete then reminders_key, key = KEYS[key], key + 1 end
+    if with_receipt or delete then receipts_key, key = KEYS[key], key + 1 end
+    local at = arg + 2
+    local events_at = at; at = at + events
+    local snapshot_at = at; if with_snapshot then at = at + 1 end
+    local index_at = at; if indexed then at = at + 1 end
+    local cleared_at = at; at = at + cleared
+    local set_at = at; at = at + 2 * set
+    local sent_at = at; at = at + 3 * sent
+    local done_at = at; at = at + done
+    local given_up_at = at; at = at + 2 * given_up
+    local receipt_at = at; if with_receipt then at = at + 2 end
+    arg = at
 
-  if refusal then
-    refused[#refused + 1] = refusal
-  elseif not repeated then
-    -- Apply.
-    local prefix = member_prefix(stream)
-    if delete then
-      forget(stream, prefix, events_key, snapshot_key, reminders_key, receipts_key)
-      head = 0
+    -- Check, in the order of the reference: fence, repeat, receipt, version. A refused turn writes nothing.
+    local head = call('LLEN', events_key)
+    local receipt = with_receipt and call('HGET', receipts_key, ARGV[receipt_at])
+    local refusal, repeated
+    if turn_epoch ~= epoch then
+      refusal = {place + number - 1, STALE_EPOCH, epoch}
+    elseif recorded[id] then
+      repeated = true
+    elseif receipt then
+      repeated = receipt_of(id, receipt)
+      refusal = not repeated and {place + number - 1, DUPLICATE_TURN, receipt}
+    elseif expected >= 0 and head ~= expected then
+      -- Recorded so long ago that its id is in neither set any more?
+      repeated = events > 0 and head > expected and made_by(id, call('LINDEX', events_key, expected))
+      refusal = not repeated and {place + number - 1, VERSION_CONFLICT, head}
     end
-    if events > 0 then head = spread('RPUSH', events_key, ARGV, events_at, events_at + events - 1) end
-    if with_snapshot then call('SET', snapshot_key, pack('<i8', head) .. ARGV[snapshot_at]) end
-    if indexed then list(stream, ARGV[index_at]) end
-    for i = cleared_at, cleared_at + cleared - 1 do
-      call('HDEL', reminders_key, ARGV[i])
-      call('ZREM', DUE, prefix .. ARGV[i])
-    end
-    for i = set_at, set_at + 2 * set - 1, 2 do
-      local due = unpack_fields('<i8', ARGV[i + 1])
-      call('HSET', reminders_key, ARGV[i], ARGV[i + 1])
-      call('ZADD', DUE, due, prefix .. ARGV[i])
-    end
-    for i = sent_at, sent_at + 3 * sent - 1, 3 do
-      if call('HSETNX', OUTBOX, ARGV[i], ARGV[i + 2]) == 1 then
-        call('ZADD', QUEUE, call('HINCRBY', META, 'seq', 1), ARGV[i])
-        call('ZADD', SENDERS, 0, member_prefix(ARGV[i + 1]) .. ARGV[i])
+
+    if refusal then
+      refused[#refused + 1] = refusal
+    elseif not repeated then
+      -- Apply.
+      local prefix = member_prefix(stream)
+      if delete then
+        forget(stream, prefix, events_key, snapshot_key, reminders_key, receipts_key)
+        head = 0
       end
+      if events > 0 then head = spread('RPUSH', events_key, ARGV, events_at, events_at + events - 1) end
+      if with_snapshot then call('SET', snapshot_key, pack('<i8', head) .. ARGV[snapshot_at]) end
+      if indexed then list(stream, ARGV[index_at]) end
+      for i = cleared_at, cleared_at + cleared - 1 do
+        call('HDEL', reminders_key, ARGV[i])
+        call('ZREM', DUE, prefix .. ARGV[i])
+      end
+      for i = set_at, set_at + 2 * set - 1, 2 do
+        local due = unpack_fields('<i8', ARGV[i + 1])
+        call('HSET', reminders_key, ARGV[i], ARGV[i + 1])
+        call('ZADD', DUE, due, prefix .. ARGV[i])
+      end
+      for i = sent_at, sent_at + 3 * sent - 1, 3 do
+        if call('HSETNX', OUTBOX, ARGV[i], ARGV[i + 2]) == 1 then
+          call('ZADD', QUEUE, call('HINCRBY', META, 'seq', 1), ARGV[i])
+          call('ZADD', SENDERS, 0, member_prefix(ARGV[i + 1]) .. ARGV[i])
+        end
+      end
+      for i = done_at, done_at + done - 1 do message_done(ARGV[i]) end
+      for i = given_up_at, given_up_at + 2 * given_up - 1, 2 do message_given_up(ARGV[i], ARGV[i + 1]) end
+      if with_receipt then
+        call('HSET', receipts_key, ARGV[receipt_at], ARGV[receipt_at + 1])
+        call('ZADD', EXPIRY, unpack_fields('<i8', ARGV[receipt_at + 1]), prefix .. ARGV[receipt_at])
+      end
+      recorded[id] = true
+      applied[#applied + 1] = id
     end
-    for i = done_at, done_at + done - 1 do message_done(ARGV[i]) end
-    for i = given_up_at, given_up_at + 2 * given_up - 1, 2 do message_given_up(ARGV[i], ARGV[i + 1]) end
-    if with_receipt then
-      call('HSET', receipts_key, ARGV[receipt_at], ARGV[receipt_at + 1])
-      call('ZADD', EXPIRY, unpack_fields('<i8', ARGV[receipt_at + 1]), prefix .. ARGV[receipt_at])
-    end
-    recorded[id] = true
-    applied[#applied + 1] = id
   end
-end
+  place = place + turns
 
--- The sets are two generations: when the newer is full it becomes the older, so the latest `generation` ids at least are known.
-if #applied > 0 then
-  spread('SADD', TURNS, applied, 1, #applied)
-  if call('SCARD', TURNS) >= generation then call('RENAME', TURNS, OLDER_TURNS) end
-else
-  -- A repeat must still be waited for by WAIT and WAITAOF, which wait for the connection's last write.
-  call('HSET', META, 'epoch', epoch)
+  -- Two generations: when the newer set is full it becomes the older, so the latest `generation` ids are known.
+  if #applied > 0 then
+    spread('SADD', TURNS, applied, 1, #applied)
+    if call('SCARD', TURNS) >= generation then call('RENAME', TURNS, OLDER_TURNS) end
+  else
+    -- A repeat must still be waited for by WAIT and WAITAOF, which wait for the connection's last write.
+    call('HSET', META, 'epoch', epoch)
+  end
 end
 return refused
 

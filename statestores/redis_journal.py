@@ -46,7 +46,6 @@ TURNS_REMEMBERED = 4096
 or a receipt are recognised by those as well, for as long as they stand."""
 
 _TURNS_PER_CALL = 1000
-_ARGUMENTS_PER_CALL = 50_000
 _PAGE = 1000
 _EVENTS_PER_CALL = 5000
 
@@ -66,10 +65,12 @@ _STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
 
 
 class RedisJournal:
-    """Fenced, atomic, ordered: a partition's part of a commit is one script, which the server runs whole (INV-4)."""
+    """Fenced, atomic, ordered: a partition's turns of a commit are one run of a script, which is whole (INV-4)."""
 
-    def __init__(self, link: RedisLink, namespace: str) -> None:
+    def __init__(self, link: RedisLink, namespace: str, *, one_slot: bool) -> None:
+        """`one_slot`: a call must keep to one hash slot, as on a cluster."""
         self._link = link
+        self._one_slot = one_slot
         self._namespace = namespace
         self._partitions = 0
         self._owners = f"{{mecha:{namespace}}}:owners"
@@ -89,10 +90,10 @@ class RedisJournal:
         """Run turns that use every command of the commit script on a scratch partition. A user whose rights are too
         narrow is found out here: an error half-way through a real turn would leave half of it."""
         keys = _PartitionKeys(f"{{mecha:{self._namespace}:rehearsal}}")
-        part = _Part(keys, generation=1)
+        part = _Part(keys)
         for place, turn in enumerate(_rehearsal(token_hex(8))):
             part.add(place, turn)
-        refused, _ = await self._link.all([part.call(), ("UNLINK", *keys.all)])
+        refused, _ = await self._link.all([_commit_call([part], generation=1), ("UNLINK", *keys.all)])
         assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------
@@ -140,29 +141,28 @@ class RedisJournal:
         check_possible(turns, self._partitions)
         _check_storable(turns, self._partitions)
         answers: list[CommitRefused | None] = [None] * len(turns)
-        for group in self._rounds(turns):
-            refusals = await self._link.all([part.call() for part in group], durable=True)
-            for part, refused in zip(group, refusals, strict=True):
+        for parts in self._rounds(turns):
+            bundles = [[part] for part in parts] if self._one_slot else [parts]
+            refusals = await self._link.all([_commit_call(bundle) for bundle in bundles], durable=True)
+            for bundle, refused in zip(bundles, refusals, strict=True):
+                places = [place for part in bundle for place in part.places]
                 for number, kind, detail in refused:
-                    index = part.places[number]
-                    answers[index] = _refusal(turns[index], kind, detail)
+                    answers[places[number]] = _refusal(turns[places[number]], kind, detail)
         return answers
 
     def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[_Part]]:
-        """Calls that may go out together: one per partition. A partition's turns are one call, unless they are very
-        many: then the next call waits for the answer to the one before, which keeps their order whatever is retried."""
-        open_parts: dict[int, _Part] = {}
-        rounds: list[list[_Part]] = []
-        depth: dict[int, int] = {}
-        for place, turn in enumerate(turns):
-            part = open_parts.get(turn.partition)
-            if part is None or part.full:
-                part = open_parts[turn.partition] = _Part(self._keys[turn.partition])
-                level = depth[turn.partition] = depth.get(turn.partition, -1) + 1
-                if level == len(rounds):
-                    rounds.append([])
-                rounds[level].append(part)
-            part.add(place, turn)
+        """What may go out together: a cluster takes a call per partition, since a call must keep to one slot; a server
+        alone takes all in one call, which costs it half as much. Very many turns are several rounds, each of which waits
+        for the answer to the one before: that keeps their order whatever is retried."""
+        rounds = []
+        for start in range(0, len(turns), _TURNS_PER_CALL):
+            parts: dict[int, _Part] = {}
+            for place, turn in enumerate(turns[start : start + _TURNS_PER_CALL], start):
+                part = parts.get(turn.partition)
+                if part is None:
+                    part = parts[turn.partition] = _Part(self._keys[turn.partition])
+                part.add(place, turn)
+            rounds.append([*parts.values()])
         return rounds
 
     # ---- streams ---------------------------------------------------------------------------------------------------
@@ -318,30 +318,28 @@ class _PartitionKeys:
 
 
 class _Part:
-    """One partition's turns of a commit, being laid out as one call of the script."""
+    """One partition's turns of a commit, as the script reads them."""
 
-    __slots__ = ("_arguments", "_generation", "_keys", "_partition", "_turn_ids", "places")
+    __slots__ = ("_partition", "arguments", "keys", "places", "turn_ids")
 
-    def __init__(self, partition: _PartitionKeys, generation: int = TURNS_REMEMBERED) -> None:
-        self.places: list[int] = []
-        self._generation = generation
+    def __init__(self, partition: _PartitionKeys) -> None:
         self._partition = partition
-        self._turn_ids: list[Argument] = []
-        self._keys: list[Argument] = [*partition.all]
-        self._arguments: list[Argument] = []
-
-    @property
-    def full(self) -> bool:
-        return len(self.places) >= _TURNS_PER_CALL or len(self._arguments) >= _ARGUMENTS_PER_CALL
+        self.places: list[int] = []
+        self.turn_ids: list[Argument] = []
+        self.keys: list[Argument] = [*partition.all]
+        self.arguments: list[Argument] = []
 
     def add(self, place: int, turn: TurnCommit) -> None:
         self.places.append(place)
-        self._turn_ids.append(turn.turn_id)
-        self._keys += _keys_of_turn(self._partition, turn)
-        self._arguments += _arguments_of(turn)
+        self.turn_ids.append(turn.turn_id)
+        self.keys += _keys_of_turn(self._partition, turn)
+        self.arguments += _arguments_of(turn)
 
-    def call(self) -> Call:
-        return SCRIPTS["commit"].call(self._keys, self._generation, len(self.places), *self._turn_ids, *self._arguments)
+
+def _commit_call(parts: Sequence[_Part], generation: int | None = None) -> Call:
+    keys = [key for part in parts for key in part.keys]
+    arguments = [a for part in parts for a in (len(part.places), *part.turn_ids, *part.arguments)]
+    return SCRIPTS["commit"].call(keys, generation or TURNS_REMEMBERED, len(parts), *arguments)
 
 
 def _keys_of_turn(keys: _PartitionKeys, turn: TurnCommit) -> Iterator[str]:

@@ -214,8 +214,7 @@ async def test_an_aof_that_ends_anywhere_holds_whole_turns() -> None:
             await _check_repeat(store.journal)
             await store.close()
             server.kill()
-    assert {0, len(allowed) - 1} <= outcomes
-    assert len(outcomes) > 2, "some cuts lie between two partitions"
+    assert outcomes == {0, len(allowed) - 1}, "a server alone takes the commit in one step"
 
 
 async def test_what_was_acknowledged_survives_kill_9() -> None:
