@@ -152,8 +152,8 @@ class RedisJournal:
 
     def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[_Part]]:
         """What may go out together: a cluster takes a call per partition, since a call must keep to one slot; a server
-        alone takes all in one call, which costs it half as much. Very many turns are several rounds, each of which waits
-        for the answer to the one before: that keeps their order whatever is retried."""
+        alone takes all in one call, which costs it half as much. Very many turns are several rounds, each of which
+        waits for the answer to the one before: that keeps their order whatever is retried."""
         rounds = []
         for start in range(0, len(turns), _TURNS_PER_CALL):
             parts: dict[int, _Part] = {}

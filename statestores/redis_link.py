@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 _RETRY_FOR_S = 10.0
 """The retries of one call end after this time even when some are left."""
 
+_MOST_LOADS = 3
+"""A server that loses the scripts again and again is broken."""
+
 # Looked for anywhere in the text: before Redis 7 an error inside a script comes wrapped.
 _PASSING = re.compile(r"\b(BUSY|NOREPLICAS|MISCONF|LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b")
 _REFUSED = re.compile(r"\b(NOPERM|NOAUTH|WRONGPASS)\b|^ACL failure")
@@ -120,35 +123,39 @@ class RedisLink:
         confirmations = self._confirmations() if durable else []
         clock = asyncio.get_running_loop().time
         give_up = clock() + _RETRY_FOR_S
-        failures = 0
+        failures = loads = 0
         while True:
             answers = await self._send([*calls, *confirmations])
             failure = _worst_of(answers)
             if failure is None:
                 self._check_confirmed(answers[len(calls) :])
                 return answers[: len(calls)]
+            if isinstance(failure, exceptions.NoScriptError) and loads < _MOST_LOADS:
+                loads += 1
+                failure = await self._load_scripts()
+                if failure is None:
+                    continue
             failures += 1
             delay = self._backoff.compute(failures)
             if failures > self._settings.max_retries or clock() + delay > give_up or not _is_passing(failure):
                 raise self._error(failure) from failure
-            if await self._remedy(failure):
-                continue
+            if not isinstance(failure, exceptions.ResponseError) or isinstance(failure, exceptions.ReadOnlyError):
+                await self._reset()  # other idle connections are dead too, or lead to what was the primary
             await asyncio.sleep(delay)
 
-    async def _remedy(self, failure: Exception) -> bool:
-        """Do what can be done about a passing failure. Says whether that makes waiting pointless."""
-        assert self._line is not None
-        if isinstance(failure, exceptions.NoScriptError):
-            try:
-                await self._line.spread_scripts(self._scripts)
-            except _FAILURES as error:
-                if not _is_passing(error):
-                    raise self._error(error) from error
-                return False
-            return True
-        if not isinstance(failure, exceptions.ResponseError) or isinstance(failure, exceptions.ReadOnlyError):
-            await self._line.reset()  # other idle connections are dead too, or lead to what was the primary
-        return False
+    async def _load_scripts(self) -> Exception | None:
+        """Bring the scripts to a server that is new, or was restarted. Returns what went wrong."""
+        if self._line is None:
+            return None
+        try:
+            await self._line.spread_scripts(self._scripts)
+        except _FAILURES as error:
+            return error
+        return None
+
+    async def _reset(self) -> None:
+        if self._line is not None:
+            await self._line.reset()
 
     def _confirmations(self) -> list[Call]:
         """Sent behind the writes on the same connection: they wait for the last write of theirs."""

@@ -302,6 +302,14 @@ async def test_forgotten_scripts_are_brought_again(store: RedisStore, admin: aio
     assert await store.journal.commit(turns) == [None] * 20
 
 
+async def test_a_new_server_needs_no_retries() -> None:
+    """Bringing the scripts is not a failure: a store without retries opens on a server that never saw them."""
+    with RedisServer() as server:
+        store = _store(server.port, max_retries=0)
+        await store.open()
+        await store.close()
+
+
 async def test_a_server_that_is_away_is_unavailable() -> None:
     """After a bounded number of retries the caller is told, and that the outcome is unknown."""
     with RedisServer() as server:
