@@ -33,6 +33,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from actors.errors import InvalidSchedule
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -46,10 +48,6 @@ Instant: TypeAlias = str | int | float | timedelta | datetime
 
 MAX_MS = 253_402_300_799_999
 """The last millisecond of the year 9999, where `datetime` ends. A tick beyond it never comes."""
-
-
-class InvalidSchedule(ValueError):
-    """The caller's: says what was wrong and what would be right."""
 
 
 class Every(NamedTuple):

@@ -1,0 +1,738 @@
+"""An activation: the in-memory incarnation of one actor, and the loop its turns go through.
+
+Who may do what when:
+
+- *One writer.* At most one writing turn runs at a time, from its start to its decision, across every await (INV-5); calls of
+  its own chain may join it when the type is reentrant. `read_only` turns run beside each other, never beside a writer.
+- *Pipelining.* The next turn starts as soon as the last was decided; its answer waits for the commit, in order. When a
+  commit is refused the activation is dead: turns decided on top of it are refused by the store as well (their expected
+  version is gone), and every caller behind is run again on a fresh activation, which first waits for the store's
+  answers to all of them.
+- *The gate.* Nothing leaves an actor that rests on an uncommitted turn (INV-7): answers, errors, reads and calls to other
+  actors all wait for it.
+
+No lock guards any of this: everything here runs on the host's event loop, and `submit`, `_run_inline`, `_decide` and
+`_committed` do not await, so each is atomic to all others.
+
+A turn whose method cannot suspend runs inside `submit`, without a task; any other runs in the activation's pump task, which
+lives as long as there is work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from actors.errors import (
+    ActorError,
+    ActorFailed,
+    ActorMoved,
+    CallerError,
+    DeadlineExceeded,
+    Deadlock,
+    InvalidState,
+    MailboxFull,
+    OutcomeUnknown,
+    ReentrancyDepthExceeded,
+)
+from actors.message import Call, Envelope
+from actors.reminders import advance_reminder
+from actors.state import (
+    STATE_EVENT,
+    advance,
+    capture,
+    changes,
+    encode_changes,
+    encode_snapshot,
+    event_name,
+    fold,
+    new_instance,
+    restore,
+)
+from actors.turn import Turn, _current
+from statestores.codec import ATOMS, encode
+from statestores.errors import DuplicateTurn, StaleEpoch, StoreError, StoreUnavailable
+from statestores.groupcommit import settle
+from statestores.model import IndexEntry, NewEvent, OutboxMessage, Receipt, TurnCommit
+
+if TYPE_CHECKING:
+    from actors.definition import ActorDefinition, Method
+    from actors.host import Host
+    from statestores.errors import CommitRefused
+
+_YIELD_EVERY = 64
+
+
+class Phase(Enum):
+    LOADING = "loading"
+    ACTIVE = "active"
+    DEAD = "dead"
+
+
+class Activation:
+    __slots__ = (
+        "_idle",
+        "base",
+        "definition",
+        "host",
+        "indexed",
+        "instance",
+        "last_used",
+        "mailbox",
+        "marks",
+        "partition",
+        "phase",
+        "pump",
+        "readers",
+        "running",
+        "snapshot_version",
+        "stream",
+        "uncommitted",
+        "version",
+        "was_refused",
+    )
+
+    def __init__(self, host: Host, definition: ActorDefinition, stream: str, partition: int) -> None:
+        self.host = host
+        self.definition = definition
+        self.stream = stream
+        self.partition = partition
+        self.phase = Phase.LOADING
+        self.instance: Any = None
+        self.base: list[Any] = []
+        # The version after the last *decided* turn; what is committed lags behind by `uncommitted` turns.
+        self.version = 0
+        self.snapshot_version = 0
+        self.indexed = False
+        self.uncommitted = 0
+        # Allocated only while needed: an idle activation should cost little more than its state.
+        self.mailbox: deque[Call] | None = None
+        self.pump: asyncio.Task[None] | None = None
+        self.running: Turn | None = None
+        self.readers: set[asyncio.Task[None]] | None = None
+        # Reminders changed by decided turns of this activation: name -> due, None for cleared. A tick that is older than
+        # that is stale.
+        self.marks: dict[str, int | None] | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self.last_used = 0.0
+        # A decided turn was refused: what was read from here since then may never have been.
+        self.was_refused = False
+
+    @property
+    def dead(self) -> bool:
+        return self.phase is Phase.DEAD
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing runs, waits or is being committed: may be deactivated."""
+        return self.pump is None and not self.mailbox and not self.readers and self.uncommitted == 0
+
+    def event_name(self, name: str) -> str:
+        return event_name(self.definition, name)
+
+    # -- the way in -----------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        """Run the call as a turn, now or in its turn. `call.method` and `call.args` are set. Answers through `call.future` only."""
+        method = call.method
+        assert method is not None
+        self.last_used = self.host.loop_time()
+        if self.pump is None and self.phase is Phase.ACTIVE:
+            if method.inline and call.key is None and not call.redelivered and (method.read_only or not self.readers):
+                self._run_inline(call, method)
+                return
+        elif self.running is not None and call.chain_id is not None and self._comes_back(call):
+            return
+        if method.interleave and self.phase is Phase.ACTIVE:
+            self._start_reader(call, method)
+            return
+        self._enqueue(call)
+
+    def start(self, *, after_commits: bool) -> None:
+        """Begin loading. With `after_commits` a former activation still has turns at the store: their fate comes first."""
+        self.pump = self.host.create_task(self._load_and_pump(after_commits))
+
+    async def wait_committed(self) -> None:
+        """Return when every turn decided so far has its answer from the store."""
+        if self.uncommitted:
+            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.host.group.submit(None, lambda _: settle(settled))
+            await settled
+
+    async def wait_quiet(self) -> None:
+        """Return when nothing runs, waits or is being committed."""
+        while not self.quiet and not self.dead:
+            if self._idle is None:  # shared by everybody who waits
+                self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
+    def retire(self) -> None:
+        """Take the activation out of service: what waits in its mailbox is run elsewhere, what runs is discarded."""
+        if self.phase is Phase.DEAD:
+            return
+        self.phase = Phase.DEAD
+        self.host.forget(self)
+        waiting, self.mailbox = self.mailbox, None
+        for call in waiting or ():
+            self.host.resubmit(call)
+        self._tell_idle()
+
+    def deactivate(self) -> None:
+        """Leave memory. Only when quiet."""
+        assert self.quiet
+        self.phase = Phase.DEAD
+        self.host.forget(self)
+
+    # -- waiting --------------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, call: Call) -> None:
+        if call.chain and (cycle := self.host.waits.cycle(call.chain[-1], self.stream)) is not None:
+            self.host.fail(call, Deadlock(cycle))
+            return
+        mailbox = self.mailbox
+        if mailbox is None:
+            mailbox = self.mailbox = deque()
+        elif len(mailbox) >= self.definition.options.mailbox_limit and not call.internal:
+            self.host.fail(call, MailboxFull(f"{self.stream} has {len(mailbox)} calls waiting: try again later"))
+            return
+        mailbox.append(call)
+        if self.pump is None and self.phase is Phase.ACTIVE:
+            self.pump = self.host.create_task(self._pump())
+
+    def _comes_back(self, call: Call) -> bool:
+        """A call of the chain the running turn belongs to cannot wait for that turn. True: it was dealt with."""
+        turn = self.running
+        assert turn is not None
+        if (turn._chain_id or turn.call.chain_id) != call.chain_id:
+            return False
+        options = self.definition.options
+        if not options.reentrant:
+            if self.stream not in call.chain:
+                return False  # same id, given by a client twice: not waiting for itself
+            start = call.chain.index(self.stream)
+            self.host.fail(call, Deadlock((*call.chain[start:], self.stream)))
+        elif turn.depth >= options.max_depth:
+            self.host.fail(
+                call, ReentrancyDepthExceeded(f"maximum stack depth exceeded: {self.stream} at {turn.depth}")
+            )
+        else:
+            turn.depth += 1
+            task = self.host.create_task(self._run_joined(turn, call))
+            turn.joined = turn.joined or set()
+            turn.joined.add(task)
+            task.add_done_callback(turn.joined.discard)
+        return True
+
+    async def _load_and_pump(self, after_commits: bool) -> None:
+        try:
+            if after_commits:
+                await self.host.group.drain()
+            await self._load()
+        except (Exception, asyncio.CancelledError) as error:
+            self._load_failed(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        await self._pump()
+
+    def _load_failed(self, error: BaseException) -> None:
+        self.phase = Phase.DEAD
+        self.pump = None
+        self.host.forget(self)
+        failure = OutcomeUnknown(f"{self.stream} cannot be loaded: {error}") if isinstance(error, StoreError) else error
+        if not isinstance(failure, ActorError):
+            failure = _as_actor_error(failure)
+        waiting, self.mailbox = self.mailbox, None
+        for call in waiting or ():
+            self.host.fail(call, failure)
+        self._tell_idle()
+
+    async def _load(self) -> None:
+        history = await self.host.journal.load(self.stream)
+        definition = self.definition
+        instance = new_instance(definition)
+        fold(definition, instance, history)
+        self.version = history.version
+        self.snapshot_version = history.snapshot.version if history.snapshot is not None else 0
+        self.indexed = history.version > 0
+        self.instance = instance
+        self.base = [] if definition.event_sourced else capture(definition, instance)
+        if self.dead:
+            return
+        self.phase = Phase.ACTIVE
+        hook = definition.methods.get("on_activate")
+        if hook is not None:
+            await self._run_hook(hook)
+
+    async def _run_hook(self, hook: Method) -> None:
+        """A hook is a turn. Raises what it raised."""
+        call = Call(self.stream, hook.name, asyncio.get_running_loop().create_future())
+        call.method, call.internal = hook, True
+        await self._run(call, hook)
+        if call.future.done():
+            call.future.result()
+
+    async def run_deactivation_hook(self) -> None:
+        hook = self.definition.methods.get("on_deactivate")
+        if hook is None:
+            return
+        self.pump = asyncio.current_task()  # holds off inline turns; calls that come meanwhile wait in the mailbox
+        try:
+            await self._run_hook(hook)
+        finally:
+            self.pump = None
+        await self.wait_committed()
+
+    async def _pump(self) -> None:
+        turns = 0
+        try:
+            while self.mailbox:
+                call = self.mailbox.popleft()
+                if call.future.done():
+                    continue
+                await self._take(call)
+                turns += 1
+                if turns % _YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
+        finally:
+            self.pump = None
+            if not self.mailbox:
+                self.mailbox = None
+            elif self.phase is Phase.ACTIVE and not self.host.aborted:
+                self.pump = self.host.create_task(self._pump())
+            self._tell_idle()
+
+    async def _take(self, call: Call) -> None:
+        method = call.method
+        assert method is not None
+        if method.read_only and not (method.inline and call.key is None and not call.redelivered):
+            self._start_reader(call, method)
+            return
+        while self.readers and not method.read_only:
+            await asyncio.wait(self.readers)
+        if self.dead:
+            self.host.resubmit(call)
+        elif method.inline and call.key is None and not call.redelivered:
+            self._run_inline(call, method)
+        else:
+            await self._run(call, method)
+
+    # -- running --------------------------------------------------------------------------------------------------------
+
+    def _run_inline(self, call: Call, method: Method) -> None:
+        turn = Turn(self, call, method)
+        if call.reminder is not None and self._is_stale(call):
+            self.host.answer(call, None)
+            return
+        token = _current.set(turn)
+        try:
+            result = method.function(self.instance, *call.args)
+            if method.is_async:
+                result = _run_to_end(result)
+        except Exception as error:
+            _current.reset(token)
+            self._failed(turn, error)
+        except BaseException:
+            _current.reset(token)
+            self._roll_back(turn)
+            raise
+        else:
+            _current.reset(token)
+            self._decide(turn, result)
+
+    async def _run(self, call: Call, method: Method) -> None:
+        """One turn in the pump task. Returns when it is decided or has failed."""
+        turn = Turn(self, call, method)
+        call.turn = turn
+        turn.task = task = asyncio.current_task()
+        assert task is not None
+        self.running = turn
+        token = _current.set(turn)
+        watch = self._watch(turn)
+        try:
+            if call.reminder is not None and self._is_stale(call):
+                self.host.answer(call, None)
+                return
+            if (call.key is not None or call.redelivered) and await self._answered_before(turn):
+                return
+            result = method.function(self.instance, *call.args)
+            if method.is_async:
+                result = await result
+            while turn.joined:
+                await asyncio.wait(turn.joined)
+        except asyncio.CancelledError:
+            self.running = None
+            if turn.cancelled_by is None:  # the host is being torn down
+                self._roll_back(turn)
+                raise
+            task.uncancel()
+            await self._cancel_joined(turn)
+            self._failed(turn, turn.cancelled_by)
+        except Exception as error:
+            await self._cancel_joined(turn)
+            self.running = None
+            if turn.cancelled_by is None:
+                self._failed(turn, error)
+            else:
+                task.uncancel()
+                turn.cancelled_by.__cause__ = error
+                self._failed(turn, turn.cancelled_by)
+        else:
+            self.running = None
+            if (
+                turn.cancelled_by is not None
+            ):  # the method swallowed the cancellation: the caller was promised a roll-back
+                task.uncancel()
+                self._failed(turn, turn.cancelled_by)
+            else:
+                self._decide(turn, result)
+        finally:
+            self.running = None
+            _current.reset(token)
+            if watch is not None:
+                watch.cancel()
+
+    async def _run_joined(self, outer: Turn, call: Call) -> None:
+        """A call that came back to the turn that caused it: part of that turn, answered at once inside its chain. Its effects
+        are committed, or rolled back, with the outer turn (the documented exception to INV-7)."""
+        method = call.method
+        assert method is not None
+        token = _current.set(outer)
+        try:
+            result = method.function(self.instance, *call.args)
+            if method.is_async:
+                result = await result
+            self.host.answer(call, _result_for(call, method, result))
+        except asyncio.CancelledError:
+            self.host.fail(call, ActorMoved(f"the turn of {self.stream} this call had joined was cancelled"))
+            raise
+        except Exception as error:
+            self.host.fail(call, _as_actor_error(error))
+        finally:
+            _current.reset(token)
+            outer.depth -= 1
+
+    def _start_reader(self, call: Call, method: Method) -> None:
+        task = self.host.create_task(self._run_reader(call, method))
+        if method.interleave:  # overlaps writers, so nobody waits for it
+            return
+        self.readers = self.readers or set()
+        self.readers.add(task)
+        task.add_done_callback(self._reader_done)
+
+    def _reader_done(self, task: asyncio.Task[None]) -> None:
+        assert self.readers is not None
+        self.readers.discard(task)
+        if not self.readers:
+            self.readers = None
+            self._tell_idle()
+
+    async def _run_reader(self, call: Call, method: Method) -> None:
+        turn = Turn(self, call, method)
+        call.turn = turn
+        turn.task = task = asyncio.current_task()
+        assert task is not None
+        token = _current.set(turn)
+        watch = self._watch(turn)
+        try:
+            if call.key is not None and await self._answered_before(turn):
+                return
+            result = method.function(self.instance, *call.args)
+            if method.is_async:
+                result = await result
+        except asyncio.CancelledError:
+            if turn.cancelled_by is None:
+                raise
+            task.uncancel()
+            self._answer_failure(turn, _as_actor_error(turn.cancelled_by))
+        except Exception as error:
+            self._answer_failure(turn, _as_actor_error(error, turn.method))
+        else:
+            self._decide(turn, result)
+        finally:
+            _current.reset(token)
+            if watch is not None:
+                watch.cancel()
+
+    def _watch(self, turn: Turn) -> asyncio.TimerHandle | None:
+        """Cancel the turn when its caller gives up or it runs longer than its type allows."""
+        turn.call.future.add_done_callback(lambda future: cancel_turn(turn, _GIVEN_UP) if future.cancelled() else None)
+        timeout = turn.method.timeout_s if turn.method.timeout_s is not None else self.definition.options.timeout_s
+        if timeout is None:
+            return None
+        error = DeadlineExceeded(f"{self.stream}.{turn.method.name} ran longer than {timeout:g} s and was rolled back")
+        return asyncio.get_running_loop().call_later(timeout, cancel_turn, turn, error)
+
+    async def _cancel_joined(self, turn: Turn) -> None:
+        """INV-5: nothing of a turn may run on after its end."""
+        for task in tuple(turn.joined or ()):
+            task.cancel()
+        while turn.joined:
+            await asyncio.wait(turn.joined)
+
+    async def _answered_before(self, turn: Turn) -> bool:
+        """INV-8: a call that was consumed before gets the first answer again."""
+        call = turn.call
+        if self.uncommitted:
+            await self.wait_committed()
+        receipt = await self.host.journal.receipt(self.stream, call.receipt_key)
+        if receipt is None:
+            return False
+        self._answer_receipt(turn, receipt)
+        return True
+
+    def _answer_receipt(self, turn: Turn, receipt: Receipt) -> None:
+        call, method = turn.call, turn.method
+        if call.raw or not receipt.reply:
+            self.host.answer(call, receipt.reply)
+            return
+        try:
+            self.host.answer(call, method.signature.decode_result(receipt.reply))
+        except ActorError as error:
+            self.host.fail(call, error)
+
+    def _is_stale(self, call: Call) -> bool:
+        assert call.reminder is not None
+        reminder = call.reminder.reminder
+        return self.marks is not None and self.marks.get(reminder.name, reminder.due_ms) != reminder.due_ms
+
+    # -- deciding -------------------------------------------------------------------------------------------------------
+
+    def _decide(self, turn: Turn, result: Any) -> None:
+        turn.closed = True
+        call, method = turn.call, turn.method
+        changed: dict[str, Any] | None = None
+        try:
+            turn.result = result if type(result) in ATOMS and not call.raw else _result_for(call, method, result)
+            if not self.definition.event_sourced and not method.interleave:
+                changed = changes(self.definition, self.instance, self.base)
+                if changed is not None and method.read_only:
+                    raise InvalidState(
+                        f"{self.definition.name}.{method.name} is read_only, but changed {', '.join(changed)}"
+                    )
+            if self.dead:
+                self.host.resubmit(call)
+            elif changed is None and turn.events is None and not turn.has_effects and not self._must_record(call):
+                self._answer_read(turn)
+            else:
+                self._commit(turn, changed, result)
+        except Exception as error:  # what cannot be encoded, above all; nothing has been handed to the store yet
+            self._failed(turn, error)
+
+    def _must_record(self, call: Call) -> bool:
+        return call.key is not None or call.outbox_id is not None or call.reminder is not None
+
+    def _commit(self, turn: Turn, changed: dict[str, Any] | None, result: Any) -> None:
+        host, call, definition = self.host, turn.call, self.definition
+        now_ms = host.clock.now_ms()
+        if call.reply_to is not None:
+            _post_reply(turn, call.reply_to, _encoded(turn, result), None)
+        events: tuple[NewEvent, ...] = ()
+        if not turn.deleting:
+            if changed is not None:
+                events = (NewEvent(event_name(definition, STATE_EVENT), encode_changes(changed)),)
+            elif turn.events is not None:
+                events = tuple(turn.events)
+        expected = self.version
+        version = expected + len(events)
+        snapshot: bytes | None = None
+        if events and version - self.snapshot_version >= definition.options.snapshot_every:
+            snapshot = encode_snapshot(definition, self.instance)
+            self.snapshot_version = version
+        index: IndexEntry | None = None
+        if (turn.index_name is not None or not self.indexed) and not turn.deleting:
+            index = IndexEntry(self.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)
+            self.indexed = True
+        if call.reminder is not None:
+            advance_reminder(turn, call.reminder, now_ms)
+        receipt: Receipt | None = None
+        if call.outbox_id is not None:
+            receipt = Receipt(call.outbox_id, b"", now_ms + definition.options.receipts_ms, call.outbox_partition)
+        elif call.key is not None:
+            receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + definition.options.receipts_ms)
+        if turn.has_effects:
+            self._note_marks(turn)
+            commit = TurnCommit(
+                self.partition,
+                host.epochs[self.partition],
+                self.stream,
+                turn.turn_id,
+                now_ms,
+                expected,
+                call.caller,
+                call.trace_id,
+                events,
+                snapshot,
+                index,
+                tuple(turn.reminders_set.values()) if turn.reminders_set else (),
+                tuple(turn.reminders_cleared) if turn.reminders_cleared else (),
+                tuple(m for m, _ in turn.outbox) if turn.outbox else (),
+                tuple(turn.outbox_done) if turn.outbox_done else (),
+                (),
+                receipt,
+                turn.deleting,
+            )
+        else:
+            commit = TurnCommit(
+                self.partition, host.epochs[self.partition], self.stream, turn.turn_id, now_ms, expected,
+                call.caller, call.trace_id, events, snapshot, index, (), (), (), (), (), receipt,
+            )  # fmt: skip  # the common turn, positionally: this line is run for every one
+        self.version = version
+        if changed is not None:
+            advance(definition, self.base, changed)
+        self.uncommitted += 1
+        host.group.submit(commit, turn_committed(turn))
+        if turn.deleting:
+            self.retire()
+
+    def _note_marks(self, turn: Turn) -> None:
+        if turn.reminders_set or turn.reminders_cleared:
+            self.marks = self.marks or {}
+            for name in turn.reminders_cleared or ():
+                self.marks[name] = None
+            for name, reminder in (turn.reminders_set or {}).items():
+                self.marks[name] = reminder.due_ms
+
+    # -- after ----------------------------------------------------------------------------------------------------------
+
+    def committed(self, turn: Turn, outcome: CommitRefused | StoreUnavailable | None) -> None:
+        """The store's answer to a decided turn."""
+        self.uncommitted -= 1
+        if outcome is None:
+            self.host.act(turn)
+            self.host.answer(turn.call, turn.result)
+        else:
+            self._refused(turn, outcome)
+        if self.uncommitted == 0:
+            if self.mailbox is None:
+                self.marks = None
+            self._tell_idle()
+
+    def _refused(self, turn: Turn, outcome: CommitRefused | StoreUnavailable) -> None:
+        self.was_refused = True
+        self.retire()
+        match outcome:
+            case DuplicateTurn():
+                self._answer_receipt(turn, outcome.receipt)
+            case StoreUnavailable():
+                self.host.fail(turn.call, OutcomeUnknown(f"{self.stream}: {outcome}"))
+            case StaleEpoch():
+                self.host.lost_partition(self.partition, outcome)
+                self.host.resubmit(turn.call)
+            case _:
+                self.host.resubmit(turn.call)
+
+    def _answer_read(self, turn: Turn) -> None:
+        """A read waits for what it has read, and is given only while this host is sure to own the actor."""
+        host, call = self.host, turn.call
+        if turn.timers or turn.callbacks:
+            host.act(turn)
+        if self.uncommitted == 0 and host.lease_holds():
+            host.answer(call, turn.result)
+        else:
+            host.answer_confirmed(self, call, turn.result)
+
+    def _failed(self, turn: Turn, error: BaseException) -> None:
+        turn.closed = True
+        self._roll_back(turn)
+        self._answer_failure(turn, _as_actor_error(error, turn.method))
+
+    def _roll_back(self, turn: Turn) -> None:
+        """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, by a fresh activation."""
+        if self.instance is None or turn.method.interleave:
+            return
+        if not self.definition.event_sourced:
+            restore(self.definition, self.instance, self.base)
+        elif turn.events is not None:
+            self.retire()
+
+    def _answer_failure(self, turn: Turn, error: ActorError) -> None:
+        call = turn.call
+        if call.reply_to is not None and not error.retriable and not self.dead:
+            self._commit_failure(turn, error)
+        elif self.uncommitted == 0:
+            self.host.fail(call, error)
+        else:
+            self.host.group.submit(None, lambda _: self.host.fail(call, error))  # it rests on what was decided before
+
+    def _commit_failure(self, turn: Turn, error: ActorError) -> None:
+        """The outcome of a durable call is recorded even when it is a failure: the caller gets this one, once."""
+        clean = Turn(self, turn.call, turn.method)
+        failure = {
+            "type": error.error_type if isinstance(error, ActorFailed) else type(error).__name__,
+            "message": error.message if isinstance(error, ActorFailed) else str(error),
+            "traceback": error.traceback if isinstance(error, ActorFailed) else "",
+        }
+        assert turn.call.reply_to is not None
+        _post_reply(clean, turn.call.reply_to, b"null", failure)
+        reply_to, turn.call.reply_to = turn.call.reply_to, None
+        self._commit(clean, None, None)
+        turn.call.reply_to = reply_to
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and (self.quiet or self.dead):
+            idle, self._idle = self._idle, None
+            if not idle.done():
+                idle.set_result(None)
+
+
+# -- leaves --------------------------------------------------------------------------------------------------------------
+
+_GIVEN_UP = DeadlineExceeded("the caller gave up")
+
+
+def cancel_turn(turn: Turn, reason: BaseException) -> None:
+    """Cancel a running turn: its method gets a CancelledError at its next await, and everything is rolled back. The turn ends
+    when the method has really ended (INV-5), however long it takes to let go."""
+    task = turn.task
+    if task is None or task.done() or turn.cancelled_by is not None:
+        return
+    if turn.activation.running is turn or turn.method.read_only:
+        turn.cancelled_by = reason
+        task.cancel()
+
+
+def turn_committed(turn: Turn) -> Any:
+    activation = turn.activation
+    return lambda outcome: activation.committed(turn, outcome)
+
+
+def _run_to_end(coroutine: Any) -> Any:
+    """The result of a coroutine that cannot suspend."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("a method that was found unable to suspend did suspend")
+
+
+def _result_for(call: Call, method: Method, result: Any) -> Any:
+    return method.signature.encode_result(result) if call.raw else method.signature.copy_result(result)
+
+
+def _encoded(turn: Turn, result: Any) -> bytes:
+    return turn.result if turn.call.raw else turn.method.signature.encode_result(result)
+
+
+def _post_reply(turn: Turn, reply_to: tuple[str, str, str], result: bytes, error: dict[str, str] | None) -> None:
+    """The outcome of a durable call: a message from the called actor's own outbox, so it is as sure as the turn itself."""
+    stream, method, token = reply_to
+    payload = b"[%b,%b,%b]" % (encode(token), result, encode(error))
+    envelope = Envelope("turn", stream, method, payload, turn.trace_id)
+    turn.outbox = turn.outbox or []
+    turn.outbox.append((OutboxMessage(f"{turn.turn_id}.{len(turn.outbox)}", turn.stream, envelope.encode()), envelope))
+
+
+def _as_actor_error(error: BaseException, method: Method | None = None) -> ActorError:
+    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, except in
+    the built-in methods, which pass their caller's mistakes on."""
+    built_in = method is not None and method.name.startswith("$")
+    if isinstance(error, ActorError) and (built_in or not isinstance(error, CallerError)):
+        return error
+    failed = ActorFailed(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+    failed.__cause__ = error
+    return failed

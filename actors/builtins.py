@@ -1,0 +1,80 @@
+"""Methods every actor has, for the runtime's own use: their names start with ``$``, which no user's method can.
+
+They are turns like any other, so deleting an actor, setting its reminders over HTTP or patching its fields is ordered with
+its other turns, fenced and atomic. Arguments are JSON values, as for every method.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actors.definition import make_method
+from actors.errors import InvalidState, ReminderExists
+from actors.state import patch_field
+from actors.turn import context
+from statestores.codec import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from actors.definition import Method
+
+
+def _delete(_: Any) -> bool:
+    """True when there was anything to delete."""
+    turn = context()
+    existed = turn.activation.indexed
+    turn.delete()
+    return existed
+
+
+def _accept(_: Any, method: str, payload: str) -> None:
+    """A one-way message from outside: once this is committed it stands in the actor's own outbox."""
+    turn = context()
+    turn.send_raw(turn.actor_type, turn.actor_id, method, payload.encode())
+
+
+def _advance_reminder(_: Any) -> None:
+    """A tick without a method: the schedule goes on."""
+
+
+async def _set_reminder(_: Any, name: str, options: dict[str, Any], overwrite: bool = True) -> None:
+    turn = context()
+    if not overwrite and any(r.name == name for r in await turn.reminders()):
+        raise ReminderExists(f"reminder {name!r} of {turn.stream} exists already")
+    turn.set_reminder(name, **options)
+
+
+def _clear_reminder(_: Any, name: str) -> None:
+    context().clear_reminder(name)
+
+
+def _set_timer(_: Any, name: str, options: dict[str, Any]) -> None:
+    context().set_timer(name, **options)
+
+
+def _clear_timer(_: Any, name: str) -> None:
+    context().clear_timer(name)
+
+
+def _patch(instance: Any, operations: list[list[Any]]) -> None:
+    """Operations are [field, value] to set, [field] to put the default back; in order, all or nothing."""
+    definition = context().activation.definition
+    if definition.event_sourced:
+        raise InvalidState(f"{definition.name} is event-sourced: its state changes by its events only")
+    for name, *value in operations:
+        patch_field(definition, instance, name, encode(value[0]) if value else None)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "$accept": _accept,
+    "$delete": _delete,
+    "$advance_reminder": _advance_reminder,
+    "$set_reminder": _set_reminder,
+    "$clear_reminder": _clear_reminder,
+    "$set_timer": _set_timer,
+    "$clear_timer": _clear_timer,
+    "$patch": _patch,
+}
+
+BUILTINS: Mapping[str, Method] = {name: make_method(name, function) for name, function in _FUNCTIONS.items()}

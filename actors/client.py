@@ -1,0 +1,225 @@
+"""What the outside world uses: calls, messages, and looking at actors. Runtime and the HTTP API stand on it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from actors.definition import definition_of
+from actors.errors import ActorNotActive, UnknownActorType
+from actors.names import check_name, stream_of
+from actors.ref import ActorRef, target_of
+from actors.state import fold, new_instance, plain_state
+from statestores.codec import encode
+from statestores.model import IndexQuery, StreamState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from actors.definition import ActorDefinition
+    from actors.host import Host
+    from actors.message import Call
+    from actors.reminders import ReminderInfo
+    from statestores.model import Event, IndexEntry
+
+T = TypeVar("T")
+
+
+class ActorClient:
+    """Every error is an `ActorError` (see `actors.errors`) or, from the methods that only look, a `StoreError`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    # -- calling --------------------------------------------------------------------------------------------------------
+
+    @overload
+    def actor(
+        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> T: ...
+    @overload
+    def actor(
+        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Any: ...
+    def actor(
+        self,
+        actor_type: type[T] | str,
+        actor_id: str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """A reference. `timeout` in seconds bounds each call made through it; `idempotency_key` makes its call take effect once,
+        however often it is made (use one reference per keyed call)."""
+        if isinstance(actor_type, str):
+            definition, name = None, actor_type
+            check_name("actor type", name)
+        else:
+            definition = definition_of(actor_type)
+            if definition is None:
+                raise UnknownActorType(f"{actor_type.__qualname__} is not an actor: decorate it with @actor")
+            name = definition.name
+        check_name("actor id", actor_id)
+        return ActorRef(self, definition, stream_of(name, actor_id), timeout, idempotency_key)
+
+    def new_call(self, stream: str, method: str) -> Call:
+        return self._host.new_call(stream, method)
+
+    async def invoke(self, call: Call, timeout: float | None) -> Any:
+        """Make a prepared call and wait for its answer. Cancelling this cancels the call."""
+        return await self.start(call, timeout)
+
+    def start(self, call: Call, timeout: float | None) -> asyncio.Future[Any]:
+        """Make a prepared call; the future of its answer."""
+        if timeout is not None:
+            deadline = self._host.loop_time() + timeout
+            call.deadline = deadline if call.deadline is None else min(deadline, call.deadline)
+        if call.deadline is not None:
+            call.timer = asyncio.get_running_loop().call_at(call.deadline, self._host.expire, call)
+        return self._host.place(call)
+
+    def invoke_nowait(
+        self,
+        actor_type: str,
+        actor_id: str,
+        method: str,
+        payload: bytes = b"",
+        *,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+        caller: str = "",
+        trace_id: str = "",
+        chain_id: str | None = None,
+    ) -> asyncio.Future[bytes]:
+        """A call with JSON in and JSON out (see `Signature.bind_json`); never raises, the future does. The hot path of HTTP."""
+        call = self._host.new_call(f"{actor_type}/{actor_id}", method)
+        call.payload = payload
+        call.raw = True
+        if idempotency_key is not None:
+            call.key = idempotency_key
+        if caller:
+            call.caller = caller
+        if trace_id:
+            call.trace_id = trace_id
+        if chain_id is not None:
+            call.chain_id = chain_id
+        return self.start(call, timeout)
+
+    async def call(self, actor_type: str, actor_id: str, method: str, payload: bytes = b"", **options: Any) -> bytes:
+        """`invoke_nowait`, awaited."""
+        return await self.invoke_nowait(actor_type, actor_id, method, payload, **options)
+
+    async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Send a durable one-way message from outside an actor: ``await client.send(client.actor(Airport, "JFK").departed, 10)``.
+        Returns when it is durably accepted, before it takes effect."""
+        stream, name, payload = target_of(method, args, kwargs)
+        actor_type, _, actor_id = stream.partition("/")
+        await self.send_raw(actor_type, actor_id, name, payload)
+
+    async def send_raw(self, actor_type: str, actor_id: str, method: str, payload: bytes = b"") -> None:
+        """`send` with JSON arguments. Raises `UnknownActorType`, `InvalidName`."""
+        await self._builtin(actor_type, actor_id, "$accept", [method, payload.decode()])
+
+    # -- looking --------------------------------------------------------------------------------------------------------
+
+    async def listing(self, query: IndexQuery) -> list[IndexEntry]:
+        """One page of the actors that have state, by stream."""
+        return await self._host.journal.index(query)
+
+    async def history(self, actor_type: str, actor_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Recorded events, oldest first, from the version after `after`."""
+        return await self._host.journal.events(_stream(actor_type, actor_id), after, limit)
+
+    async def state(
+        self, actor_type: str, actor_id: str, *, at_version: int | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """(version, committed state as JSON values), now or as it was at a version, without activating the actor. None: it has
+        no history. Raises `UnknownActorType`."""
+        definition = self._definition(actor_type)
+        history = await self._host.journal.load(_stream(actor_type, actor_id), at_version)
+        if history.version == 0 and at_version != 0:
+            return None
+        return history.version, folded(definition, history)
+
+    async def field(self, actor_type: str, actor_id: str, name: str) -> bytes | None:
+        """One committed field as JSON; None when the actor, or the field, is not there."""
+        found = await self.state(actor_type, actor_id)
+        return encode(found[1][name]) if found is not None and name in found[1] else None
+
+    def is_active(self, actor_type: str, actor_id: str) -> bool:
+        return f"{actor_type}/{actor_id}" in self._host.activations
+
+    def active_counts(self) -> dict[str, int]:
+        """Activations in memory, for every hosted type."""
+        counts = dict.fromkeys(self._host.types, 0)
+        for activation in self._host.activations.values():
+            counts[activation.definition.name] += 1
+        return counts
+
+    # -- changing from outside: turns like any other --------------------------------------------------------------------
+
+    async def delete(self, actor_type: str, actor_id: str) -> bool:
+        """Remove an actor with everything it owns. False when there was nothing."""
+        return bool(await self._builtin(actor_type, actor_id, "$delete", []))
+
+    async def patch(self, actor_type: str, actor_id: str, operations: Sequence[Sequence[Any]]) -> None:
+        """Set ([field, value]) or reset ([field]) fields of an active actor, all or nothing. Raises `ActorNotActive`,
+        `InvalidState`."""
+        if not self.is_active(actor_type, actor_id):
+            raise ActorNotActive(f"actor {actor_type}/{actor_id} is not active")
+        await self._builtin(actor_type, actor_id, "$patch", [[list(o) for o in operations]])
+
+    async def set_reminder(
+        self, actor_type: str, actor_id: str, name: str, options: Mapping[str, Any], *, overwrite: bool = True
+    ) -> None:
+        """`options` are the keyword arguments of `Turn.set_reminder`, times as text or seconds. Raises `InvalidSchedule`,
+        `ReminderExists`."""
+        check_name("reminder name", name)
+        await self._builtin(actor_type, actor_id, "$set_reminder", [name, dict(options), overwrite])
+
+    async def reminder(self, actor_type: str, actor_id: str, name: str) -> ReminderInfo | None:
+        return next((r for r in await self.reminders(actor_type, actor_id) if r.name == name), None)
+
+    async def reminders(self, actor_type: str, actor_id: str) -> list[ReminderInfo]:
+        self._definition(actor_type)
+        return await self._host.reminders.of(_stream(actor_type, actor_id))
+
+    async def clear_reminder(self, actor_type: str, actor_id: str, name: str) -> None:
+        await self._builtin(actor_type, actor_id, "$clear_reminder", [name])
+
+    async def set_timer(self, actor_type: str, actor_id: str, name: str, options: Mapping[str, Any]) -> None:
+        """`options` are the keyword arguments of `Turn.set_timer`. Raises `InvalidSchedule`."""
+        check_name("timer name", name)
+        await self._builtin(actor_type, actor_id, "$set_timer", [name, dict(options)])
+
+    async def clear_timer(self, actor_type: str, actor_id: str, name: str) -> None:
+        await self._builtin(actor_type, actor_id, "$clear_timer", [name])
+
+    # -- leaves ---------------------------------------------------------------------------------------------------------
+
+    def _definition(self, actor_type: str) -> ActorDefinition:
+        definition = self._host.types.get(actor_type)
+        if definition is None:
+            raise UnknownActorType(f"no host has the type {actor_type!r}; it has {', '.join(sorted(self._host.types))}")
+        return definition
+
+    async def _builtin(self, actor_type: str, actor_id: str, method: str, arguments: list[Any]) -> Any:
+        call = self._host.new_call(_stream(actor_type, actor_id), method)
+        call.payload = encode(arguments)
+        call.internal = True
+        if self._host.draining:
+            call.internal = False
+        return await self._host.place(call)
+
+
+def folded(definition: ActorDefinition, history: StreamState) -> dict[str, Any]:
+    """The state a history records, as JSON values. Raises `InvalidState`."""
+    instance = new_instance(definition)
+    fold(definition, instance, history)
+    return plain_state(definition, instance)
+
+
+def _stream(actor_type: str, actor_id: str) -> str:
+    check_name("actor type", actor_type)
+    check_name("actor id", actor_id)
+    return stream_of(actor_type, actor_id)

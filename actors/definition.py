@@ -1,0 +1,380 @@
+"""A class becomes an actor type: `@actor`, `@method`, `@event`.
+
+    @actor(idle_timeout="10m")
+    class Account:
+        balance: int = 0                     # annotated fields are the durable state
+
+        @method
+        async def deposit(self, amount: int) -> int:
+            self.balance += amount           # committed when the turn ends
+            return self.balance
+
+Two styles on one core. In the *state* style a turn's changed fields are its event. In the *event-sourced* style, methods
+marked `@event` record themselves, name and arguments, and then apply; the state is the fold of them, and fields may be
+assigned nowhere else. Names that start with an underscore, and names without annotation, are volatile.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import dis
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+from actors.names import check_name
+from actors.schedule import parse_duration_s
+from actors.signature import Signature
+from statestores.codec import Adapter, adapter
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    Duration = str | int | float | timedelta
+
+C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+Upcaster = Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]] | None]
+"""(event name, data) of one schema version -> the same fact in the next one, or None to drop it. A snapshot comes under
+the name ``snapshot``, a change of state-style fields under ``state``; those two may not be dropped or renamed."""
+
+ATTRIBUTE = "__mecha_actor__"
+_METHOD = "__mecha_method__"
+_EVENT = "__mecha_event__"
+
+_UNSET: Any = object()
+
+HOOKS = frozenset({"on_activate", "on_deactivate", "receive_reminder", "receive_timer"})
+"""Methods the runtime itself calls, when a class has them. They are turns like any other, and not callable from outside."""
+
+# A coroutine function whose code holds none of these can never suspend: its turn runs without a task of its own.
+_SUSPENDING = frozenset(
+    {
+        "GET_AWAITABLE",
+        "GET_AITER",
+        "GET_ANEXT",
+        "BEFORE_ASYNC_WITH",
+        "SEND",
+        "YIELD_FROM",
+        "YIELD_VALUE",
+        "END_ASYNC_FOR",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """One durable field. `default` is copied for each actor; unset means: absent until it is first assigned."""
+
+    name: str
+    adapter: Adapter[Any]
+    default: Any = _UNSET
+    factory: Callable[[], Any] | None = None
+
+    @property
+    def has_default(self) -> bool:
+        return self.default is not _UNSET or self.factory is not None
+
+    def make_default(self) -> Any:
+        return self.factory() if self.factory is not None else copy.deepcopy(self.default)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Method:
+    name: str
+    function: Callable[..., Any]
+    signature: Signature
+    read_only: bool
+    interleave: bool
+    timeout_s: float | None
+    # Is a coroutine function, and: can run to its end without ever suspending.
+    is_async: bool
+    inline: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventMethod:
+    name: str
+    function: Callable[..., Any]
+    signature: Signature
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """How a type behaves. Durations in seconds."""
+
+    idle_timeout_s: float = 600.0
+    mailbox_limit: int = 1000
+    reentrant: bool = False
+    max_depth: int = 32
+    snapshot_every: int = 100
+    timeout_s: float | None = None
+    receipts_ms: int = 24 * 3600 * 1000
+    # The schema version new events are written under; older ones go through upcasters[version] step by step.
+    schema: int = 1
+    upcasters: Mapping[int, Upcaster] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActorDefinition:
+    name: str
+    cls: type
+    fields: tuple[Field, ...]
+    methods: Mapping[str, Method]
+    events: Mapping[str, EventMethod]
+    options: Options
+
+    @property
+    def event_sourced(self) -> bool:
+        return bool(self.events)
+
+
+@overload
+def actor(cls: C, /) -> C: ...
+@overload
+def actor(
+    *,
+    name: str | None = None,
+    idle_timeout: Duration = "10m",
+    mailbox_limit: int = 1000,
+    reentrant: bool = False,
+    max_depth: int = 32,
+    snapshot_every: int = 100,
+    timeout: Duration | None = None,
+    receipts: Duration = "24h",
+    schema: int = 1,
+    upcasters: Mapping[int, Upcaster] | None = None,
+) -> Callable[[C], C]: ...
+def actor(
+    cls: C | None = None,
+    /,
+    *,
+    name: str | None = None,
+    idle_timeout: Duration = "10m",
+    mailbox_limit: int = 1000,
+    reentrant: bool = False,
+    max_depth: int = 32,
+    snapshot_every: int = 100,
+    timeout: Duration | None = None,
+    receipts: Duration = "24h",
+    schema: int = 1,
+    upcasters: Mapping[int, Upcaster] | None = None,
+) -> C | Callable[[C], C]:
+    """Make a class an actor type.
+
+    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: turns that may wait; one more
+    is refused (`MailboxFull`). `reentrant`: a call chain that comes back to the actor joins the turn that started it, at most
+    `max_depth` deep. `snapshot_every`: events between snapshots. `timeout`: longest run of a turn, from its start.
+    `receipts`: how long an idempotency key is remembered. `schema`, `upcasters`: see `Upcaster`.
+
+    Raises `TypeError` for a class that cannot be an actor, at decoration.
+    """
+    options = Options(
+        idle_timeout_s=parse_duration_s(idle_timeout),
+        mailbox_limit=mailbox_limit,
+        reentrant=reentrant,
+        max_depth=max_depth,
+        snapshot_every=snapshot_every,
+        timeout_s=None if timeout is None else parse_duration_s(timeout),
+        receipts_ms=int(parse_duration_s(receipts) * 1000),
+        schema=schema,
+        upcasters=dict(upcasters or {}),
+    )
+
+    def decorate(cls: C) -> C:
+        definition = _define(cls, name or cls.__name__, options)
+        setattr(cls, ATTRIBUTE, definition)
+        return cls
+
+    return decorate if cls is None else decorate(cls)
+
+
+@overload
+def method(function: F, /) -> F: ...
+@overload
+def method(
+    *, read_only: bool = False, interleave: bool = False, timeout: Duration | None = None
+) -> Callable[[F], F]: ...
+def method(
+    function: F | None = None,
+    /,
+    *,
+    read_only: bool = False,
+    interleave: bool = False,
+    timeout: Duration | None = None,
+) -> F | Callable[[F], F]:
+    """Make a method callable from outside; each call of it is a turn.
+
+    `read_only`: runs beside other reads, and may change nothing. `interleave` (a read, too): starts at once, beside any
+    turn; for long waits. `timeout` cancels a turn that runs longer and rolls it back.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, _METHOD, (read_only or interleave, interleave, timeout))
+        return function
+
+    return mark if function is None else mark(function)
+
+
+@overload
+def event(function: F, /) -> F: ...
+@overload
+def event(*, name: str | None = None) -> Callable[[F], F]: ...
+def event(function: F | None = None, /, *, name: str | None = None) -> F | Callable[[F], F]:
+    """Make a method an event: calling it inside a turn records its name and arguments, then runs it to apply them.
+
+    It must be a plain `def` that changes fields by its arguments alone (no clock, no randomness, no calls): it runs again
+    whenever the state is rebuilt. Its result is ignored on replay.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, _EVENT, name or function.__name__)
+        return function
+
+    return mark if function is None else mark(function)
+
+
+def definition_of(cls: type | str | object) -> ActorDefinition | None:
+    """The definition `@actor` left on a class itself (not on a base of it), or None."""
+    found = cls.__dict__.get(ATTRIBUTE) if isinstance(cls, type) else None
+    return found if isinstance(found, ActorDefinition) else None
+
+
+# -- how a class is read ---------------------------------------------------------------------------------------------------
+
+
+def _define(cls: type, name: str, options: Options) -> ActorDefinition:
+    check_name("actor type", name)
+    if "__slots__" in cls.__dict__:
+        raise TypeError(f"{cls.__qualname__}: an actor class cannot have __slots__")
+    missing = [v for v in range(1, options.schema) if options.upcasters and v not in options.upcasters]
+    if missing:
+        raise TypeError(f"{cls.__qualname__}: no upcaster for schema version(s) {missing}")
+    events = _collect_events(cls)
+    definition = ActorDefinition(
+        name=name,
+        cls=cls,
+        fields=_collect_fields(cls),
+        methods=_collect_methods(cls),
+        events=events,
+        options=options,
+    )
+    if events:
+        _guard_fields(cls, definition)
+    return definition
+
+
+def _collect_fields(cls: type) -> tuple[Field, ...]:
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise TypeError(
+            f"{cls.__qualname__}: a field's annotation cannot be resolved ({error}); import the type at module level"
+        ) from error
+    return tuple(
+        _field(cls, name, annotation)
+        for name, annotation in hints.items()
+        if not name.startswith("_") and typing.get_origin(annotation) is not ClassVar and annotation is not ClassVar
+    )
+
+
+def _field(cls: type, name: str, annotation: Any) -> Field:
+    default = getattr(cls, name, _UNSET)
+    factory: Callable[[], Any] | None = None
+    if isinstance(default, dataclasses.Field):
+        factory = None if default.default_factory is dataclasses.MISSING else default.default_factory
+        default = _UNSET if default.default is dataclasses.MISSING else default.default
+    return Field(name, adapter(annotation), default, factory)
+
+
+def _collect_methods(cls: type) -> dict[str, Method]:
+    methods = {}
+    for name, function in inspect.getmembers(cls, inspect.isfunction):
+        mark = getattr(function, _METHOD, None)
+        if mark is not None:
+            read_only, interleave, timeout = mark
+            methods[name] = make_method(name, function, read_only=read_only, interleave=interleave, timeout=timeout)
+        elif name in HOOKS:
+            methods[name] = make_method(name, function)
+    return methods
+
+
+def make_method(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    read_only: bool = False,
+    interleave: bool = False,
+    timeout: Duration | None = None,
+) -> Method:
+    is_async = inspect.iscoroutinefunction(function)
+    return Method(
+        name=name,
+        function=function,
+        signature=Signature(function),
+        read_only=read_only,
+        interleave=interleave,
+        timeout_s=None if timeout is None else parse_duration_s(timeout),
+        is_async=is_async,
+        inline=not interleave and (not is_async or not _can_suspend(function)),
+    )
+
+
+def _collect_events(cls: type) -> dict[str, EventMethod]:
+    events: dict[str, EventMethod] = {}
+    for attribute, function in inspect.getmembers(cls, inspect.isfunction):
+        name = getattr(function, _EVENT, None)
+        if name is None:
+            continue
+        original = getattr(function, "__wrapped__", function)
+        if inspect.iscoroutinefunction(original):
+            raise TypeError(f"{original.__qualname__}: an event is applied, not awaited; make it a plain def")
+        if name in events:
+            raise TypeError(f"{cls.__qualname__}: two events are named {name!r}")
+        made = EventMethod(name, original, Signature(original))
+        events[name] = made
+        setattr(cls, attribute, _recording(made))
+    return events
+
+
+def _recording(made: EventMethod) -> Callable[..., Any]:
+    """What calling an event method does: record it in the running turn, then apply it."""
+    from actors.turn import recording_turn  # the turn knows definitions, so not at import time
+
+    original, signature = made.function, made.signature
+
+    def record(self: Any, *args: Any, **kwargs: Any) -> Any:
+        turn = recording_turn(self, made.name)
+        bound = signature.bind_python(args, kwargs)
+        turn.record_event(made, bound)
+        return turn.apply_event(original, self, bound)
+
+    record.__name__ = original.__name__
+    record.__qualname__ = original.__qualname__
+    record.__doc__ = original.__doc__
+    record.__wrapped__ = original  # type: ignore[attr-defined]  # as functools.wraps does
+    setattr(record, _EVENT, made.name)
+    return record
+
+
+def _guard_fields(cls: type, definition: ActorDefinition) -> None:
+    """Event-sourced state changes only in events: an assignment elsewhere would be lost at the next reload, so it is refused.
+    (A list or dict changed in place outside an event cannot be seen here.)"""
+    from actors.turn import check_assignment
+
+    durable = frozenset(f.name for f in definition.fields)
+    inherited = cls.__setattr__
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name in durable:
+            check_assignment(self, name)
+        inherited(self, name, value)
+
+    cls.__setattr__ = __setattr__  # type: ignore[assignment]  # a plain function is a fine method
+
+
+def _can_suspend(function: Callable[..., Any]) -> bool:
+    return any(i.opname in _SUSPENDING for i in dis.get_instructions(function))

@@ -1,0 +1,364 @@
+"""The host: everything that runs actors in one process, put together.
+
+It owns partitions, keeps the activations of their actors, and has one group commit through which every decision of all of
+them becomes durable. What it holds in memory can be lost at any moment: a successor finds everything unfinished by
+scanning the partitions it takes over (INV-9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from actors.activation import Activation, cancel_turn
+from actors.builtins import BUILTINS
+from actors.clock import Clock, SystemClock
+from actors.definition import HOOKS
+from actors.errors import (
+    ActorError,
+    ActorMoved,
+    DeadlineExceeded,
+    HostStopping,
+    NotOwner,
+    UnknownActorType,
+    UnknownMethod,
+)
+from actors.message import Call
+from actors.names import check_name
+from actors.outbox import Outbox, Worker
+from actors.ownership import Ownership
+from actors.placement.local import LocalPlacement, make_owner
+from actors.reminders import Reminders
+from actors.timers import Timers
+from actors.waits import Waits
+from statestores.errors import StoreError
+from statestores.groupcommit import GroupCommit
+from statestores.model import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Mapping
+
+    from actors.client import ActorClient
+    from actors.definition import ActorDefinition, Method
+    from actors.turn import Turn
+    from statestores.errors import StaleEpoch
+    from statestores.store import Journal
+
+log = logging.getLogger(__name__)
+
+_MOST_ATTEMPTS = 8
+_RETRY_S = 0.02
+_SWEEP_SLICE = 2_000
+_PURGE_EVERY_S = 60.0
+_PURGE_LIMIT = 10_000
+
+
+class Host:
+    """Runs the actors of the given types. `start` takes partitions over, `stop` drains and gives them back.
+
+    `workers` do posted work by kind (see `Turn.post`). `lease_s` is how long reads may be served after the store was last
+    asked, and how long a crashed host on another machine is waited for. `store_patience_s`: how long commits are repeated
+    while the store is away before their callers get `OutcomeUnknown`.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        types: Iterable[ActorDefinition],
+        *,
+        clock: Clock | None = None,
+        host_id: str | None = None,
+        lease_s: float = 10.0,
+        workers: Mapping[str, Worker] | None = None,
+        max_in_flight_messages: int = 1024,
+        store_patience_s: float = 30.0,
+    ) -> None:
+        from actors.client import ActorClient
+
+        self.journal = journal
+        self.types: dict[str, ActorDefinition] = {}
+        for definition in types:
+            if self.types.setdefault(definition.name, definition) is not definition:
+                raise ValueError(f"two actor types are named {definition.name!r}: give one @actor(name=…)")
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        unique = host_id if host_id is not None else secrets.token_hex(6)
+        self.owner = make_owner(unique)
+        self.group = GroupCommit(journal, patience_s=store_patience_s)
+        self.activations: dict[str, Activation] = {}
+        self.waits = Waits()
+        self.ownership = Ownership(journal, self.owner, self.clock, lease_s, self._lost)
+        self.epochs = self.ownership.epochs
+        self.lease_holds = self.ownership.lease_holds
+        self.reminders = Reminders(self)
+        self.timers = Timers(self)
+        self.outbox = Outbox(self, dict(workers or {}), max_in_flight_messages)
+        self.placement = LocalPlacement(self)
+        self.client: ActorClient = ActorClient(self)
+        self.draining = False
+        self.aborted = False
+        self._id_prefix = unique[:12] + "-"
+        self._ids = 0
+        # Streams whose former activation still has turns at the store.
+        self._unsettled: dict[str, Activation] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- life -----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take over all partitions and find what was left unfinished. Raises `StoreInUse`, `StoreError`."""
+        self._loop = asyncio.get_running_loop()
+        self.group.start()
+        try:
+            await self.placement.acquire_all()
+        except BaseException:
+            await self.group.close()
+            raise
+        self.ownership.start_renewing()
+        self.outbox.start()
+        self.outbox.recover(self.ownership.owned)
+        self.reminders.start()
+        self.create_task(self._sweep())
+        self.create_task(self._purge())
+
+    async def stop(self, timeout_s: float = 30.0) -> None:
+        """Drain: refuse new calls, finish the turns that are queued, commit, deactivate, give the partitions back. What has not
+        finished after `timeout_s` is cancelled and rolled back. Durable work goes on at the next start."""
+        self.draining = True
+        await self.reminders.stop()
+        await self.timers.stop()
+        await self.outbox.stop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._drain()
+                await self.group.close()
+        except TimeoutError:
+            log.warning("drain took longer than %g s: what still runs is rolled back", timeout_s)
+        self.abort()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.ownership.release()
+
+    def abort(self) -> None:
+        """Stop at once, as a crash would; memory is dropped, nothing is written any more."""
+        self.aborted = True
+        self.group.abort()
+        self.ownership.stop()
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    async def _drain(self) -> None:
+        while self.activations:
+            for activation in tuple(self.activations.values()):
+                await activation.wait_quiet()
+                if not activation.dead and activation.quiet:
+                    await self._deactivate(activation)
+        await self.group.drain()
+
+    # -- calls ----------------------------------------------------------------------------------------------------------
+
+    def new_call(self, stream: str, method: str) -> Call:
+        assert self._loop is not None, "the host has not been started"
+        return Call(stream, method, self._loop.create_future())
+
+    def place(self, call: Call) -> asyncio.Future[Any]:
+        """Send a call to wherever its actor lives; its future."""
+        self.placement.submit(call)
+        return call.future
+
+    def submit(self, call: Call) -> None:
+        """Run a call on the actor's activation here. Never raises: the answer, or the error, goes to `call.future`."""
+        activation = self.activations.get(call.stream)
+        try:
+            if activation is None:
+                activation = self._activate(call)
+            elif self.draining and not call.chain and not call.internal:
+                raise HostStopping("this host is shutting down")
+            if call.method is None:
+                call.method = self._method(activation.definition, call)
+            if call.payload is not None:
+                call.args = call.method.signature.bind_json(call.payload)
+                call.payload = None
+        except ActorError as error:
+            self.fail(call, error)
+            return
+        activation.submit(call)
+
+    def resubmit(self, call: Call) -> None:
+        """Run again a call that has certainly left no trace."""
+        call.turn = None
+        call.attempt += 1
+        if call.future.done():
+            return
+        if call.attempt > _MOST_ATTEMPTS or self.aborted:
+            self.fail(
+                call,
+                ActorMoved(f"{call.stream} was moved or dropped {call.attempt} times before the call was recorded"),
+            )
+            return
+        assert self._loop is not None
+        self._loop.call_later(_RETRY_S * (call.attempt - 1), self.placement.submit, call)
+
+    def answer(self, call: Call, result: Any) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        if not call.future.done():
+            call.future.set_result(result)
+
+    def fail(self, call: Call, error: BaseException) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        if not call.future.done():
+            call.future.set_exception(error)
+
+    def expire(self, call: Call) -> None:
+        """The call's deadline has come: out of the mailbox, or cancelled and rolled back."""
+        if call.future.done():
+            return
+        turn = call.turn
+        error = DeadlineExceeded(f"{call.stream}.{call.method_name} was not answered before its deadline")
+        if turn is not None and not turn.closed:
+            cancel_turn(turn, error)
+        else:
+            self.fail(call, error)
+
+    def answer_confirmed(self, activation: Activation, call: Call, result: Any) -> None:
+        """Answer a read once all it has read is durable and this host has proof that it owns the actor."""
+        self.create_task(self._answer_confirmed(activation, call, result))
+
+    async def _answer_confirmed(self, activation: Activation, call: Call, result: Any) -> None:
+        await activation.wait_committed()
+        if not self.lease_holds():
+            try:
+                await self.ownership.confirm()
+            except StoreError as error:
+                self.fail(call, NotOwner(f"ownership of {call.stream} cannot be confirmed: {error}"))
+                return
+        if activation.was_refused or not self.epochs[activation.partition]:
+            self.resubmit(call)
+        else:
+            self.answer(call, result)
+
+    # -- what a committed turn sets in motion ---------------------------------------------------------------------------
+
+    def act(self, turn: Turn) -> None:
+        """Only now does anything leave the turn (INV-7)."""
+        if turn.outbox_done is not None:
+            self.outbox.finished(turn.outbox_done)
+        if turn.outbox is not None:
+            self.outbox.dispatch(turn.activation.partition, turn.outbox)
+        if turn.deleting:
+            self.reminders.forget(turn.stream)
+            self.timers.forget(turn.stream)
+        if turn.reminders_set is not None or turn.reminders_cleared is not None:
+            self.reminders.changed(turn)
+        if turn.timers is not None:
+            self.timers.apply(turn.stream, turn.timers)
+        for callback in turn.callbacks or ():
+            callback()
+
+    # -- activations ----------------------------------------------------------------------------------------------------
+
+    def forget(self, activation: Activation) -> None:
+        """An activation has left service. Its successor must not load before the store has answered all of its turns."""
+        if self.activations.get(activation.stream) is activation:
+            del self.activations[activation.stream]
+            if activation.uncommitted:
+                self._unsettled[activation.stream] = activation
+
+    def owned(self) -> list[int]:
+        return self.ownership.owned
+
+    def lost_partition(self, partition: int, reason: StaleEpoch) -> None:
+        log.warning("partition %d is lost: %s", partition, reason)
+        self.ownership.lose(partition)
+
+    def _lost(self, partition: int) -> None:
+        for activation in [a for a in self.activations.values() if a.partition == partition]:
+            activation.retire()
+
+    def _activate(self, call: Call) -> Activation:
+        actor_type, _, actor_id = call.stream.partition("/")
+        definition = self.types.get(actor_type)
+        if definition is None:
+            raise UnknownActorType(
+                f"did not find address for actor '{call.stream}': no host has the type {actor_type!r}"
+            )
+        check_name("actor id", actor_id)
+        if self.draining and not call.chain and not call.internal:
+            raise HostStopping("this host is shutting down")
+        partition = partition_of(call.stream, len(self.epochs))
+        if not self.epochs[partition]:
+            raise NotOwner(f"this host does not own partition {partition} of {call.stream}")
+        activation = Activation(self, definition, call.stream, partition)
+        self.activations[call.stream] = activation
+        former = self._unsettled.pop(call.stream, None)
+        activation.start(after_commits=former is not None and former.uncommitted > 0)
+        return activation
+
+    def _method(self, definition: ActorDefinition, call: Call) -> Method:
+        method = definition.methods.get(call.method_name)
+        if method is not None and (call.internal or call.method_name not in HOOKS):
+            return method
+        if call.internal and call.method_name in BUILTINS:
+            return BUILTINS[call.method_name]
+        raise UnknownMethod(f"actor method not found: {call.stream.replace('/', '.', 1)}.{call.method_name}")
+
+    async def _deactivate(self, activation: Activation) -> None:
+        try:
+            await activation.run_deactivation_hook()
+        except ActorError as error:
+            log.warning("on_deactivate of %s failed: %s", activation.stream, error)
+        if activation.quiet and not activation.dead:
+            activation.deactivate()
+
+    async def _sweep(self) -> None:
+        """Deactivate what has been idle for its type's time. In slices, so that a million activations do not stop the loop."""
+        assert self._loop is not None
+        while True:
+            shortest = min((d.options.idle_timeout_s for d in self.types.values()), default=600.0)
+            await asyncio.sleep(min(max(shortest / 4, 0.05), 60.0))
+            for position, activation in enumerate(tuple(self.activations.values())):
+                if position % _SWEEP_SLICE == _SWEEP_SLICE - 1:
+                    await asyncio.sleep(0)
+                idle_s = self._loop.time() - activation.last_used
+                if idle_s >= activation.definition.options.idle_timeout_s and activation.quiet and not activation.dead:
+                    await self._deactivate(activation)
+            for stream in [s for s, a in self._unsettled.items() if not a.uncommitted]:
+                del self._unsettled[stream]
+
+    async def _purge(self) -> None:
+        """Forget expired receipts, partition by partition."""
+        while True:
+            for partition in self.owned():
+                await asyncio.sleep(_PURGE_EVERY_S / max(1, len(self.epochs)))
+                try:
+                    await self.journal.purge_receipts(partition, self.clock.now_ms(), _PURGE_LIMIT)
+                except StoreError as error:
+                    log.warning("receipts cannot be purged, trying again: %s", error)
+            await asyncio.sleep(1.0)
+
+    # -- small things ---------------------------------------------------------------------------------------------------
+
+    def new_id(self) -> str:
+        """Unique for ever: a random part per host, then a counter."""
+        self._ids += 1
+        return f"{self._id_prefix}{self._ids:x}"
+
+    def loop_time(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of this host: cancelled with it."""
+        assert self._loop is not None
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the host failed: this is a bug", exc_info=error)

@@ -1,0 +1,110 @@
+"""A call on its way to a turn, and what an outbox message says.
+
+A `Call` is volatile: it lives in the process that made it and in the one that runs it. Only messages of an outbox outlive
+a process; `Envelope` is their durable form, a wire format: fields are added, never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from statestores.codec import encode
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from actors.definition import Method
+    from actors.reminders import Tick
+    from actors.turn import Turn
+
+
+class Call:
+    """One request for a turn. Class-level defaults keep the common call cheap to make: only what differs is stored.
+
+    `future` gets the answer: JSON bytes when `raw`, else the result itself (the caller's own copy).
+    """
+
+    # Arguments: `payload` (JSON) until the target's host has validated it into `args`.
+    args: tuple[Any, ...] = ()
+    payload: bytes | None = None
+    raw: bool = False
+    # Idempotency key of a client, or id of the outbox message this call delivers (then `partition` is that of its outbox).
+    key: str | None = None
+    outbox_id: str | None = None
+    outbox_partition: int = -1
+    # May have been delivered before: the target looks for a receipt before it runs the turn.
+    redelivered: bool = False
+    # Where the outcome goes when it must be durable (a call out of an outbox): see `Envelope`.
+    reply_to: tuple[str, str, str] | None = None
+    caller: str = ""
+    trace_id: str = ""
+    # Streams whose turns wait for this call, outermost first, and the identity of the chain (Dapr's reentrancy id).
+    chain: tuple[str, ...] = ()
+    chain_id: str | None = None
+    # Seconds on the loop's clock.
+    deadline: float | None = None
+    timer: asyncio.TimerHandle | None = None
+    attempt: int = 0
+    method: Method | None = None
+    turn: Turn | None = None
+    # The wake-up this call is, for ticks of reminders.
+    reminder: Tick | None = None
+    # Made by the runtime itself: may call hooks and built-in methods, and passes while the host is draining.
+    internal: bool = False
+
+    def __init__(self, stream: str, method_name: str, future: asyncio.Future[Any]) -> None:
+        self.stream = stream
+        self.method_name = method_name
+        self.future = future
+
+    @property
+    def needs_receipt(self) -> bool:
+        return self.key is not None or self.outbox_id is not None
+
+    @property
+    def receipt_key(self) -> str:
+        return self.outbox_id if self.outbox_id is not None else f"key:{self.method_name}:{self.key}"
+
+
+class Envelope(NamedTuple):
+    """What an outbox message asks for. `kind` "turn" is a turn of `stream`; any other kind is work for a worker, whose
+    input is `payload`. With `reply_method` the outcome comes back as a turn of the sending stream:
+    `reply_method(reply_token, result, error)`."""
+
+    kind: str
+    stream: str = ""
+    method: str = ""
+    payload: bytes = b""
+    trace_id: str = ""
+    reply_method: str = ""
+    reply_token: str = ""
+
+    def encode(self) -> bytes:
+        fields: dict[str, Any] = {"k": self.kind}
+        if self.stream:
+            fields["s"] = self.stream
+            fields["m"] = self.method
+        if self.payload:
+            fields["p"] = orjson.Fragment(self.payload)
+        if self.trace_id:
+            fields["x"] = self.trace_id
+        if self.reply_method:
+            fields["r"] = self.reply_method
+            fields["t"] = self.reply_token
+        return encode(fields)
+
+    @classmethod
+    def decode(cls, body: bytes) -> Envelope:
+        fields = orjson.loads(body)
+        payload = encode(fields["p"]) if "p" in fields else b""
+        return cls(
+            fields["k"],
+            fields.get("s", ""),
+            fields.get("m", ""),
+            payload,
+            fields.get("x", ""),
+            fields.get("r", ""),
+            fields.get("t", ""),
+        )

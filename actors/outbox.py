@@ -1,0 +1,274 @@
+"""The outbox at work: what committed turns want done elsewhere is done, exactly once in its effect.
+
+A message is a row that stands from the commit of its turn until it is *acknowledged*: its target's turn has committed (with
+a receipt of the message's id) or, for posted work, a turn of its own actor has committed `done`. Delivery starts from memory
+right after the commit; after a crash, or when more is waiting than may be in flight, from a scan of the rows. A message
+that may have been delivered before is marked so, and the target looks for the receipt first (INV-8). There is no second
+queue: memory holds only what is in flight (INV-9).
+
+Messages of one actor to another are delivered in the order of their commit, unless one has to be retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from actors.errors import CallerError, Retriable
+from actors.message import Envelope
+from statestores.codec import encode
+from statestores.errors import StoreError
+from statestores.model import OutboxMessage, TurnCommit
+
+if TYPE_CHECKING:
+    from actors.host import Host
+    from actors.message import Call
+
+log = logging.getLogger(__name__)
+
+_ACK_DELAY_S = 0.002
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 30.0
+# A one-way message whose turn keeps failing is given up (kept as a dead letter) after so many attempts.
+_ATTEMPTS = 8
+_PAGE = 1000
+
+
+class Work(NamedTuple):
+    """Posted work for a worker. `body` is the JSON that was posted; `redelivered`: it may have been started before."""
+
+    kind: str
+    id: str
+    stream: str
+    body: bytes
+    redelivered: bool
+
+
+Worker = Callable[[Work], Awaitable[None]]
+"""Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises."""
+
+
+class _Delivery:
+    __slots__ = ("attempts", "envelope", "id", "partition", "redelivered", "stream")
+
+    def __init__(self, message: OutboxMessage, envelope: Envelope, partition: int, redelivered: bool) -> None:
+        self.id = message.id
+        self.stream = message.stream
+        self.envelope = envelope
+        self.partition = partition
+        self.redelivered = redelivered
+        self.attempts = 0
+
+
+class Outbox:
+    def __init__(self, host: Host, workers: dict[str, Worker], max_in_flight: int) -> None:
+        self._host = host
+        self._workers = workers
+        self._max_in_flight = max_in_flight
+        self._in_flight: dict[str, _Delivery] = {}
+        # Partitions with rows that are not in flight. Nothing of them is delivered from memory, which keeps their order.
+        self._behind: set[int] = set()
+        # Partitions in which something was committed since their current scan read its page.
+        self._missed: set[int] = set()
+        self._acks: dict[int, list[str]] = {}
+        self._wake = asyncio.Event()
+        self._scanner: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        self._scanner = self._host.create_task(self._scan_all())
+
+    async def stop(self) -> None:
+        """Stop delivering; what is in flight may finish and is acknowledged."""
+        self._stopped = True
+        if self._scanner is not None:
+            self._scanner.cancel()
+            await asyncio.gather(self._scanner, return_exceptions=True)
+        self._flush()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def recover(self, partitions: list[int]) -> None:
+        """Deliver what stands in the rows of newly owned partitions."""
+        self._behind.update(partitions)
+        self._wake.set()
+
+    def dispatch(self, partition: int, messages: list[tuple[OutboxMessage, Envelope]]) -> None:
+        """Deliver messages of a turn that has just been committed."""
+        if partition in self._behind or self._stopped:
+            self._missed.add(partition)
+            return
+        if len(self._in_flight) + len(messages) > self._max_in_flight:
+            self._behind.add(partition)
+            self._wake.set()
+            return
+        for message, envelope in messages:
+            self._begin(_Delivery(message, envelope, partition, redelivered=False))
+
+    def finished(self, message_ids: list[str]) -> None:
+        """A committed turn removed these rows itself."""
+        for message_id in message_ids:
+            if self._in_flight.pop(message_id, None) is not None:
+                self._check_behind()
+
+    # -- delivering -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, delivery: _Delivery) -> None:
+        self._in_flight[delivery.id] = delivery
+        self._deliver(delivery)
+
+    def _deliver(self, delivery: _Delivery) -> None:
+        if self._stopped or delivery.id not in self._in_flight:
+            return
+        delivery.attempts += 1
+        if delivery.envelope.kind == "turn":
+            call = self._call(delivery)
+            call.future.add_done_callback(lambda future: self._delivered(delivery, future))
+            self._host.place(call)
+        else:
+            self._host.create_task(self._work(delivery))
+
+    def _call(self, delivery: _Delivery) -> Call:
+        envelope = delivery.envelope
+        call = self._host.new_call(envelope.stream, envelope.method)
+        call.payload, call.trace_id, call.caller = envelope.payload, envelope.trace_id, delivery.stream
+        call.outbox_id, call.outbox_partition = delivery.id, delivery.partition
+        call.redelivered = delivery.redelivered
+        if envelope.reply_method:
+            call.reply_to = (delivery.stream, envelope.reply_method, envelope.reply_token)
+        return call
+
+    def _delivered(self, delivery: _Delivery, future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._acknowledge(delivery)
+            return
+        delivery.redelivered = True
+        if isinstance(error, Retriable):
+            self._later(delivery)
+        elif delivery.envelope.reply_method:
+            self._reply_failure(delivery, error)
+        elif isinstance(error, CallerError) or delivery.attempts >= _ATTEMPTS:
+            self._bury(delivery, error)
+        else:
+            log.warning("message %s to %s failed, trying again: %s", delivery.id, delivery.envelope.stream, error)
+            self._later(delivery)
+
+    async def _work(self, delivery: _Delivery) -> None:
+        worker = self._workers.get(delivery.envelope.kind)
+        if worker is None:
+            log.error("no worker for %r, message %s waits for a host that has one", delivery.envelope.kind, delivery.id)
+            return
+        work = Work(
+            delivery.envelope.kind, delivery.id, delivery.stream, delivery.envelope.payload, delivery.redelivered
+        )
+        try:
+            await worker(work)
+        except Exception as error:
+            delivery.redelivered = True
+            log.warning("work %s of %s failed, trying again: %r", delivery.id, delivery.stream, error)
+            self._later(delivery)
+
+    def _later(self, delivery: _Delivery) -> None:
+        delay = min(_FIRST_RETRY_S * 2 ** min(delivery.attempts - 1, 16), _LONGEST_RETRY_S)
+        asyncio.get_running_loop().call_later(delay, self._deliver, delivery)
+
+    def _reply_failure(self, delivery: _Delivery, error: BaseException) -> None:
+        """A durable call that never reached a turn (no such type, no such method, bad arguments): its caller is told."""
+        envelope = delivery.envelope
+        call = self._host.new_call(delivery.stream, envelope.reply_method)
+        call.payload = encode([envelope.reply_token, None, {"type": type(error).__name__, "message": str(error)}])
+        call.outbox_id, call.outbox_partition = f"{delivery.id}.failed", delivery.partition
+        call.redelivered, call.caller = True, envelope.stream
+        call.future.add_done_callback(lambda future: self._failure_told(delivery, future))
+        self._host.place(call)
+
+    def _failure_told(self, delivery: _Delivery, future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._acknowledge(delivery)
+        elif isinstance(error, CallerError) or delivery.attempts >= _ATTEMPTS:
+            self._bury(delivery, error)
+        else:
+            self._later(delivery)
+
+    # -- done with a message --------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, delivery: _Delivery) -> None:
+        """Remove the row, together with others: losing this to a crash costs a redelivery that finds its receipt."""
+        if not self._acks:
+            asyncio.get_running_loop().call_later(_ACK_DELAY_S, self._flush)
+        self._acks.setdefault(delivery.partition, []).append(delivery.id)
+
+    def _flush(self) -> None:
+        acks, self._acks = self._acks, {}
+        for partition, ids in acks.items():
+            self._submit(partition, tuple(ids), ())
+
+    def _bury(self, delivery: _Delivery, error: BaseException) -> None:
+        log.error(
+            "message %s from %s to %s.%s is given up and kept as a dead letter: %s",
+            delivery.id, delivery.stream, delivery.envelope.stream, delivery.envelope.method, error,
+        )  # fmt: skip
+        self._submit(delivery.partition, (), ((delivery.id, f"{type(error).__name__}: {error}"),))
+
+    def _submit(self, partition: int, done: tuple[str, ...], dead: tuple[tuple[str, str], ...]) -> None:
+        host = self._host
+        commit = TurnCommit(
+            partition,
+            host.epochs[partition],
+            "",
+            host.new_id(),
+            host.clock.now_ms(),
+            outbox_done=done,
+            outbox_dead=dead,
+        )
+        host.group.submit(commit, lambda outcome: self._submitted(outcome, [*done, *(i for i, _ in dead)]))
+
+    def _submitted(self, outcome: StoreError | None, ids: list[str]) -> None:
+        # A refusal means the partition is another host's now, which has found the rows itself and delivers them.
+        self.finished(ids)
+
+    # -- catching up ----------------------------------------------------------------------------------------------------
+
+    def _check_behind(self) -> None:
+        if self._behind and len(self._in_flight) <= self._max_in_flight // 2:
+            self._wake.set()
+
+    async def _scan_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            for partition in sorted(self._behind):
+                if len(self._in_flight) >= self._max_in_flight:
+                    break
+                try:
+                    await self._scan(partition)
+                except StoreError as error:
+                    log.warning("the outbox of partition %d cannot be scanned, trying again: %s", partition, error)
+                    asyncio.get_running_loop().call_later(1.0, self._wake.set)
+
+    async def _scan(self, partition: int) -> None:
+        after = ""
+        while True:
+            self._missed.discard(partition)
+            page = await self._host.journal.outbox(partition, after, _PAGE)
+            for message in page:
+                if message.id in self._in_flight:
+                    continue
+                if len(self._in_flight) >= self._max_in_flight:
+                    return
+                self._begin(_Delivery(message, Envelope.decode(message.body), partition, redelivered=True))
+            if page:
+                after = page[-1].id
+            if len(page) < _PAGE and partition not in self._missed:
+                self._behind.discard(partition)
+                return

@@ -1,0 +1,106 @@
+"""Which partitions this host owns, and until when it may believe so.
+
+Safety never rests on this module: the store refuses a commit under an old epoch (INV-2, INV-3). It serves reads: an answer
+that nobody asks the store about may only be given while no other host can have taken the partition, that is until the
+lease ends, measured on the monotonic clock from before the renewal was sent, less a margin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from statestores.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from actors.clock import Clock
+    from statestores.store import Journal
+
+log = logging.getLogger(__name__)
+
+
+class Ownership:
+    """The epochs and the lease of one host. `epochs[p]` is 0 for a partition it does not own."""
+
+    def __init__(
+        self, journal: Journal, owner: str, clock: Clock, lease_s: float, on_lost: Callable[[int], None]
+    ) -> None:
+        self._journal = journal
+        self._owner = owner
+        self._clock = clock
+        self._lease_s = lease_s
+        self._margin_s = lease_s / 10
+        self._on_lost = on_lost
+        self._valid_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.epochs: list[int] = [0] * journal.partitions
+
+    @property
+    def owned(self) -> list[int]:
+        return [p for p, epoch in enumerate(self.epochs) if epoch]
+
+    def lease_holds(self) -> bool:
+        return self._clock.monotonic() < self._valid_until
+
+    async def acquire(self, partitions: Sequence[int], *, force: bool) -> None:
+        """Raises `LeaseHeld`, with nothing taken, when another owner's lease runs and not `force`."""
+        asked = self._clock.monotonic()
+        taken = await self._journal.acquire(partitions, self._owner, self._clock.now_ms(), self._lease_ms, force=force)
+        for ownership in taken:
+            self.epochs[ownership.partition] = ownership.epoch
+        until = self._valid(asked)
+        self._valid_until = min(self._valid_until, until) if self._valid_until else until
+
+    def start_renewing(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._renew_for_ever(), name="lease")
+
+    async def confirm(self) -> None:
+        """Ask the store which partitions are still ours, and extend their lease. Raises `StoreError` when it cannot say."""
+        pairs = [(p, e) for p, e in enumerate(self.epochs) if e]
+        if not pairs:
+            return
+        asked = self._clock.monotonic()
+        kept = await self._journal.renew(pairs, self._owner, self._clock.now_ms(), self._lease_ms)
+        still_ours = {(o.partition, o.epoch) for o in kept}
+        for pair in pairs:
+            if pair not in still_ours:
+                self.lose(pair[0])
+        self._valid_until = self._valid(asked)
+
+    def lose(self, partition: int) -> None:
+        if self.epochs[partition]:
+            self.epochs[partition] = 0
+            self._on_lost(partition)
+
+    async def release(self) -> None:
+        """Stop renewing and end the leases, so that a successor need not wait."""
+        self.stop()
+        pairs = [(p, e) for p, e in enumerate(self.epochs) if e]
+        self._valid_until = 0.0
+        try:
+            await self._journal.release(pairs)
+        except StoreError as error:
+            log.warning("leases could not be released, they end by themselves: %s", error)
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._lease_s * 1000)
+
+    def _valid(self, asked: float) -> float:
+        return asked + self._lease_s - self._margin_s
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                await self.confirm()
+            except StoreError as error:
+                log.warning("the lease could not be renewed, trying again: %s", error)

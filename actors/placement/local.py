@@ -1,0 +1,82 @@
+"""Placement without a cluster: one host owns all partitions.
+
+Starting it takes every partition over. A living owner is not robbed: we wait for its lease to end. An owner that ran on this
+machine and whose process is gone (`kill -9`) is taken over at once, so a restart after a crash does not wait. A
+mistake in that judgement costs the other host its partitions, never consistency: the epoch decides (INV-2, INV-3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from statestores.errors import LeaseHeld, StoreError
+
+if TYPE_CHECKING:
+    from actors.host import Host
+    from actors.message import Call
+    from statestores.model import Ownership
+
+log = logging.getLogger(__name__)
+
+_GRACE_MS = 200
+
+
+class StoreInUse(StoreError):
+    """Another living host owns this store."""
+
+
+class LocalPlacement:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def submit(self, call: Call) -> None:
+        self._host.submit(call)
+
+    async def acquire_all(self) -> None:
+        """Own every partition. Raises `StoreInUse` when the present owner keeps its lease alive."""
+        everything = range(self._host.journal.partitions)
+        waited_for = ""
+        while True:
+            try:
+                await self._host.ownership.acquire(everything, force=False)
+                return
+            except LeaseHeld as held:
+                holder = held.holder
+            if is_gone(holder.owner):
+                await self._host.ownership.acquire(everything, force=True)
+                return
+            marker = f"{holder.owner}:{holder.epoch}"
+            if marker == waited_for:
+                raise StoreInUse(
+                    f"this store is in use by {holder.owner}, which keeps renewing its lease: stop it, or use another store"
+                )
+            waited_for = marker
+            await self._wait_out(holder)
+
+    async def _wait_out(self, holder: Ownership) -> None:
+        remaining_s = max(0, holder.lease_until_ms - self._host.clock.now_ms() + _GRACE_MS) / 1000
+        log.warning("waiting %.1f s for the lease of %s", remaining_s, holder.owner)
+        await asyncio.sleep(remaining_s)
+
+
+def make_owner(unique: str) -> str:
+    """A host's name in the store: tells other hosts on the same machine whether its process lives."""
+    return f"{socket.gethostname()}:{os.getpid()}:{unique}"
+
+
+def is_gone(owner: str) -> bool:
+    """Certain that the owner was a process of this machine and has ended."""
+    machine, _, rest = owner.rpartition(":")[0].rpartition(":")
+    if machine != socket.gethostname() or not rest.isdigit() or int(rest) == os.getpid():
+        return False
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

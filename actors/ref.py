@@ -1,0 +1,133 @@
+"""References: `runtime.actor(Account, "alice").deposit(10)`.
+
+A reference is cheap, holds no connection, and is as good as any other to the same actor. To a type checker it *is* the class,
+so calls are checked against the methods' signatures; by name (``runtime.actor("Account", "alice")``) anything goes,
+and the target checks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actors.errors import UnknownMethod
+from actors.turn import current_turn
+from statestores.codec import decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actors.client import ActorClient
+    from actors.definition import ActorDefinition, Method
+    from actors.message import Call
+    from actors.turn import Turn
+
+
+class ActorRef:
+    """Methods are attributes; calling one gives a coroutine that makes the call when awaited."""
+
+    __slots__ = ("_mecha_client", "_mecha_definition", "_mecha_key", "_mecha_stream", "_mecha_timeout")
+
+    def __init__(
+        self,
+        client: ActorClient,
+        definition: ActorDefinition | None,
+        stream: str,
+        timeout: float | None,
+        idempotency_key: str | None,
+    ) -> None:
+        self._mecha_client = client
+        self._mecha_definition = definition
+        self._mecha_stream = stream
+        self._mecha_timeout = timeout
+        self._mecha_key = idempotency_key
+
+    def __getattr__(self, name: str) -> BoundMethod:
+        definition = self._mecha_definition
+        if definition is None:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            return BoundMethod(self, name, None)
+        method = definition.methods.get(name)
+        if method is None:
+            raise AttributeError(f"actor {definition.name} has no method {name!r}; mark it with @method")
+        return BoundMethod(self, name, method)
+
+    def __repr__(self) -> str:
+        return f"<actor {self._mecha_stream}>"
+
+
+class BoundMethod:
+    __slots__ = ("method", "name", "ref")
+
+    def __init__(self, ref: ActorRef, name: str, method: Method | None) -> None:
+        self.ref = ref
+        self.name = name
+        self.method = method
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the call. Raises what `actors.errors` lists. Cancelling it cancels the turn, or takes it out of the mailbox;
+        once the turn is decided it is too late."""
+        ref = self.ref
+        call = ref._mecha_client.new_call(ref._mecha_stream, self.name)
+        call.key = ref._mecha_key
+        if self.method is not None:
+            call.method = self.method
+            call.args = self.method.signature.bind_python(args, kwargs)
+        else:
+            call.payload = encode_loose(args, kwargs)
+            call.raw = True
+        turn = current_turn()
+        if turn is None:
+            result = await ref._mecha_client.invoke(call, ref._mecha_timeout)
+        else:
+            result = await _call_from_turn(turn, ref._mecha_client, call, ref._mecha_timeout)
+        return decode(result) if call.raw else result
+
+
+async def _call_from_turn(turn: Turn, client: ActorClient, call: Call, timeout: float | None) -> Any:
+    """A call as part of a turn: it belongs to the turn's chain, waits for what the turn rests on, and inherits what is left of
+    its deadline. Below a call with an idempotency key every call has one, derived from it and from its place in the turn, so
+    that a repeated turn repeats no effects."""
+    if turn.activation.uncommitted:
+        await turn.wait_committed()
+    outer = turn.call
+    call.caller = turn.stream
+    call.trace_id = outer.trace_id
+    call.chain = (*outer.chain, turn.stream)
+    call.chain_id = turn.chain_id
+    if call.key is None and turn.idempotency_key is not None:
+        turn.nested_calls += 1
+        call.key = f"{turn.idempotency_key}/{turn.nested_calls}"
+    call.deadline = outer.deadline
+    waits = turn.activation.host.waits
+    waits.add(turn.stream, call.stream)
+    try:
+        return await client.invoke(call, timeout)
+    finally:
+        waits.remove(turn.stream, call.stream)
+
+
+def encode_loose(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """Arguments for a method whose signature is not known here (see `Signature.bind_json` for how they are read)."""
+    if args and kwargs:
+        raise TypeError("by name, pass arguments either all by position or all by keyword")
+    if kwargs:
+        return encode(dict(kwargs))
+    if not args:
+        return b""
+    return encode(args[0] if len(args) == 1 else args)
+
+
+def target_of(bound: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str, bytes]:
+    """(stream, method, payload) of a reference's method and its arguments. Raises `TypeError` for anything else."""
+    if not isinstance(bound, BoundMethod):
+        raise TypeError("send takes a method of an actor reference: send(context().actor(Airport, 'JFK').departed, 10)")
+    if bound.method is None:
+        return bound.ref._mecha_stream, bound.name, encode_loose(args, kwargs)
+    return bound.ref._mecha_stream, bound.name, bound.method.signature.encode_arguments(args, kwargs)
+
+
+def unknown_method(definition: ActorDefinition, name: str) -> UnknownMethod:
+    return UnknownMethod(
+        f"{definition.name} has no method {name!r}; it has {', '.join(sorted(definition.methods)) or 'none'}"
+    )

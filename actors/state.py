@@ -1,0 +1,228 @@
+"""The durable state of one activation: what it was when the last turn was decided, and what has changed since.
+
+Three things happen to it. *Fold*: a snapshot and events become field values. *Changes*: the fields that differ from the
+base, ready to be recorded. *Restore*: back to the base, when a turn failed (INV-6). All are plain functions of values.
+
+The base keeps immutable values as they are and everything else as its JSON bytes, since a list or a model may be changed
+in place: the only way to know is to encode it and compare. That costs in proportion to the field; actors with large
+collections are better event-sourced.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from actors.errors import InvalidState, UnserializableResult
+from statestores.codec import ATOMS, CodecError, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from actors.definition import ActorDefinition, Field
+    from statestores.model import Event, StreamState
+
+STATE_EVENT = "state"
+_SNAPSHOT = "snapshot"
+
+
+class Encoded:
+    """The base of a value that could be changed in place: its JSON."""
+
+    __slots__ = ("json",)
+
+    def __init__(self, json: bytes) -> None:
+        self.json = json
+
+
+_ABSENT: Any = Encoded(b"")
+
+Base = list[Any]
+
+
+def new_instance(definition: ActorDefinition) -> Any:
+    """An instance with default state, made without calling `__init__` (an actor is made by its history, not by arguments)."""
+    instance: Any = object.__new__(definition.cls)
+    for field in definition.fields:
+        if field.has_default:
+            instance.__dict__[field.name] = field.make_default()
+    return instance
+
+
+def capture(definition: ActorDefinition, instance: Any) -> Base:
+    """The base of an instance's present state."""
+    values = instance.__dict__
+    return [_base_of(values.get(f.name, _ABSENT)) for f in definition.fields]
+
+
+def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str, Any] | None:
+    """Fields that differ from the base, by name, ready for `encode`; None when none does. Raises `UnserializableResult`."""
+    values = instance.__dict__
+    changed: dict[str, Any] | None = None
+    for position, field in enumerate(definition.fields):
+        old = base[position]
+        new = values.get(field.name, _ABSENT)
+        if new is old:
+            continue
+        kind = type(new)
+        if kind in ATOMS:
+            if kind is type(old) and new == old:
+                continue
+        else:
+            new = _encode_field(definition, field, new)
+            if type(old) is Encoded and new.json == old.json:
+                continue
+        if changed is None:
+            changed = {}
+        changed[field.name] = new
+    return changed
+
+
+def advance(definition: ActorDefinition, base: Base, changed: dict[str, Any]) -> None:
+    """Make the changed fields the new base."""
+    for position, field in enumerate(definition.fields):
+        if field.name in changed:
+            base[position] = changed[field.name]
+
+
+def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:
+    """Put every durable field back to the base."""
+    values = instance.__dict__
+    for field, old in zip(definition.fields, base, strict=True):
+        if old is _ABSENT:
+            values.pop(field.name, None)
+        elif type(old) is Encoded:
+            values[field.name] = field.adapter.decode(old.json)
+        else:
+            values[field.name] = old
+
+
+def encode_changes(changed: dict[str, Any]) -> bytes:
+    return encode({name: _fragment(value) for name, value in changed.items()})
+
+
+def encode_snapshot(definition: ActorDefinition, instance: Any) -> bytes:
+    values = instance.__dict__
+    state = {f.name: values[f.name] for f in definition.fields if f.name in values}
+    return encode({"v": definition.options.schema, "s": state})
+
+
+def event_name(definition: ActorDefinition, name: str) -> str:
+    """The recorded name: the schema version is part of it, from the second on."""
+    schema = definition.options.schema
+    return name if schema == 1 else f"{name}@{schema}"
+
+
+def fold(definition: ActorDefinition, instance: Any, history: StreamState) -> None:
+    """Bring a new instance to the state its history records. Raises `InvalidState` when the class cannot read it."""
+    if history.snapshot is not None:
+        _apply_snapshot(definition, instance, history.snapshot.data)
+    apply_events(definition, instance, history.events)
+
+
+def apply_events(definition: ActorDefinition, instance: Any, events: Iterable[Event]) -> None:
+    for event in events:
+        try:
+            _apply_event(definition, instance, event.name, event.data)
+        except Exception as error:
+            raise InvalidState(
+                f"{definition.name} cannot apply event {event.version} ({event.name}): {error!r}; "
+                "add an upcaster if the class has changed"
+            ) from error
+
+
+def patch_field(definition: ActorDefinition, instance: Any, name: str, value: bytes | None) -> None:
+    """Set one field from JSON, or back to its default with None. Raises `InvalidState`."""
+    field = next((f for f in definition.fields if f.name == name), None)
+    if field is None:
+        raise InvalidState(
+            f"{definition.name} has no field {name!r}; it has {', '.join(f.name for f in definition.fields)}"
+        )
+    if value is not None:
+        try:
+            instance.__dict__[name] = field.adapter.decode(value)
+        except CodecError as error:
+            raise InvalidState(f"{definition.name}.{name}: {error}") from None
+    elif field.has_default:
+        instance.__dict__[name] = field.make_default()
+    else:
+        instance.__dict__.pop(name, None)
+
+
+def plain_state(definition: ActorDefinition, instance: Any) -> dict[str, Any]:
+    """The state as JSON values, for people and for the wire."""
+    values = instance.__dict__
+    return {f.name: orjson.loads(encode(values[f.name])) for f in definition.fields if f.name in values}
+
+
+def _base_of(value: Any) -> Any:
+    if value is _ABSENT or type(value) in ATOMS:
+        return value
+    return Encoded(encode(value))
+
+
+def _encode_field(definition: ActorDefinition, field: Field, value: Any) -> Encoded:
+    if isinstance(value, Encoded):  # _ABSENT: the field was deleted
+        return value
+    try:
+        return Encoded(encode(value))
+    except CodecError as error:
+        raise UnserializableResult(f"{definition.name}.{field.name} cannot be stored: {error}") from None
+
+
+def _fragment(value: Any) -> Any:
+    if type(value) is Encoded:
+        # A deleted field is recorded as the deletion marker, which no JSON value of a user looks like.
+        return orjson.Fragment(value.json) if value is not _ABSENT else {"$absent": True}
+    return value
+
+
+def _apply_snapshot(definition: ActorDefinition, instance: Any, data: bytes) -> None:
+    record = orjson.loads(data)
+    upcast = _upcast(definition, _SNAPSHOT, record["s"], record["v"])
+    if upcast is not None:
+        _set_fields(definition, instance, upcast[1])
+
+
+def _apply_event(definition: ActorDefinition, instance: Any, recorded_name: str, data: bytes) -> None:
+    name, _, schema = recorded_name.partition("@")
+    fact: tuple[str, dict[str, Any]] | None = (name, orjson.loads(data))
+    recorded_schema = int(schema) if schema else 1
+    if recorded_schema != definition.options.schema:
+        fact = _upcast(definition, name, orjson.loads(data), recorded_schema)
+    if fact is None:
+        return
+    if fact[0] == STATE_EVENT and STATE_EVENT not in definition.events:
+        _set_fields(definition, instance, fact[1])
+        return
+    made = definition.events[fact[0]]
+    made.function(instance, *made.signature.bind_recorded(fact[1]))
+
+
+def _upcast(
+    definition: ActorDefinition, name: str, data: dict[str, Any], schema: int
+) -> tuple[str, dict[str, Any]] | None:
+    if schema > definition.options.schema:
+        raise InvalidState(
+            f"recorded under schema {schema}, {definition.name} knows {definition.options.schema}: deploy the newer class"
+        )
+    fact: tuple[str, dict[str, Any]] | None = (name, data)
+    for version in range(schema, definition.options.schema):
+        upcaster = definition.options.upcasters.get(version)
+        if upcaster is not None and fact is not None:
+            fact = upcaster(*fact)
+    return fact
+
+
+def _set_fields(definition: ActorDefinition, instance: Any, values: dict[str, Any]) -> None:
+    """Fields the class no longer has are left out: removing a field needs no upcaster."""
+    target = instance.__dict__
+    for field in definition.fields:
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if type(value) is dict and value.get("$absent") is True:
+            target.pop(field.name, None)
+        else:
+            target[field.name] = field.adapter.restore(value)

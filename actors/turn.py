@@ -1,0 +1,368 @@
+"""The turn: decide, commit, act.
+
+A `Turn` is one message handled by one activation, start to end. While the user's method runs it collects, beside the
+changes to the actor's fields, all the method wants done; nothing of it happens before the turn is committed. To user code
+it is the *context*: `context()` inside a method gives the running turn.
+
+    running ──returns──▶ decided ──store──▶ committed ──▶ answered, messages leave, timers start
+       │                    │
+       └──raises──▶ failed  └──refused──▶ dropped with its activation, and run again elsewhere if the caller has time
+
+What is collected here becomes one `TurnCommit` (see `actors.activation`), so the fields below mirror it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from actors.errors import ActorMoved, InvalidState
+from actors.message import Envelope
+from actors.names import check_name, stream_of
+from actors.schedule import Misfire, make_schedule
+from statestores.model import NewEvent, OutboxMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime, timedelta
+
+    from actors.activation import Activation
+    from actors.definition import EventMethod, Method
+    from actors.message import Call
+    from actors.reminders import ReminderInfo
+    from statestores.model import Reminder
+
+    Span = str | int | float | timedelta
+    When = Span | datetime
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("mecha_turn", default=None)
+
+
+def context() -> Turn:
+    """The running turn. Raises `RuntimeError` outside of one."""
+    turn = _current.get()
+    if turn is None:
+        raise RuntimeError("context() works inside an actor's method only; outside, use the Runtime")
+    if turn.closed:
+        raise RuntimeError(
+            f"the turn of {turn.stream} this code belongs to has ended; await all of a turn's work inside it"
+        )
+    return turn
+
+
+def current_turn() -> Turn | None:
+    """The running turn, None outside of one."""
+    turn = _current.get()
+    return None if turn is None or turn.closed else turn
+
+
+def send(method: Callable[P, Awaitable[Any]] | Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Send a one-way message: ``send(context().actor(Airport, "JFK").departed, miles=10)``. It leaves when the turn has
+    been committed, is delivered even if everything crashes right after, and takes effect exactly once (INV-8)."""
+    context().send(method, *args, **kwargs)
+
+
+class TimerRequest:
+    """A timer to start once the turn is committed."""
+
+    __slots__ = ("callback", "data", "due", "name", "period", "ttl")
+
+    def __init__(
+        self, name: str, due: When | None, period: Span | None, ttl: When | None, data: Any, callback: str | None
+    ) -> None:
+        self.name, self.due, self.period, self.ttl, self.data, self.callback = name, due, period, ttl, data, callback
+
+
+class Turn:
+    """One running turn, and the context of the code in it. All times are the host's clock.
+
+    Class-level defaults: a turn that only changes fields stores nothing but its slots in `__init__`.
+    """
+
+    events: list[NewEvent] | None = None
+    outbox: list[tuple[OutboxMessage, Envelope]] | None = None
+    outbox_done: list[str] | None = None
+    reminders_set: dict[str, Reminder] | None = None
+    reminders_cleared: set[str] | None = None
+    timers: dict[str, TimerRequest | None] | None = None
+    index_name: str | None = None
+    index_status: str = ""
+    deleting: bool = False
+    callbacks: list[Callable[[], None]] | None = None
+    # Depth of event methods being applied: fields of event-sourced actors may be assigned only then.
+    applying: int = 0
+    # Why the turn is being cancelled, once it is.
+    cancelled_by: BaseException | None = None
+    task: asyncio.Task[Any] | None = None
+    # Calls of its own chain that came back and run inside it (reentrancy).
+    joined: set[asyncio.Task[Any]] | None = None
+    depth: int = 1
+    nested_calls: int = 0
+    # Decided or failed: code that still holds this context (a stray background task) may no longer use it.
+    closed: bool = False
+    _turn_id: str | None = None
+    _chain_id: str | None = None
+    result: Any = None
+
+    def __init__(self, activation: Activation, call: Call, method: Method) -> None:
+        self.activation = activation
+        self.call = call
+        self.method = method
+
+    # -- what user code may ask -----------------------------------------------------------------------------------------
+
+    @property
+    def actor_type(self) -> str:
+        return self.activation.definition.name
+
+    @property
+    def actor_id(self) -> str:
+        return self.activation.stream.partition("/")[2]
+
+    @property
+    def stream(self) -> str:
+        return self.activation.stream
+
+    @property
+    def turn_id(self) -> str:
+        """Unique for ever; recorded with the turn's events."""
+        if self._turn_id is None:
+            self._turn_id = self.activation.host.new_id()
+        return self._turn_id
+
+    @property
+    def caller(self) -> str:
+        """The stream of the calling actor, or what a client gave as its name."""
+        return self.call.caller
+
+    @property
+    def trace_id(self) -> str:
+        return self.call.trace_id
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.call.key if self.call.key is not None else self.call.outbox_id
+
+    @property
+    def chain_id(self) -> str:
+        """Identity of the call chain this turn belongs to (Dapr's reentrancy id)."""
+        if self._chain_id is None:
+            self._chain_id = self.call.chain_id or self.turn_id
+        return self._chain_id
+
+    def now_ms(self) -> int:
+        return self.activation.host.clock.now_ms()
+
+    # -- talking to other actors ----------------------------------------------------------------------------------------
+
+    @overload
+    def actor(
+        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> T: ...
+    @overload
+    def actor(
+        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Any: ...
+    def actor(
+        self,
+        actor_type: type[T] | str,
+        actor_id: str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """A reference to another actor. ``await ref.method(…)`` is a call inside this turn: what it did stays done even if this
+        turn fails later. Use `send` for effects that must stand or fall with this turn."""
+        return self.activation.host.client.actor(actor_type, actor_id, timeout=timeout, idempotency_key=idempotency_key)
+
+    def send(self, method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """See `actors.send`."""
+        from actors.ref import target_of  # references know turns
+
+        stream, name, payload = target_of(method, args, kwargs)
+        self._post(Envelope("turn", stream, name, payload, self.trace_id))
+
+    def send_raw(self, actor_type: str, actor_id: str, method: str, payload: bytes = b"") -> str:
+        """`send` with arguments already encoded (see `Signature.bind_json`). Returns the message's id."""
+        return self._post(Envelope("turn", _checked_stream(actor_type, actor_id), method, payload, self.trace_id))
+
+    def call_durably(
+        self, actor_type: str, actor_id: str, method: str, payload: bytes, *, reply_method: str, token: str
+    ) -> str:
+        """A call whose turn runs exactly once and whose outcome comes back, exactly once, as a turn of this actor:
+        ``reply_method(token: str, result, error: {"type", "message", "traceback"} | None)``. Returns the message's id."""
+        stream = _checked_stream(actor_type, actor_id)
+        return self._post(Envelope("turn", stream, method, payload, self.trace_id, reply_method, token))
+
+    def post(self, kind: str, payload: bytes) -> str:
+        """Hand JSON to the host's worker of that kind after the commit, and again after every restart until a turn of
+        this actor commits `done` of the returned id."""
+        return self._post(Envelope(kind, payload=payload, trace_id=self.trace_id))
+
+    def done(self, message_id: str) -> None:
+        """Work posted under this id is finished; recorded with this turn."""
+        self._check_writing("done")
+        if self.outbox_done is None:
+            self.outbox_done = []
+        self.outbox_done.append(message_id)
+
+    # -- reminders and timers -------------------------------------------------------------------------------------------
+
+    def set_reminder(
+        self,
+        name: str,
+        *,
+        due: When | None = None,
+        period: Span | None = None,
+        ttl: When | None = None,
+        repeats: int | None = None,
+        data: Any = None,
+        callback: str | None = None,
+        misfire: Misfire = "latest",
+    ) -> None:
+        """A durable wake-up, replacing one of that name. It fires as a turn: ``callback(data)`` when given, else
+        ``receive_reminder(name, data)``; the advance of its schedule is recorded with that turn, so each tick takes effect
+        once. `misfire` decides what happens to ticks missed while nothing was running. Raises `InvalidSchedule`."""
+        from actors.reminders import encode_reminder
+
+        self._check_writing("set_reminder")
+        check_name("reminder name", name)
+        now_ms = self.now_ms()
+        due_ms, schedule = make_schedule(due, period, ttl, repeats, misfire, now_ms, first_fire_immediate=False)
+        if self.reminders_set is None:
+            self.reminders_set = {}
+        self.reminders_set[name] = encode_reminder(self.stream, name, due_ms, schedule, data, callback)
+
+    def clear_reminder(self, name: str) -> None:
+        """Remove a reminder; an absent one is fine."""
+        self._check_writing("clear_reminder")
+        if self.reminders_set is not None:
+            self.reminders_set.pop(name, None)
+        if self.reminders_cleared is None:
+            self.reminders_cleared = set()
+        self.reminders_cleared.add(name)
+
+    async def reminders(self) -> list[ReminderInfo]:
+        """The reminders this actor had when the turn began."""
+        await self.wait_committed()
+        return await self.activation.host.reminders.of(self.stream)
+
+    def set_timer(
+        self,
+        name: str,
+        *,
+        due: When | None = None,
+        period: Span | None = None,
+        ttl: When | None = None,
+        data: Any = None,
+        callback: str | None = None,
+    ) -> None:
+        """A volatile wake-up, from the commit of this turn on: it is gone when the host stops. Ticks are turns, like those of
+        reminders (`receive_timer(name, data)` without callback)."""
+        self._check_writing("set_timer")
+        check_name("timer name", name)
+        make_schedule(
+            due, period, ttl, None, "all", self.now_ms(), first_fire_immediate=True
+        )  # refuse it now, not later
+        self._timer(name, TimerRequest(name, due, period, ttl, data, callback))
+
+    def clear_timer(self, name: str) -> None:
+        self._check_writing("clear_timer")
+        self._timer(name, None)
+
+    # -- the actor itself -----------------------------------------------------------------------------------------------
+
+    def set_index(self, *, name: str, status: str) -> None:
+        """How this actor shows in listings."""
+        self._check_writing("set_index")
+        self.index_name, self.index_status = name, status
+
+    def delete(self) -> None:
+        """Remove this actor with everything it owns when the turn ends. Other changes of this turn are moot; messages it
+        sends still leave."""
+        self._check_writing("delete")
+        self.deleting = True
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call back on the event loop once this turn is durable; never, if it fails. Volatile."""
+        if self.callbacks is None:
+            self.callbacks = []
+        self.callbacks.append(callback)
+
+    # -- for the runtime ------------------------------------------------------------------------------------------------
+
+    def record_event(self, made: EventMethod, bound: tuple[Any, ...]) -> None:
+        self._check_writing(f"event {made.name}")
+        if self.events is None:
+            self.events = []
+        self.events.append(NewEvent(self.activation.event_name(made.name), made.signature.encode_named(bound)))
+
+    def apply_event(self, function: Callable[..., Any], instance: Any, bound: tuple[Any, ...]) -> Any:
+        self.applying += 1
+        try:
+            return function(instance, *bound)
+        finally:
+            self.applying -= 1
+
+    async def wait_committed(self) -> None:
+        """Wait until everything this activation decided before has been committed: nothing that rests on it may leave the
+        actor earlier (INV-7). Raises `ActorMoved` when it was refused."""
+        await self.activation.wait_committed()
+        if self.activation.was_refused:
+            raise ActorMoved(f"{self.stream} was dropped: an earlier turn could not be recorded")
+
+    @property
+    def has_effects(self) -> bool:
+        """Wants anything durable beside changed fields and events."""
+        return (
+            self.outbox is not None
+            or self.outbox_done is not None
+            or self.reminders_set is not None
+            or self.reminders_cleared is not None
+            or self.index_name is not None
+            or self.deleting
+        )
+
+    def _post(self, envelope: Envelope) -> str:
+        self._check_writing("send")
+        if self.outbox is None:
+            self.outbox = []
+        message = OutboxMessage(f"{self.turn_id}.{len(self.outbox)}", self.stream, envelope.encode())
+        self.outbox.append((message, envelope))
+        return message.id
+
+    def _timer(self, name: str, request: TimerRequest | None) -> None:
+        if self.timers is None:
+            self.timers = {}
+        self.timers[name] = request
+
+    def _check_writing(self, what: str) -> None:
+        if self.method.read_only:
+            raise InvalidState(f"{self.actor_type}.{self.method.name} is read_only: it cannot {what}")
+
+
+def recording_turn(instance: Any, event_name: str) -> Turn:
+    """The turn an event method called on `instance` is recorded in. Raises `RuntimeError` outside a turn of that actor."""
+    turn = current_turn()
+    if turn is None or turn.activation.instance is not instance:
+        raise RuntimeError(f"event {event_name!r} can be recorded only inside a turn of its own actor")
+    return turn
+
+
+def check_assignment(instance: Any, field: str) -> None:
+    """Refuse an assignment to an event-sourced field outside an event. While a history is folded no turn runs."""
+    turn = _current.get()
+    if turn is not None and turn.activation.instance is instance and not turn.applying:
+        raise InvalidState(
+            f"{turn.actor_type}.{field} is event-sourced: change it inside an @event method, or the change would be lost"
+        )
+
+
+def _checked_stream(actor_type: str, actor_id: str) -> str:
+    check_name("actor type", actor_type)
+    check_name("actor id", actor_id)
+    return stream_of(actor_type, actor_id)

@@ -1,0 +1,128 @@
+"""The one encoding of everything durable and everything on the wire: JSON, by orjson, never pickle.
+
+What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating decoder
+(pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; pydantic models and dataclasses are written
+under their own pydantic configuration; bytes become base64, sets lists, Decimals strings, timedeltas ISO 8601 durations.
+
+Refused, with `CodecError`: integers beyond 64 bits, top-level NaN and infinities (JSON has none, and null would be a
+silent loss), and objects no rule covers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import lru_cache
+from typing import Any, Generic, TypeVar, cast
+
+import orjson
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+T = TypeVar("T")
+
+ATOMS: frozenset[type] = frozenset({int, str, bool, float, type(None)})
+"""Types whose values are immutable and are their own JSON value: these need no copy and no validation beyond the type."""
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_NON_STR_KEYS
+
+
+class CodecError(ValueError):
+    """A value cannot be encoded, or bytes are not what the annotation asks for. The message names the offending part."""
+
+
+def encode(value: object) -> bytes:
+    """JSON bytes of a value. Raises `CodecError`."""
+    if type(value) is float and not math.isfinite(value):
+        raise CodecError(f"{value} has no JSON form")
+    try:
+        return orjson.dumps(value, _default, _OPTIONS)
+    except TypeError as error:  # JSONEncodeError is a TypeError
+        raise CodecError(_explain(value, error)) from error
+
+
+def decode(data: bytes | bytearray | memoryview | str) -> Any:
+    """The plain JSON value. Raises `CodecError` when it is not JSON."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise CodecError(f"not valid JSON: {error}") from None
+
+
+class Adapter(Generic[T]):
+    """Decodes JSON into the annotated type, or says what is wrong with it."""
+
+    __slots__ = ("_adapter", "annotation", "atom")
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+        # Values of exactly this type pass unexamined; None: no such shortcut.
+        self.atom: type | None = annotation if annotation in (int, str, bool, float) else None
+        self._adapter: TypeAdapter[T] = _type_adapter(annotation)
+
+    def decode(self, data: bytes) -> T:
+        """Raises `CodecError` with pydantic's account of every mismatch."""
+        try:
+            return self._adapter.validate_json(data)
+        except ValidationError as error:
+            raise CodecError(_explain_validation(error)) from None
+
+    def restore(self, value: Any) -> T:
+        """The typed value of an already parsed JSON value."""
+        if type(value) is self.atom:
+            return cast("T", value)
+        return self.decode(encode(value))
+
+
+@lru_cache(maxsize=4096)
+def _cached_adapter(annotation: Any) -> Adapter[Any]:
+    return Adapter(annotation)
+
+
+def adapter(annotation: Any) -> Adapter[Any]:
+    """The adapter of an annotation. Raises `TypeError` when pydantic has no rule for it."""
+    try:
+        return _cached_adapter(annotation)
+    except TypeError:  # unhashable annotation (Annotated with a list, say)
+        return Adapter(annotation)
+
+
+def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(val_json_bytes="base64"))
+    except PydanticUserError as error:
+        if error.code != "type-adapter-config-unused":
+            raise TypeError(f"no encoding for annotation {annotation!r}: {error}") from error
+        return TypeAdapter(annotation)
+
+
+def _default(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _cached_adapter(type(value))._adapter.dump_python(value, mode="json")
+    if isinstance(value, (set, frozenset)):
+        return _ordered(value)
+    try:
+        return to_jsonable_python(value, bytes_mode="base64", timedelta_mode="iso8601")
+    except PydanticSerializationError as error:
+        raise TypeError(str(error)) from None
+
+
+def _ordered(values: set[Any] | frozenset[Any]) -> list[Any]:
+    """A set in a repeatable order, so that an unchanged set encodes to unchanged bytes."""
+    try:
+        return sorted(values)
+    except TypeError:
+        return sorted(values, key=repr)
+
+
+def _explain(value: object, error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"a value of type {type(value).__qualname__} cannot be written as JSON: {cause}"
+
+
+def _explain_validation(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in error.errors(include_url=False)[:5]
+    )

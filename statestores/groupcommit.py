@@ -1,0 +1,129 @@
+"""Group commit: many turns, one store transaction.
+
+One writer per host. Whatever was decided while the last batch was being written makes the next one, in order of
+decision, so the cost of a transaction (and its fsync) is shared by everything in flight, and a lone turn waits for nobody.
+
+Order is the contract the output gate stands on: answers are given in the order of submission, and a *barrier* (`commit`
+None) is answered after everything submitted before it. No public method awaits, so nothing can slip between a
+decision and its place in the queue.
+
+When the store does not answer, the same batch is repeated, with backoff, until `patience_s` has passed: stores recognise
+turns they have recorded (INV-8). After that the batch and all behind it fail with `StoreUnavailable`, outcome unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from statestores.errors import CommitRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from statestores.model import TurnCommit
+    from statestores.store import Journal
+
+    Outcome = CommitRefused | StoreUnavailable | None
+    Done = Callable[[Outcome], None]
+
+log = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.05
+_LONGEST_RETRY_S = 2.0
+
+
+class GroupCommit:
+    """`submit` from the event loop's thread only. `done` is called on the loop, once per submission, in order."""
+
+    def __init__(self, journal: Journal, *, max_batch: int = 512, patience_s: float = 30.0) -> None:
+        self._journal = journal
+        self._max_batch = max_batch
+        self._patience_s = patience_s
+        self._queue: list[tuple[TurnCommit | None, Done]] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._writing = False
+
+    def start(self) -> None:
+        self._writer = asyncio.get_running_loop().create_task(self._write(), name="group-commit")
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued and nothing is being written: a barrier would be answered at once."""
+        return not self._queue and not self._writing
+
+    def submit(self, commit: TurnCommit | None, done: Done) -> None:
+        """Queue a decided turn, or a barrier."""
+        self._queue.append((commit, done))
+        wake = self._wake
+        if wake is not None:
+            self._wake = None
+            if not wake.done():
+                wake.set_result(None)
+
+    async def drain(self) -> None:
+        """Return when everything submitted before this call has been answered."""
+        if self.idle:
+            return
+        drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.submit(None, lambda _: settle(drained))
+        await drained
+
+    async def close(self) -> None:
+        """Drain, then stop the writer."""
+        if self._writer is None:
+            return
+        await self.drain()
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        self._writer = None
+
+    def abort(self) -> None:
+        """Stop at once, as a crash would: what is queued is never answered."""
+        if self._writer is not None:
+            self._writer.cancel()
+            self._writer = None
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                self._wake = loop.create_future()
+                await self._wake
+            batch = self._queue[: self._max_batch]
+            del self._queue[: self._max_batch]
+            self._writing = True
+            turns = [commit for commit, _ in batch if commit is not None]
+            outcomes = iter(await self._commit(turns)) if turns else iter(())
+            for commit, done in batch:
+                outcome = next(outcomes) if commit is not None else None
+                try:
+                    done(outcome)
+                except Exception:  # one caller's bug must not strand the others' answers
+                    log.exception("an answer to a committed turn failed")
+            self._writing = False
+
+    async def _commit(self, turns: list[TurnCommit]) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._patience_s
+        delay = _FIRST_RETRY_S
+        while True:
+            try:
+                return [*await self._journal.commit(turns)]
+            except StoreUnavailable as error:
+                if loop.time() + delay > give_up:
+                    return [error] * len(turns)
+                log.warning("store unavailable, repeating a batch of %d turns in %.2f s: %s", len(turns), delay, error)
+            except Exception as error:  # a bug in a store: its outcome is as unknown as that of a lost answer
+                log.exception("the store failed unexpectedly")
+                return [StoreUnavailable(f"the store failed: {error!r}")] * len(turns)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_RETRY_S)
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    """Wake whoever still waits for the future."""
+    if not future.done():
+        future.set_result(None)
