@@ -146,7 +146,7 @@ class MemoryJournal:
     def _fence(self, turn: TurnCommit) -> StaleEpoch | None:
         """Invariant: only the newest epoch of a partition may write (INV-2). Checked before anything else."""
         newest = self._epoch(turn.partition)
-        return None if turn.epoch == newest else StaleEpoch(turn.partition, turn.epoch, newest)
+        return None if turn.epoch == newest != 0 else StaleEpoch(turn.partition, turn.epoch, newest)
 
     def _is_recorded(self, turn: TurnCommit) -> bool:
         """Whether the stream itself shows that this very turn was recorded: its answer was lost, this is the repeat."""

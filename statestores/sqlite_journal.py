@@ -250,7 +250,7 @@ class _Bisection:
         recorded = self._recorded_before(owned)
         for place, turn in enumerate(self._turns):
             newest, _ = owned.get(turn.partition, (0, ""))
-            if turn.epoch != newest:
+            if turn.epoch != newest or newest == 0:
                 self._answers[place] = StaleEpoch(turn.partition, turn.epoch, newest)
         open_places = [
             place for place, answer in enumerate(self._answers) if answer is None and recorded[place : place + 1] != "1"

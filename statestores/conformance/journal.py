@@ -252,10 +252,11 @@ class JournalConformance:
         assert (refusal.partition, refusal.epoch, refusal.newest) == (partition, carried, owner.epochs[partition])
         await self.assert_empty(store, "a/1")
 
-    async def test_without_an_owner_nobody_writes(self, store: StateStore) -> None:
+    @pytest.mark.parametrize("epoch", [0, 1])
+    async def test_without_an_owner_nobody_writes(self, store: StateStore, epoch: int) -> None:
         """A partition that never had an owner refuses every epoch."""
         partition = partition_of("a/1", store.journal.partitions)
-        turn = TurnCommit(partition, 1, "a/1", "turn-x", NOW_MS, 0, events=(NewEvent("e", b""),))
+        turn = TurnCommit(partition, epoch, "a/1", "turn-x", NOW_MS, 0, events=(NewEvent("e", b""),))
         (refusal,) = await store.journal.commit([turn])
         assert isinstance(refusal, StaleEpoch)
         assert refusal.newest == 0
