@@ -2,20 +2,21 @@
 
 Who may do what when:
 
-- *One writer.* At most one writing turn runs at a time, from its start to its decision, across every await (INV-5); calls of
-  its own chain may join it when the type is reentrant. `read_only` turns run beside each other, never beside a writer.
+- *One writer.* At most one writing turn runs at a time, from its start to its decision, across every await (INV-5);
+  calls of its own chain may join it when the type is reentrant. `read_only` turns run beside each other, never beside a
+  writer.
 - *Pipelining.* The next turn starts as soon as the last was decided; its answer waits for the commit, in order. When a
   commit is refused the activation is dead: turns decided on top of it are refused by the store as well (their expected
   version is gone), and every caller behind is run again on a fresh activation, which first waits for the store's
   answers to all of them.
-- *The gate.* Nothing leaves an actor that rests on an uncommitted turn (INV-7): answers, errors, reads and calls to other
-  actors all wait for it.
+- *The gate.* Nothing leaves an actor that rests on an uncommitted turn (INV-7): answers, errors, reads and calls to
+  other actors all wait for it.
 
 No lock guards any of this: everything here runs on the host's event loop, and `submit`, `_run_inline`, `_decide` and
 `_committed` do not await, so each is atomic to all others.
 
-A turn whose method cannot suspend runs inside `submit`, without a task; any other runs in the activation's pump task, which
-lives as long as there is work.
+A turn whose method cannot suspend runs inside `submit`, without a task; any other runs in the activation's pump task,
+which lives as long as there is work.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class Activation:
         self.pump: asyncio.Task[None] | None = None
         self.running: Turn | None = None
         self.readers: set[asyncio.Task[None]] | None = None
-        # Reminders changed by decided turns of this activation: name -> due, None for cleared. A tick that is older than
-        # that is stale.
+        # Reminders changed by decided turns of this activation: name -> due, None for cleared. A tick that is older
+        # than that is stale.
         self.marks: dict[str, int | None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self.last_used = 0.0
@@ -133,10 +134,11 @@ class Activation:
     def event_name(self, name: str) -> str:
         return event_name(self.definition, name)
 
-    # -- the way in -----------------------------------------------------------------------------------------------------
+    # -- the way in ----------------------------------------------------------------------------------------------------
 
     def submit(self, call: Call) -> None:
-        """Run the call as a turn, now or in its turn. `call.method` and `call.args` are set. Answers through `call.future` only."""
+        """Run the call as a turn, now or in its turn. `call.method` and `call.args` are set. Answers through
+        `call.future` only."""
         method = call.method
         assert method is not None
         self.last_used = self.host.loop_time()
@@ -152,7 +154,8 @@ class Activation:
         self._enqueue(call)
 
     def start(self, *, after_commits: bool) -> None:
-        """Begin loading. With `after_commits` a former activation still has turns at the store: their fate comes first."""
+        """Begin loading. With `after_commits` a former activation still has turns at the store: their fate comes
+        first."""
         self.pump = self.host.create_task(self._load_and_pump(after_commits))
 
     async def wait_committed(self) -> None:
@@ -186,7 +189,7 @@ class Activation:
         self.phase = Phase.DEAD
         self.host.forget(self)
 
-    # -- waiting --------------------------------------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------------------------------
 
     def _enqueue(self, call: Call) -> None:
         if call.chain and (cycle := self.host.waits.cycle(call.chain[-1], self.stream)) is not None:
@@ -320,7 +323,7 @@ class Activation:
         else:
             await self._run(call, method)
 
-    # -- running --------------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     def _run_inline(self, call: Call, method: Method) -> None:
         turn = Turn(self, call, method)
@@ -396,8 +399,8 @@ class Activation:
                 watch.cancel()
 
     async def _run_joined(self, outer: Turn, call: Call) -> None:
-        """A call that came back to the turn that caused it: part of that turn, answered at once inside its chain. Its effects
-        are committed, or rolled back, with the outer turn (the documented exception to INV-7)."""
+        """A call that came back to the turn that caused it: part of that turn, answered at once inside its chain. Its
+        effects are committed, or rolled back, with the outer turn (the documented exception to INV-7)."""
         method = call.method
         assert method is not None
         token = _current.set(outer)
@@ -499,7 +502,7 @@ class Activation:
         reminder = call.reminder.reminder
         return self.marks is not None and self.marks.get(reminder.name, reminder.due_ms) != reminder.due_ms
 
-    # -- deciding -------------------------------------------------------------------------------------------------------
+    # -- deciding ------------------------------------------------------------------------------------------------------
 
     def _decide(self, turn: Turn, result: Any) -> None:
         turn.closed = True
@@ -596,7 +599,7 @@ class Activation:
             for name, reminder in (turn.reminders_set or {}).items():
                 self.marks[name] = reminder.due_ms
 
-    # -- after ----------------------------------------------------------------------------------------------------------
+    # -- after ---------------------------------------------------------------------------------------------------------
 
     def committed(self, turn: Turn, outcome: CommitRefused | StoreUnavailable | None) -> None:
         """The store's answer to a decided turn."""
@@ -679,14 +682,14 @@ class Activation:
                 idle.set_result(None)
 
 
-# -- leaves --------------------------------------------------------------------------------------------------------------
+# -- leaves ------------------------------------------------------------------------------------------------------------
 
 _GIVEN_UP = DeadlineExceeded("the caller gave up")
 
 
 def cancel_turn(turn: Turn, reason: BaseException) -> None:
-    """Cancel a running turn: its method gets a CancelledError at its next await, and everything is rolled back. The turn ends
-    when the method has really ended (INV-5), however long it takes to let go."""
+    """Cancel a running turn: its method gets a CancelledError at its next await, and everything is rolled back. The
+    turn ends when the method has really ended (INV-5), however long it takes to let go."""
     task = turn.task
     if task is None or task.done() or turn.cancelled_by is not None:
         return
@@ -719,7 +722,8 @@ def _encoded(turn: Turn, result: Any) -> bytes:
 
 
 def _post_reply(turn: Turn, reply_to: tuple[str, str, str], result: bytes, error: dict[str, str] | None) -> None:
-    """The outcome of a durable call: a message from the called actor's own outbox, so it is as sure as the turn itself."""
+    """The outcome of a durable call: a message from the called actor's own outbox, so it is as sure as the turn
+    itself."""
     stream, method, token = reply_to
     payload = b"[%b,%b,%b]" % (encode(token), result, encode(error))
     envelope = Envelope("turn", stream, method, payload, turn.trace_id)
@@ -728,8 +732,8 @@ def _post_reply(turn: Turn, reply_to: tuple[str, str, str], result: bytes, error
 
 
 def _as_actor_error(error: BaseException, method: Method | None = None) -> ActorError:
-    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, except in
-    the built-in methods, which pass their caller's mistakes on."""
+    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, except
+    in the built-in methods, which pass their caller's mistakes on."""
     built_in = method is not None and method.name.startswith("$")
     if isinstance(error, ActorError) and (built_in or not isinstance(error, CallerError)):
         return error

@@ -1,7 +1,7 @@
 """Methods every actor has, for the runtime's own use: their names start with ``$``, which no user's method can.
 
-They are turns like any other, so deleting an actor, setting its reminders over HTTP or patching its fields is ordered with
-its other turns, fenced and atomic. Arguments are JSON values, as for every method.
+They are turns like any other, so deleting an actor, setting its reminders over HTTP or patching its fields is ordered
+with its other turns, fenced and atomic. Arguments are JSON values, as for every method.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from actors.names import check_name, stream_of
 from actors.ref import ActorRef, target_of
 from actors.state import fold, new_instance, plain_state
 from statestores.codec import encode
-from statestores.model import IndexQuery, StreamState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from actors.host import Host
     from actors.message import Call
     from actors.reminders import ReminderInfo
-    from statestores.model import Event, IndexEntry
+    from statestores.model import Event, IndexEntry, IndexQuery, StreamState
 
 T = TypeVar("T")
 
@@ -31,7 +30,7 @@ class ActorClient:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    # -- calling --------------------------------------------------------------------------------------------------------
+    # -- calling -------------------------------------------------------------------------------------------------------
 
     @overload
     def actor(
@@ -49,8 +48,8 @@ class ActorClient:
         timeout: float | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """A reference. `timeout` in seconds bounds each call made through it; `idempotency_key` makes its call take effect once,
-        however often it is made (use one reference per keyed call)."""
+        """A reference. `timeout` in seconds bounds each call made through it; `idempotency_key` makes its call take
+        effect once, however often it is made (use one reference per keyed call)."""
         if isinstance(actor_type, str):
             definition, name = None, actor_type
             check_name("actor type", name)
@@ -91,7 +90,8 @@ class ActorClient:
         trace_id: str = "",
         chain_id: str | None = None,
     ) -> asyncio.Future[bytes]:
-        """A call with JSON in and JSON out (see `Signature.bind_json`); never raises, the future does. The hot path of HTTP."""
+        """A call with JSON in and JSON out (see `Signature.bind_json`); never raises, the future does. The hot path of
+        HTTP."""
         call = self._host.new_call(f"{actor_type}/{actor_id}", method)
         call.payload = payload
         call.raw = True
@@ -110,8 +110,8 @@ class ActorClient:
         return await self.invoke_nowait(actor_type, actor_id, method, payload, **options)
 
     async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Send a durable one-way message from outside an actor: ``await client.send(client.actor(Airport, "JFK").departed, 10)``.
-        Returns when it is durably accepted, before it takes effect."""
+        """Send a durable one-way message from outside an actor: ``await client.send(client.actor(Airport,
+        "JFK").departed, 10)``. Returns when it is durably accepted, before it takes effect."""
         stream, name, payload = target_of(method, args, kwargs)
         actor_type, _, actor_id = stream.partition("/")
         await self.send_raw(actor_type, actor_id, name, payload)
@@ -120,7 +120,7 @@ class ActorClient:
         """`send` with JSON arguments. Raises `UnknownActorType`, `InvalidName`."""
         await self._builtin(actor_type, actor_id, "$accept", [method, payload.decode()])
 
-    # -- looking --------------------------------------------------------------------------------------------------------
+    # -- looking -------------------------------------------------------------------------------------------------------
 
     async def listing(self, query: IndexQuery) -> list[IndexEntry]:
         """One page of the actors that have state, by stream."""
@@ -133,8 +133,8 @@ class ActorClient:
     async def state(
         self, actor_type: str, actor_id: str, *, at_version: int | None = None
     ) -> tuple[int, dict[str, Any]] | None:
-        """(version, committed state as JSON values), now or as it was at a version, without activating the actor. None: it has
-        no history. Raises `UnknownActorType`."""
+        """(version, committed state as JSON values), now or as it was at a version, without activating the actor. None:
+        it has no history. Raises `UnknownActorType`."""
         definition = self._definition(actor_type)
         history = await self._host.journal.load(_stream(actor_type, actor_id), at_version)
         if history.version == 0 and at_version != 0:
@@ -156,7 +156,7 @@ class ActorClient:
             counts[activation.definition.name] += 1
         return counts
 
-    # -- changing from outside: turns like any other --------------------------------------------------------------------
+    # -- changing from outside: turns like any other -------------------------------------------------------------------
 
     async def delete(self, actor_type: str, actor_id: str) -> bool:
         """Remove an actor with everything it owns. False when there was nothing."""
@@ -172,8 +172,8 @@ class ActorClient:
     async def set_reminder(
         self, actor_type: str, actor_id: str, name: str, options: Mapping[str, Any], *, overwrite: bool = True
     ) -> None:
-        """`options` are the keyword arguments of `Turn.set_reminder`, times as text or seconds. Raises `InvalidSchedule`,
-        `ReminderExists`."""
+        """`options` are the keyword arguments of `Turn.set_reminder`, times as text or seconds. Raises
+        `InvalidSchedule`, `ReminderExists`."""
         check_name("reminder name", name)
         await self._builtin(actor_type, actor_id, "$set_reminder", [name, dict(options), overwrite])
 
@@ -195,7 +195,7 @@ class ActorClient:
     async def clear_timer(self, actor_type: str, actor_id: str, name: str) -> None:
         await self._builtin(actor_type, actor_id, "$clear_timer", [name])
 
-    # -- leaves ---------------------------------------------------------------------------------------------------------
+    # -- leaves --------------------------------------------------------------------------------------------------------
 
     def _definition(self, actor_type: str) -> ActorDefinition:
         definition = self._host.types.get(actor_type)

@@ -9,9 +9,9 @@
             self.balance += amount           # committed when the turn ends
             return self.balance
 
-Two styles on one core. In the *state* style a turn's changed fields are its event. In the *event-sourced* style, methods
-marked `@event` record themselves, name and arguments, and then apply; the state is the fold of them, and fields may be
-assigned nowhere else. Names that start with an underscore, and names without annotation, are volatile.
+Two styles on one core. In the *state* style a turn's changed fields are its event. In the *event-sourced* style,
+methods marked `@event` record themselves, name and arguments, and then apply; the state is the fold of them, and fields
+may be assigned nowhere else. Names that start with an underscore, and names without annotation, are volatile.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _EVENT = "__mecha_event__"
 _UNSET: Any = object()
 
 HOOKS = frozenset({"on_activate", "on_deactivate", "receive_reminder", "receive_timer"})
-"""Methods the runtime itself calls, when a class has them. They are turns like any other, and not callable from outside."""
+"""Methods the runtime itself calls, when a class has them. They are turns like any other, and not callable from
+outside."""
 
 # A coroutine function whose code holds none of these can never suspend: its turn runs without a task of its own.
 _SUSPENDING = frozenset(
@@ -165,9 +166,10 @@ def actor(
 ) -> C | Callable[[C], C]:
     """Make a class an actor type.
 
-    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: turns that may wait; one more
-    is refused (`MailboxFull`). `reentrant`: a call chain that comes back to the actor joins the turn that started it, at most
-    `max_depth` deep. `snapshot_every`: events between snapshots. `timeout`: longest run of a turn, from its start.
+    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: turns that may wait; one
+    more is refused (`MailboxFull`). `reentrant`: a call chain that comes back to the actor joins the turn that started
+    it, at most `max_depth` deep. `snapshot_every`: events between snapshots. `timeout`: longest run of a turn, from its
+    start.
     `receipts`: how long an idempotency key is remembered. `schema`, `upcasters`: see `Upcaster`.
 
     Raises `TypeError` for a class that cannot be an actor, at decoration.
@@ -226,8 +228,8 @@ def event(*, name: str | None = None) -> Callable[[F], F]: ...
 def event(function: F | None = None, /, *, name: str | None = None) -> F | Callable[[F], F]:
     """Make a method an event: calling it inside a turn records its name and arguments, then runs it to apply them.
 
-    It must be a plain `def` that changes fields by its arguments alone (no clock, no randomness, no calls): it runs again
-    whenever the state is rebuilt. Its result is ignored on replay.
+    It must be a plain `def` that changes fields by its arguments alone (no clock, no randomness, no calls): it runs
+    again whenever the state is rebuilt. Its result is ignored on replay.
     """
 
     def mark(function: F) -> F:
@@ -243,7 +245,7 @@ def definition_of(cls: type | str | object) -> ActorDefinition | None:
     return found if isinstance(found, ActorDefinition) else None
 
 
-# -- how a class is read ---------------------------------------------------------------------------------------------------
+# -- how a class is read -----------------------------------------------------------------------------------------------
 
 
 def _define(cls: type, name: str, options: Options) -> ActorDefinition:
@@ -361,8 +363,8 @@ def _recording(made: EventMethod) -> Callable[..., Any]:
 
 
 def _guard_fields(cls: type, definition: ActorDefinition) -> None:
-    """Event-sourced state changes only in events: an assignment elsewhere would be lost at the next reload, so it is refused.
-    (A list or dict changed in place outside an event cannot be seen here.)"""
+    """Event-sourced state changes only in events: an assignment elsewhere would be lost at the next reload, so it is
+    refused. (A list or dict changed in place outside an event cannot be seen here.)"""
     from actors.turn import check_assignment
 
     durable = frozenset(f.name for f in definition.fields)
@@ -371,7 +373,7 @@ def _guard_fields(cls: type, definition: ActorDefinition) -> None:
     def __setattr__(self: Any, name: str, value: Any) -> None:
         if name in durable:
             check_assignment(self, name)
-        inherited(self, name, value)
+        inherited(self, name, value)  # type: ignore[call-arg]  # mypy takes the unbound slot wrapper for a bound one
 
     cls.__setattr__ = __setattr__  # type: ignore[assignment]  # a plain function is a fine method
 

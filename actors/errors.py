@@ -67,7 +67,8 @@ class ActorNotActive(CallerError):
 
 
 class ActorFailed(ActorError):
-    """`error_type` is the exception's class name, `message` its text; in process `__cause__` is the exception itself."""
+    """`error_type` is the exception's class name, `message` its text; in process `__cause__` is the exception
+    itself."""
 
     def __init__(self, error_type: str, message: str, traceback: str = "") -> None:
         super().__init__(f"{error_type}: {message}" if message else error_type)

@@ -1,7 +1,7 @@
 """The host: everything that runs actors in one process, put together.
 
-It owns partitions, keeps the activations of their actors, and has one group commit through which every decision of all of
-them becomes durable. What it holds in memory can be lost at any moment: a successor finds everything unfinished by
+It owns partitions, keeps the activations of their actors, and has one group commit through which every decision of all
+of them becomes durable. What it holds in memory can be lost at any moment: a successor finds everything unfinished by
 scanning the partitions it takes over (INV-9).
 """
 
@@ -58,9 +58,9 @@ _PURGE_LIMIT = 10_000
 class Host:
     """Runs the actors of the given types. `start` takes partitions over, `stop` drains and gives them back.
 
-    `workers` do posted work by kind (see `Turn.post`). `lease_s` is how long reads may be served after the store was last
-    asked, and how long a crashed host on another machine is waited for. `store_patience_s`: how long commits are repeated
-    while the store is away before their callers get `OutcomeUnknown`.
+    `workers` do posted work by kind (see `Turn.post`). `lease_s` is how long reads may be served after the store was
+    last asked, and how long a crashed host on another machine is waited for. `store_patience_s`: how long commits are
+    repeated while the store is away before their callers get `OutcomeUnknown`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Host:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    # -- life -----------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take over all partitions and find what was left unfinished. Raises `StoreInUse`, `StoreError`."""
@@ -124,8 +124,8 @@ class Host:
         self.create_task(self._purge())
 
     async def stop(self, timeout_s: float = 30.0) -> None:
-        """Drain: refuse new calls, finish the turns that are queued, commit, deactivate, give the partitions back. What has not
-        finished after `timeout_s` is cancelled and rolled back. Durable work goes on at the next start."""
+        """Drain: refuse new calls, finish the turns that are queued, commit, deactivate, give the partitions back. What
+        has not finished after `timeout_s` is cancelled and rolled back. Durable work goes on at the next start."""
         self.draining = True
         await self.reminders.stop()
         await self.timers.stop()
@@ -156,7 +156,7 @@ class Host:
                     await self._deactivate(activation)
         await self.group.drain()
 
-    # -- calls ----------------------------------------------------------------------------------------------------------
+    # -- calls ---------------------------------------------------------------------------------------------------------
 
     def new_call(self, stream: str, method: str) -> Call:
         assert self._loop is not None, "the host has not been started"
@@ -240,7 +240,7 @@ class Host:
         else:
             self.answer(call, result)
 
-    # -- what a committed turn sets in motion ---------------------------------------------------------------------------
+    # -- what a committed turn sets in motion --------------------------------------------------------------------------
 
     def act(self, turn: Turn) -> None:
         """Only now does anything leave the turn (INV-7)."""
@@ -258,10 +258,11 @@ class Host:
         for callback in turn.callbacks or ():
             callback()
 
-    # -- activations ----------------------------------------------------------------------------------------------------
+    # -- activations ---------------------------------------------------------------------------------------------------
 
     def forget(self, activation: Activation) -> None:
-        """An activation has left service. Its successor must not load before the store has answered all of its turns."""
+        """An activation has left service. Its successor must not load before the store has answered all of its
+        turns."""
         if self.activations.get(activation.stream) is activation:
             del self.activations[activation.stream]
             if activation.uncommitted:
@@ -314,7 +315,8 @@ class Host:
             activation.deactivate()
 
     async def _sweep(self) -> None:
-        """Deactivate what has been idle for its type's time. In slices, so that a million activations do not stop the loop."""
+        """Deactivate what has been idle for its type's time. In slices, so that a million activations do not stop the
+        loop."""
         assert self._loop is not None
         while True:
             shortest = min((d.options.idle_timeout_s for d in self.types.values()), default=600.0)
@@ -339,7 +341,7 @@ class Host:
                     log.warning("receipts cannot be purged, trying again: %s", error)
             await asyncio.sleep(1.0)
 
-    # -- small things ---------------------------------------------------------------------------------------------------
+    # -- small things --------------------------------------------------------------------------------------------------
 
     def new_id(self) -> str:
         """Unique for ever: a random part per host, then a counter."""

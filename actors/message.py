@@ -1,7 +1,7 @@
 """A call on its way to a turn, and what an outbox message says.
 
-A `Call` is volatile: it lives in the process that made it and in the one that runs it. Only messages of an outbox outlive
-a process; `Envelope` is their durable form, a wire format: fields are added, never renamed.
+A `Call` is volatile: it lives in the process that made it and in the one that runs it. Only messages of an outbox
+outlive a process; `Envelope` is their durable form, a wire format: fields are added, never renamed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Call:
     args: tuple[Any, ...] = ()
     payload: bytes | None = None
     raw: bool = False
-    # Idempotency key of a client, or id of the outbox message this call delivers (then `partition` is that of its outbox).
+    # Idempotency key of a client, or id of the outbox message this call delivers (then `partition` is that of its
+    # outbox).
     key: str | None = None
     outbox_id: str | None = None
     outbox_partition: int = -1

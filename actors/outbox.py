@@ -1,9 +1,10 @@
 """The outbox at work: what committed turns want done elsewhere is done, exactly once in its effect.
 
-A message is a row that stands from the commit of its turn until it is *acknowledged*: its target's turn has committed (with
-a receipt of the message's id) or, for posted work, a turn of its own actor has committed `done`. Delivery starts from memory
-right after the commit; after a crash, or when more is waiting than may be in flight, from a scan of the rows. A message
-that may have been delivered before is marked so, and the target looks for the receipt first (INV-8). There is no second
+A message is a row that stands from the commit of its turn until it is *acknowledged*: its target's turn has committed
+(with a receipt of the message's id) or, for posted work, a turn of its own actor has committed `done`. Delivery starts
+from memory right after the commit; after a crash, or when more is waiting than may be in flight, from a scan of the
+rows. A message that may have been delivered before is marked so, and the target looks for the receipt first (INV-8).
+There is no second
 queue: memory holds only what is in flight (INV-9).
 
 Messages of one actor to another are delivered in the order of their commit, unless one has to be retried.
@@ -68,7 +69,8 @@ class Outbox:
         self._workers = workers
         self._max_in_flight = max_in_flight
         self._in_flight: dict[str, _Delivery] = {}
-        # Partitions with rows that are not in flight. Nothing of them is delivered from memory, which keeps their order.
+        # Partitions with rows that are not in flight. Nothing of them is delivered from memory, which keeps their
+        # order.
         self._behind: set[int] = set()
         # Partitions in which something was committed since their current scan read its page.
         self._missed: set[int] = set()
@@ -115,7 +117,7 @@ class Outbox:
             if self._in_flight.pop(message_id, None) is not None:
                 self._check_behind()
 
-    # -- delivering -----------------------------------------------------------------------------------------------------
+    # -- delivering ----------------------------------------------------------------------------------------------------
 
     def _begin(self, delivery: _Delivery) -> None:
         self._in_flight[delivery.id] = delivery
@@ -180,7 +182,8 @@ class Outbox:
         asyncio.get_running_loop().call_later(delay, self._deliver, delivery)
 
     def _reply_failure(self, delivery: _Delivery, error: BaseException) -> None:
-        """A durable call that never reached a turn (no such type, no such method, bad arguments): its caller is told."""
+        """A durable call that never reached a turn (no such type, no such method, bad arguments): its caller is
+        told."""
         envelope = delivery.envelope
         call = self._host.new_call(delivery.stream, envelope.reply_method)
         call.payload = encode([envelope.reply_token, None, {"type": type(error).__name__, "message": str(error)}])
@@ -200,7 +203,7 @@ class Outbox:
         else:
             self._later(delivery)
 
-    # -- done with a message --------------------------------------------------------------------------------------------
+    # -- done with a message -------------------------------------------------------------------------------------------
 
     def _acknowledge(self, delivery: _Delivery) -> None:
         """Remove the row, together with others: losing this to a crash costs a redelivery that finds its receipt."""
@@ -237,7 +240,7 @@ class Outbox:
         # A refusal means the partition is another host's now, which has found the rows itself and delivers them.
         self.finished(ids)
 
-    # -- catching up ----------------------------------------------------------------------------------------------------
+    # -- catching up ---------------------------------------------------------------------------------------------------
 
     def _check_behind(self) -> None:
         if self._behind and len(self._in_flight) <= self._max_in_flight // 2:

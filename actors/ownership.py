@@ -1,8 +1,8 @@
 """Which partitions this host owns, and until when it may believe so.
 
-Safety never rests on this module: the store refuses a commit under an old epoch (INV-2, INV-3). It serves reads: an answer
-that nobody asks the store about may only be given while no other host can have taken the partition, that is until the
-lease ends, measured on the monotonic clock from before the renewal was sent, less a margin.
+Safety never rests on this module: the store refuses a commit under an old epoch (INV-2, INV-3). It serves reads: an
+answer that nobody asks the store about may only be given while no other host can have taken the partition, that is
+until the lease ends, measured on the monotonic clock from before the renewal was sent, less a margin.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Ownership:
         self._task = asyncio.get_running_loop().create_task(self._renew_for_ever(), name="lease")
 
     async def confirm(self) -> None:
-        """Ask the store which partitions are still ours, and extend their lease. Raises `StoreError` when it cannot say."""
+        """Ask the store which partitions are still ours, and extend their lease. Raises `StoreError` when it cannot
+        say."""
         pairs = [(p, e) for p, e in enumerate(self.epochs) if e]
         if not pairs:
             return

@@ -1,7 +1,7 @@
 """References: `runtime.actor(Account, "alice").deposit(10)`.
 
-A reference is cheap, holds no connection, and is as good as any other to the same actor. To a type checker it *is* the class,
-so calls are checked against the methods' signatures; by name (``runtime.actor("Account", "alice")``) anything goes,
+A reference is cheap, holds no connection, and is as good as any other to the same actor. To a type checker it *is* the
+class, so calls are checked against the methods' signatures; by name (``runtime.actor("Account", "alice")``) anything goes,
 and the target checks.
 """
 
@@ -65,8 +65,8 @@ class BoundMethod:
         self.method = method
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the call. Raises what `actors.errors` lists. Cancelling it cancels the turn, or takes it out of the mailbox;
-        once the turn is decided it is too late."""
+        """Make the call. Raises what `actors.errors` lists. Cancelling it cancels the turn, or takes it out of the
+        mailbox; once the turn is decided it is too late."""
         ref = self.ref
         call = ref._mecha_client.new_call(ref._mecha_stream, self.name)
         call.key = ref._mecha_key
@@ -85,9 +85,9 @@ class BoundMethod:
 
 
 async def _call_from_turn(turn: Turn, client: ActorClient, call: Call, timeout: float | None) -> Any:
-    """A call as part of a turn: it belongs to the turn's chain, waits for what the turn rests on, and inherits what is left of
-    its deadline. Below a call with an idempotency key every call has one, derived from it and from its place in the turn, so
-    that a repeated turn repeats no effects."""
+    """A call as part of a turn: it belongs to the turn's chain, waits for what the turn rests on, and inherits what is
+    left of its deadline. Below a call with an idempotency key every call has one, derived from it and from its place in
+    the turn, so that a repeated turn repeats no effects."""
     if turn.activation.uncommitted:
         await turn.wait_committed()
     outer = turn.call

@@ -1,9 +1,9 @@
 """Reminders: durable wake-ups, fired as turns.
 
-The rows in the store are the truth; memory holds a window of the soonest. A scan loads what is due within the horizon, at
-most `_WINDOW` at a time, so a million pending reminders cost nothing but disk. A reminder set for within the horizon is put
-into the window by the commit that made it. The tick's turn records the advance of its own schedule in the same commit:
-a crash before the commit fires it again, after the commit never (INV-4, INV-8).
+The rows in the store are the truth; memory holds a window of the soonest. A scan loads what is due within the horizon,
+at most `_WINDOW` at a time, so a million pending reminders cost nothing but disk. A reminder set for within the horizon
+is put into the window by the commit that made it. The tick's turn records the advance of its own schedule in the same
+commit: a crash before the commit fires it again, after the commit never (INV-4, INV-8).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from actors.errors import ActorError, CallerError, Retriable
-from actors.message import Call
 from actors.schedule import Schedule, decode_schedule, encode_schedule, next_due_ms, resolve_misfire
 from statestores.codec import encode
 from statestores.errors import StoreError
@@ -24,6 +23,7 @@ from statestores.model import Reminder
 
 if TYPE_CHECKING:
     from actors.host import Host
+    from actors.message import Call
     from actors.turn import Turn
 
 log = logging.getLogger(__name__)

@@ -55,8 +55,8 @@ class Signature:
         self._single_atom = self.atoms[0] if len(self.atoms) == 1 else None
 
     def bind_json(self, payload: bytes) -> tuple[Any, ...]:
-        """Arguments of a request body: one parameter takes the JSON value itself, several an object by name or an array by
-        position, none an empty body. Raises `InvalidArguments`."""
+        """Arguments of a request body: one parameter takes the JSON value itself, several an object by name or an array
+        by position, none an empty body. Raises `InvalidArguments`."""
         if not payload:
             return self._bind_values([]) if self._required == 0 else self._missing(self._required_names())
         try:
@@ -88,8 +88,8 @@ class Signature:
             raise InvalidArguments(f"{self.function_name}: {error}") from None
 
     def bind_recorded(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Arguments from what `encode_named` wrote, perhaps by an older version of the function: names it no longer has are
-        left out, new ones take their defaults."""
+        """Arguments from what `encode_named` wrote, perhaps by an older version of the function: names it no longer has
+        are left out, new ones take their defaults."""
         if len(values) == len(self.parameters):
             try:
                 return tuple(
@@ -208,7 +208,8 @@ def _by_value(value: Any, name: str) -> Any:
 
 
 def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Resolved annotations. Classes made inside functions may name types that cannot be resolved from outside: said so."""
+    """Resolved annotations. Classes made inside functions may name types that cannot be resolved from outside: said
+    so."""
     try:
         return typing.get_type_hints(function, include_extras=True)
     except NameError as error:

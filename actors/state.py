@@ -3,9 +3,9 @@
 Three things happen to it. *Fold*: a snapshot and events become field values. *Changes*: the fields that differ from the
 base, ready to be recorded. *Restore*: back to the base, when a turn failed (INV-6). All are plain functions of values.
 
-The base keeps immutable values as they are and everything else as its JSON bytes, since a list or a model may be changed
-in place: the only way to know is to encode it and compare. That costs in proportion to the field; actors with large
-collections are better event-sourced.
+The base keeps immutable values as they are and everything else as its JSON bytes, since a list or a model may be
+changed in place: the only way to know is to encode it and compare. That costs in proportion to the field; actors with
+large collections are better event-sourced.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ Base = list[Any]
 
 
 def new_instance(definition: ActorDefinition) -> Any:
-    """An instance with default state, made without calling `__init__` (an actor is made by its history, not by arguments)."""
+    """An instance with default state, made without calling `__init__` (an actor is made by its history, not by
+    arguments)."""
     instance: Any = object.__new__(definition.cls)
     for field in definition.fields:
         if field.has_default:
@@ -57,7 +58,8 @@ def capture(definition: ActorDefinition, instance: Any) -> Base:
 
 
 def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str, Any] | None:
-    """Fields that differ from the base, by name, ready for `encode`; None when none does. Raises `UnserializableResult`."""
+    """Fields that differ from the base, by name, ready for `encode`; None when none does. Raises
+    `UnserializableResult`."""
     values = instance.__dict__
     changed: dict[str, Any] | None = None
     for position, field in enumerate(definition.fields):
@@ -205,7 +207,8 @@ def _upcast(
 ) -> tuple[str, dict[str, Any]] | None:
     if schema > definition.options.schema:
         raise InvalidState(
-            f"recorded under schema {schema}, {definition.name} knows {definition.options.schema}: deploy the newer class"
+            f"recorded under schema {schema}, {definition.name} knows {definition.options.schema}: "
+            f"deploy the newer class"
         )
     fact: tuple[str, dict[str, Any]] | None = (name, data)
     for version in range(schema, definition.options.schema):

@@ -1,8 +1,8 @@
 """Timers: volatile wake-ups, in the memory of the host that owns the actor.
 
-A timer outlives the activation (its next tick activates the actor again) and dies with the host. Ticks never overlap: the
-next is reckoned from the previous scheduled time, after the previous turn has ended; late ones run back to back (Dapr's
-rule, protocol section 3.3). A failed tick is logged, the schedule goes on.
+A timer outlives the activation (its next tick activates the actor again) and dies with the host. Ticks never overlap:
+the next is reckoned from the previous scheduled time, after the previous turn has ended; late ones run back to back
+(Dapr's rule, protocol section 3.3). A failed tick is logged, the schedule goes on.
 """
 
 from __future__ import annotations

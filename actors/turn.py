@@ -1,8 +1,8 @@
 """The turn: decide, commit, act.
 
 A `Turn` is one message handled by one activation, start to end. While the user's method runs it collects, beside the
-changes to the actor's fields, all the method wants done; nothing of it happens before the turn is committed. To user code
-it is the *context*: `context()` inside a method gives the running turn.
+changes to the actor's fields, all the method wants done; nothing of it happens before the turn is committed. To user
+code it is the *context*: `context()` inside a method gives the running turn.
 
     running ──returns──▶ decided ──store──▶ committed ──▶ answered, messages leave, timers start
        │                    │
@@ -13,7 +13,6 @@ What is collected here becomes one `TurnCommit` (see `actors.activation`), so th
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -24,6 +23,7 @@ from actors.schedule import Misfire, make_schedule
 from statestores.model import NewEvent, OutboxMessage
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable
     from datetime import datetime, timedelta
 
@@ -113,7 +113,7 @@ class Turn:
         self.call = call
         self.method = method
 
-    # -- what user code may ask -----------------------------------------------------------------------------------------
+    # -- what user code may ask ----------------------------------------------------------------------------------------
 
     @property
     def actor_type(self) -> str:
@@ -157,7 +157,7 @@ class Turn:
     def now_ms(self) -> int:
         return self.activation.host.clock.now_ms()
 
-    # -- talking to other actors ----------------------------------------------------------------------------------------
+    # -- talking to other actors ---------------------------------------------------------------------------------------
 
     @overload
     def actor(
@@ -175,8 +175,8 @@ class Turn:
         timeout: float | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """A reference to another actor. ``await ref.method(…)`` is a call inside this turn: what it did stays done even if this
-        turn fails later. Use `send` for effects that must stand or fall with this turn."""
+        """A reference to another actor. ``await ref.method(…)`` is a call inside this turn: what it did stays done even
+        if this turn fails later. Use `send` for effects that must stand or fall with this turn."""
         return self.activation.host.client.actor(actor_type, actor_id, timeout=timeout, idempotency_key=idempotency_key)
 
     def send(self, method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -194,7 +194,8 @@ class Turn:
         self, actor_type: str, actor_id: str, method: str, payload: bytes, *, reply_method: str, token: str
     ) -> str:
         """A call whose turn runs exactly once and whose outcome comes back, exactly once, as a turn of this actor:
-        ``reply_method(token: str, result, error: {"type", "message", "traceback"} | None)``. Returns the message's id."""
+        ``reply_method(token: str, result, error: {"type", "message", "traceback"} | None)``. Returns the message's
+        id."""
         stream = _checked_stream(actor_type, actor_id)
         return self._post(Envelope("turn", stream, method, payload, self.trace_id, reply_method, token))
 
@@ -210,7 +211,7 @@ class Turn:
             self.outbox_done = []
         self.outbox_done.append(message_id)
 
-    # -- reminders and timers -------------------------------------------------------------------------------------------
+    # -- reminders and timers ------------------------------------------------------------------------------------------
 
     def set_reminder(
         self,
@@ -225,8 +226,9 @@ class Turn:
         misfire: Misfire = "latest",
     ) -> None:
         """A durable wake-up, replacing one of that name. It fires as a turn: ``callback(data)`` when given, else
-        ``receive_reminder(name, data)``; the advance of its schedule is recorded with that turn, so each tick takes effect
-        once. `misfire` decides what happens to ticks missed while nothing was running. Raises `InvalidSchedule`."""
+        ``receive_reminder(name, data)``; the advance of its schedule is recorded with that turn, so each tick takes
+        effect once. `misfire` decides what happens to ticks missed while nothing was running. Raises
+        `InvalidSchedule`."""
         from actors.reminders import encode_reminder
 
         self._check_writing("set_reminder")
@@ -261,8 +263,8 @@ class Turn:
         data: Any = None,
         callback: str | None = None,
     ) -> None:
-        """A volatile wake-up, from the commit of this turn on: it is gone when the host stops. Ticks are turns, like those of
-        reminders (`receive_timer(name, data)` without callback)."""
+        """A volatile wake-up, from the commit of this turn on: it is gone when the host stops. Ticks are turns, like
+        those of reminders (`receive_timer(name, data)` without callback)."""
         self._check_writing("set_timer")
         check_name("timer name", name)
         make_schedule(
@@ -274,7 +276,7 @@ class Turn:
         self._check_writing("clear_timer")
         self._timer(name, None)
 
-    # -- the actor itself -----------------------------------------------------------------------------------------------
+    # -- the actor itself ----------------------------------------------------------------------------------------------
 
     def set_index(self, *, name: str, status: str) -> None:
         """How this actor shows in listings."""
@@ -282,8 +284,8 @@ class Turn:
         self.index_name, self.index_status = name, status
 
     def delete(self) -> None:
-        """Remove this actor with everything it owns when the turn ends. Other changes of this turn are moot; messages it
-        sends still leave."""
+        """Remove this actor with everything it owns when the turn ends. Other changes of this turn are moot; messages
+        it sends still leave."""
         self._check_writing("delete")
         self.deleting = True
 
@@ -293,7 +295,7 @@ class Turn:
             self.callbacks = []
         self.callbacks.append(callback)
 
-    # -- for the runtime ------------------------------------------------------------------------------------------------
+    # -- for the runtime -----------------------------------------------------------------------------------------------
 
     def record_event(self, made: EventMethod, bound: tuple[Any, ...]) -> None:
         self._check_writing(f"event {made.name}")
@@ -309,8 +311,8 @@ class Turn:
             self.applying -= 1
 
     async def wait_committed(self) -> None:
-        """Wait until everything this activation decided before has been committed: nothing that rests on it may leave the
-        actor earlier (INV-7). Raises `ActorMoved` when it was refused."""
+        """Wait until everything this activation decided before has been committed: nothing that rests on it may leave
+        the actor earlier (INV-7). Raises `ActorMoved` when it was refused."""
         await self.activation.wait_committed()
         if self.activation.was_refused:
             raise ActorMoved(f"{self.stream} was dropped: an earlier turn could not be recorded")
@@ -346,7 +348,8 @@ class Turn:
 
 
 def recording_turn(instance: Any, event_name: str) -> Turn:
-    """The turn an event method called on `instance` is recorded in. Raises `RuntimeError` outside a turn of that actor."""
+    """The turn an event method called on `instance` is recorded in. Raises `RuntimeError` outside a turn of that
+    actor."""
     turn = current_turn()
     if turn is None or turn.activation.instance is not instance:
         raise RuntimeError(f"event {event_name!r} can be recorded only inside a turn of its own actor")
@@ -358,7 +361,8 @@ def check_assignment(instance: Any, field: str) -> None:
     turn = _current.get()
     if turn is not None and turn.activation.instance is instance and not turn.applying:
         raise InvalidState(
-            f"{turn.actor_type}.{field} is event-sourced: change it inside an @event method, or the change would be lost"
+            f"{turn.actor_type}.{field} is event-sourced: change it inside an @event method, or the "
+            f"change would be lost"
         )
 
 

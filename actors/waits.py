@@ -1,8 +1,9 @@
 """Who waits for whom: the graph in which a deadlock is a cycle.
 
-An edge from A to B stands while a turn of A awaits a call to B. A call that has to queue behind a running turn is checked
-first: if the actor it queues at waits, through others, for the caller, then neither can ever go on, and the call fails at
-once, naming the chain. Only calls that would wait are checked, so the common call pays one list append and removal.
+An edge from A to B stands while a turn of A awaits a call to B. A call that has to queue behind a running turn is
+checked
+first: if the actor it queues at waits, through others, for the caller, then neither can ever go on, and the call fails
+at once, naming the chain. Only calls that would wait are checked, so the common call pays one list append and removal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Waits:
             del self._edges[waiting]
 
     def cycle(self, caller: str, target: str) -> tuple[str, ...] | None:
-        """The cycle that `caller` waiting for `target` would close, from `caller` back to `caller`; None if it closes none."""
+        """The cycle that `caller` waiting for `target` would close, from `caller` back to `caller`; None if it closes
+        none."""
         paths: list[tuple[str, ...]] = [(target,)]
         seen = {target}
         while paths:

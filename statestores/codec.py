@@ -1,8 +1,9 @@
 """The one encoding of everything durable and everything on the wire: JSON, by orjson, never pickle.
 
-What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating decoder
-(pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; pydantic models and dataclasses are written
-under their own pydantic configuration; bytes become base64, sets lists, Decimals strings, timedeltas ISO 8601 durations.
+What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating
+decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; pydantic models and dataclasses are
+written under their own pydantic configuration; bytes become base64, sets lists, Decimals strings, timedeltas ISO 8601
+durations.
 
 Refused, with `CodecError`: integers beyond 64 bits, top-level NaN and infinities (JSON has none, and null would be a
 silent loss), and objects no rule covers.
@@ -22,13 +23,15 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 T = TypeVar("T")
 
 ATOMS: frozenset[type] = frozenset({int, str, bool, float, type(None)})
-"""Types whose values are immutable and are their own JSON value: these need no copy and no validation beyond the type."""
+"""Types whose values are immutable and are their own JSON value: these need no copy and no validation beyond the
+type."""
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_NON_STR_KEYS
 
 
 class CodecError(ValueError):
-    """A value cannot be encoded, or bytes are not what the annotation asks for. The message names the offending part."""
+    """A value cannot be encoded, or bytes are not what the annotation asks for. The message names the offending
+    part."""
 
 
 def encode(value: object) -> bytes:

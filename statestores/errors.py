@@ -1,18 +1,18 @@
 """Errors of the state stores, by what the caller should do.
 
-    StoreError
-    ├── CommitRefused            this turn was not recorded, nothing of it; its neighbours are unaffected
-    │   ├── VersionConflict      reload the stream, decide again
-    │   ├── StaleEpoch           another host owns the partition: drop the activation, stop serving the partition
-    │   └── DuplicateTurn        already consumed: give `receipt.reply` again
-    ├── StoreUnavailable         the store did not answer; the outcome is unknown: repeat the same commit
-    ├── LeaseHeld                the partition has a living owner: wait, or take over by force if it is known dead
-    ├── FormatError              the durable data is of a newer (or unknown) format: upgrade the program
-    ├── ETagMismatch             the caller's: somebody else wrote the key, read it again
-    ├── ETagInvalid              the caller's: this store never gave out such a tag
-    ├── InvalidRequest           the caller's: the request can never succeed as it is
-    ├── NotSupported             this store lacks the capability that was asked for
-    └── ComponentError           a component's YAML or a store URL is wrong: names the file, the field and the remedy
+StoreError
+├── CommitRefused            this turn was not recorded, nothing of it; its neighbours are unaffected
+│   ├── VersionConflict      reload the stream, decide again
+│   ├── StaleEpoch           another host owns the partition: drop the activation, stop serving the partition
+│   └── DuplicateTurn        already consumed: give `receipt.reply` again
+├── StoreUnavailable         the store did not answer; the outcome is unknown: repeat the same commit
+├── LeaseHeld                the partition has a living owner: wait, or take over by force if it is known dead
+├── FormatError              the durable data is of a newer (or unknown) format: upgrade the program
+├── ETagMismatch             the caller's: somebody else wrote the key, read it again
+├── ETagInvalid              the caller's: this store never gave out such a tag
+├── InvalidRequest           the caller's: the request can never succeed as it is
+├── NotSupported             this store lacks the capability that was asked for
+└── ComponentError           a component's YAML or a store URL is wrong: names the file, the field and the remedy
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class StoreUnavailable(StoreError):
 class LeaseHeld(StoreError):
     def __init__(self, holder: Ownership) -> None:
         super().__init__(
-            f"partition {holder.partition} is owned by {holder.owner} until {holder.lease_until_ms} ms (epoch {holder.epoch})"
+            f"partition {holder.partition} is owned by {holder.owner} until {holder.lease_until_ms} ms "
+            f"(epoch {holder.epoch})"
         )
         self.holder = holder
 

@@ -1,14 +1,16 @@
 """Group commit: many turns, one store transaction.
 
 One writer per host. Whatever was decided while the last batch was being written makes the next one, in order of
-decision, so the cost of a transaction (and its fsync) is shared by everything in flight, and a lone turn waits for nobody.
+decision, so the cost of a transaction (and its fsync) is shared by everything in flight, and a lone turn waits for
+nobody.
 
 Order is the contract the output gate stands on: answers are given in the order of submission, and a *barrier* (`commit`
 None) is answered after everything submitted before it. No public method awaits, so nothing can slip between a
 decision and its place in the queue.
 
-When the store does not answer, the same batch is repeated, with backoff, until `patience_s` has passed: stores recognise
-turns they have recorded (INV-8). After that the batch and all behind it fail with `StoreUnavailable`, outcome unknown.
+When the store does not answer, the same batch is repeated, with backoff, until `patience_s` has passed: stores
+recognise turns they have recorded (INV-8). After that the batch and all behind it fail with `StoreUnavailable`, outcome
+unknown.
 """
 
 from __future__ import annotations

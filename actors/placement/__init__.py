@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 class Placement(Protocol):
     def submit(self, call: Call) -> None:
         """Bring a call to the host that owns its stream's partition. Never raises, never blocks: `call.future` gets the
-        answer or the error. A call that cannot have been applied is routed again by itself while its deadline allows."""
+        answer or the error. A call that cannot have been applied is routed again by itself while its deadline
+        allows."""
 
 
 __all__ = ["Placement"]

@@ -1,7 +1,7 @@
 """Placement without a cluster: one host owns all partitions.
 
-Starting it takes every partition over. A living owner is not robbed: we wait for its lease to end. An owner that ran on this
-machine and whose process is gone (`kill -9`) is taken over at once, so a restart after a crash does not wait. A
+Starting it takes every partition over. A living owner is not robbed: we wait for its lease to end. An owner that ran on
+this machine and whose process is gone (`kill -9`) is taken over at once, so a restart after a crash does not wait. A
 mistake in that judgement costs the other host its partitions, never consistency: the epoch decides (INV-2, INV-3).
 """
 
@@ -52,7 +52,8 @@ class LocalPlacement:
             marker = f"{holder.owner}:{holder.epoch}"
             if marker == waited_for:
                 raise StoreInUse(
-                    f"this store is in use by {holder.owner}, which keeps renewing its lease: stop it, or use another store"
+                    f"this store is in use by {holder.owner}, which keeps renewing its lease: stop it, or use "
+                    f"another store"
                 )
             waited_for = marker
             await self._wait_out(holder)
