@@ -178,7 +178,7 @@ for _ = 1, partitions do
     local head = call('LLEN', events_key)
     local receipt = with_receipt and call('HGET', receipts_key, ARGV[receipt_at])
     local refusal, repeated
-    if turn_epoch ~= epoch then
+    if turn_epoch ~= epoch or epoch == 0 then -- 0: nobody ever owned the partition
       refusal = {place + number - 1, STALE_EPOCH, epoch}
     elseif recorded[id] then
       repeated = true

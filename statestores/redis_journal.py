@@ -89,11 +89,14 @@ class RedisJournal:
     async def rehearse(self) -> None:
         """Run turns that use every command of the commit script on a scratch partition. A user whose rights are too
         narrow is found out here: an error half-way through a real turn would leave half of it."""
-        keys = _PartitionKeys(f"{{mecha:{self._namespace}:rehearsal}}")
+        unique = token_hex(8)  # two stores that open at the same moment must not meet
+        keys = _PartitionKeys(f"{{mecha:{self._namespace}:rehearsal-{unique}}}")
         part = _Part(keys)
-        for place, turn in enumerate(_rehearsal(token_hex(8))):
+        for place, turn in enumerate(_rehearsal(unique)):
             part.add(place, turn)
-        refused, _ = await self._link.all([_commit_call([part], generation=1), ("UNLINK", *keys.all)])
+        await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
+        refused = await self._link.one(_commit_call([part], generation=1))
+        await self._link.one(("UNLINK", *keys.all))
         assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------
@@ -417,7 +420,7 @@ def _refusal(turn: TurnCommit, kind: int, detail: Answer) -> CommitRefused:
 def _rehearsal(unique: str) -> Iterator[TurnCommit]:
     """Turns that use everything, and leave nothing but what the partition remembers of turns."""
     stream = "rehearsal"
-    bare = TurnCommit(partition=0, epoch=0, stream=stream, turn_id="", time_ms=0)
+    bare = TurnCommit(partition=0, epoch=1, stream=stream, turn_id="", time_ms=0)
     yield bare._replace(turn_id=f"{unique}-1", delete=True)
     yield bare._replace(
         turn_id=f"{unique}-2",
