@@ -167,7 +167,7 @@ class ActorClient:
         `InvalidState`."""
         if not self.is_active(actor_type, actor_id):
             raise ActorNotActive(f"actor {actor_type}/{actor_id} is not active")
-        await self._builtin(actor_type, actor_id, "$patch", [[list(o) for o in operations]])
+        await self._builtin(actor_type, actor_id, "$patch", [list(o) for o in operations])
 
     async def set_reminder(
         self, actor_type: str, actor_id: str, name: str, options: Mapping[str, Any], *, overwrite: bool = True
