@@ -67,7 +67,12 @@ def _born(stream: str, turn_id: str) -> TurnCommit:
     )
 
 
-BEFORE = [_born(BOB, "bob-1"), _born(CAROL, "carol-1"), _born(DAVE, "dave-1")]
+BEFORE = [
+    _born(BOB, "bob-1"),
+    _turn(BOB, "bob-1-dead", outbox_dead=(("bob-1-b", "gave up"),)),
+    _born(CAROL, "carol-1"),
+    _born(DAVE, "dave-1"),
+]
 
 BATCH = [
     _born(ALICE, "alice-1"),

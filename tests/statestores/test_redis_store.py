@@ -237,6 +237,18 @@ async def test_receipts_that_must_stay_do_not_hide_those_that_may_go(store: Redi
     assert await store.journal.receipt("Cart/1", "m8") is not None
 
 
+async def test_a_receipt_renewed_during_the_purge_stays(store: RedisStore) -> None:
+    """INV-8: what had expired when the candidates were read, and was replaced since, is not purged."""
+    partition = partition_of("Cart/1", PARTITIONS)
+    turn = _turn("Cart/1", 0, events=(), receipt=Receipt("key", b"", 9_000))
+    assert await store.journal.commit([turn]) == [None]
+    candidate = [(b"Cart/1", b"key")]
+    keys = store.journal._keys[partition]
+    assert await store.journal._purge(keys, candidate, now_ms=8_999) == 0
+    assert await store.journal.receipt("Cart/1", "key") == turn.receipt
+    assert await store.journal._purge(keys, candidate, now_ms=9_000) == 1
+
+
 async def test_streams_that_differ_by_a_nul_are_kept_apart(store: RedisStore) -> None:
     """NUL separates names in the layout, and may stand in them all the same."""
     names = sorted(["a", "a\0", "a\0b", "a\0\0b"])
