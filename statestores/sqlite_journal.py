@@ -341,7 +341,7 @@ def _load(connection: sqlite3.Connection, stream: str, at_version: int | None) -
     if rows and rows[0][1] is None:
         version, _, data, *_ = rows.pop(0)
         snapshot = Snapshot(version, data)
-    events = [Event._make(row) for row in rows]
+    events = list(map(Event._make, rows))
     # A snapshot is never ahead of its stream: with no event after it, the head is its version.
     version = events[-1].version if events else snapshot.version if snapshot else 0
     return StreamState(version, snapshot, events)
