@@ -564,13 +564,20 @@ class _IndexScan:
             self._from,
             self._to,
             self._share,
-            _PAGE,
+            _PAGE if self._is_filtered else self._share,
             "" if query.type else query.id_prefix,
             query.name,
             "" if query.created_from_ms is None else query.created_from_ms,
             "" if query.created_to_ms is None else query.created_to_ms,
             *query.statuses,
         )
+
+    @property
+    def _is_filtered(self) -> bool:
+        """Whether entries in the range may not match, so that it takes a look at more of them than are wanted."""
+        query = self._query
+        bounds = (query.created_from_ms, query.created_to_ms)
+        return bool(query.name or query.statuses or (query.id_prefix and not query.type)) or bounds != (None, None)
 
     def take(self, answer: Answer) -> None:
         last, *flat = answer
