@@ -518,15 +518,12 @@ class Activation:
                     )
             if self.dead:
                 self.host.resubmit(call)
-            elif changed is None and turn.events is None and not turn.has_effects and not self._must_record(call):
+            elif changed is None and not turn.wrote and not _must_record(call):
                 self._answer_read(turn)
             else:
                 self._commit(turn, changed, result)
         except Exception as error:  # what cannot be encoded, above all; nothing has been handed to the store yet
             self._failed(turn, error)
-
-    def _must_record(self, call: Call) -> bool:
-        return call.key is not None or call.outbox_id is not None or call.reminder is not None
 
     def _commit(self, turn: Turn, changed: dict[str, Any] | None, result: Any) -> None:
         host, call, definition = self.host, turn.call, self.definition
@@ -556,7 +553,7 @@ class Activation:
             receipt = Receipt(call.outbox_id, b"", now_ms + definition.options.receipts_ms, call.outbox_partition)
         elif call.key is not None:
             receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + definition.options.receipts_ms)
-        if turn.has_effects:
+        if turn.wrote:
             self._note_marks(turn)
             commit = TurnCommit(
                 self.partition,
@@ -605,7 +602,8 @@ class Activation:
         """The store's answer to a decided turn."""
         self.uncommitted -= 1
         if outcome is None:
-            self.host.act(turn)
+            if turn.wrote or turn.callbacks is not None:
+                self.host.act(turn)
             self.host.answer(turn.call, turn.result)
         else:
             self._refused(turn, outcome)
@@ -703,6 +701,12 @@ def turn_committed(turn: Turn) -> Any:
     return lambda outcome: activation.committed(turn, outcome)
 
 
+def _must_record(call: Call) -> bool:
+    """Whether a turn that changes nothing leaves something durable all the same: a receipt, the advance of a
+    reminder."""
+    return call.key is not None or call.outbox_id is not None or call.reminder is not None
+
+
 def _run_to_end(coroutine: Any) -> Any:
     """The result of a coroutine that cannot suspend."""
     try:
@@ -727,6 +731,7 @@ def _post_reply(turn: Turn, reply_to: tuple[str, str, str], result: bytes, error
     stream, method, token = reply_to
     payload = b"[%b,%b,%b]" % (encode(token), result, encode(error))
     envelope = Envelope("turn", stream, method, payload, turn.trace_id)
+    turn.wrote = True
     turn.outbox = turn.outbox or []
     turn.outbox.append((OutboxMessage(f"{turn.turn_id}.{len(turn.outbox)}", turn.stream, envelope.encode()), envelope))
 

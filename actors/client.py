@@ -64,18 +64,15 @@ class ActorClient:
     def new_call(self, stream: str, method: str) -> Call:
         return self._host.new_call(stream, method)
 
-    async def invoke(self, call: Call, timeout: float | None) -> Any:
-        """Make a prepared call and wait for its answer. Cancelling this cancels the call."""
-        return await self.start(call, timeout)
-
     def start(self, call: Call, timeout: float | None) -> asyncio.Future[Any]:
-        """Make a prepared call; the future of its answer."""
+        """Make a prepared call; the future of its answer. Cancelling that cancels the call."""
         if timeout is not None:
             deadline = self._host.loop_time() + timeout
             call.deadline = deadline if call.deadline is None else min(deadline, call.deadline)
         if call.deadline is not None:
             call.timer = asyncio.get_running_loop().call_at(call.deadline, self._host.expire, call)
-        return self._host.place(call)
+        self._host.placement.submit(call)
+        return call.future
 
     def invoke_nowait(
         self,

@@ -127,6 +127,7 @@ class ActorDefinition:
     methods: Mapping[str, Method]
     events: Mapping[str, EventMethod]
     options: Options
+    field_names: tuple[str, ...]
 
     @property
     def event_sourced(self) -> bool:
@@ -256,13 +257,15 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
     if missing:
         raise TypeError(f"{cls.__qualname__}: no upcaster for schema version(s) {missing}")
     events = _collect_events(cls)
+    fields = _collect_fields(cls)
     definition = ActorDefinition(
         name=name,
         cls=cls,
-        fields=_collect_fields(cls),
+        fields=fields,
         methods=_collect_methods(cls),
         events=events,
         options=options,
+        field_names=tuple(f.name for f in fields),
     )
     if events:
         _guard_fields(cls, definition)

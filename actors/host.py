@@ -38,7 +38,7 @@ from statestores.groupcommit import GroupCommit
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from actors.client import ActorClient
     from actors.definition import ActorDefinition, Method
@@ -104,12 +104,14 @@ class Host:
         self._unsettled: dict[str, Activation] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop_time: Callable[[], float] = self.clock.monotonic  # the loop's own clock, once started
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take over all partitions and find what was left unfinished. Raises `StoreInUse`, `StoreError`."""
         self._loop = asyncio.get_running_loop()
+        self.loop_time = self._loop.time
         self.group.start()
         try:
             await self.placement.acquire_all()
@@ -347,10 +349,6 @@ class Host:
         """Unique for ever: a random part per host, then a counter."""
         self._ids += 1
         return f"{self._id_prefix}{self._ids:x}"
-
-    def loop_time(self) -> float:
-        assert self._loop is not None
-        return self._loop.time()
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of this host: cancelled with it."""

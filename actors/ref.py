@@ -1,8 +1,8 @@
 """References: `runtime.actor(Account, "alice").deposit(10)`.
 
 A reference is cheap, holds no connection, and is as good as any other to the same actor. To a type checker it *is* the
-class, so calls are checked against the methods' signatures; by name (``runtime.actor("Account", "alice")``) anything goes,
-and the target checks.
+class, so calls are checked against the methods' signatures; by name (``runtime.actor("Account", "alice")``) anything
+goes, and the target checks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class BoundMethod:
             call.raw = True
         turn = current_turn()
         if turn is None:
-            result = await ref._mecha_client.invoke(call, ref._mecha_timeout)
+            result = await ref._mecha_client.start(call, ref._mecha_timeout)
         else:
             result = await _call_from_turn(turn, ref._mecha_client, call, ref._mecha_timeout)
         return decode(result) if call.raw else result
@@ -102,7 +102,7 @@ async def _call_from_turn(turn: Turn, client: ActorClient, call: Call, timeout: 
     waits = turn.activation.host.waits
     waits.add(turn.stream, call.stream)
     try:
-        return await client.invoke(call, timeout)
+        return await client.start(call, timeout)
     finally:
         waits.remove(turn.stream, call.stream)
 

@@ -75,6 +75,7 @@ def advance_reminder(turn: Turn, tick: Tick, now_ms: int) -> None:
         turn.reminders_cleared and name in turn.reminders_cleared
     ):
         return
+    turn.wrote = True
     following = _after(tick, now_ms)
     if following is None:
         turn.reminders_cleared = turn.reminders_cleared or set()

@@ -10,6 +10,7 @@ large collections are better event-sourced.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -20,7 +21,7 @@ from statestores.codec import ATOMS, CodecError, encode
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from actors.definition import ActorDefinition, Field
+    from actors.definition import ActorDefinition
     from statestores.model import Event, StreamState
 
 STATE_EVENT = "state"
@@ -62,30 +63,34 @@ def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str,
     `UnserializableResult`."""
     values = instance.__dict__
     changed: dict[str, Any] | None = None
-    for position, field in enumerate(definition.fields):
-        old = base[position]
-        new = values.get(field.name, _ABSENT)
+    for name, old in zip(definition.field_names, base, strict=True):
+        new = values.get(name, _ABSENT)
         if new is old:
             continue
         kind = type(new)
         if kind in ATOMS:
             if kind is type(old) and new == old:
                 continue
+            if kind is float and not math.isfinite(new):
+                raise UnserializableResult(f"{definition.name}.{name} cannot be stored: {new} has no JSON form")
         else:
-            new = _encode_field(definition, field, new)
+            new = _encode_field(definition, name, new)
             if type(old) is Encoded and new.json == old.json:
                 continue
         if changed is None:
             changed = {}
-        changed[field.name] = new
+        changed[name] = new
     return changed
 
 
 def advance(definition: ActorDefinition, base: Base, changed: dict[str, Any]) -> None:
     """Make the changed fields the new base."""
-    for position, field in enumerate(definition.fields):
-        if field.name in changed:
-            base[position] = changed[field.name]
+    if len(base) == 1:
+        base[0] = next(iter(changed.values()))
+        return
+    for position, name in enumerate(definition.field_names):
+        if name in changed:
+            base[position] = changed[name]
 
 
 def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:
@@ -101,7 +106,7 @@ def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:
 
 
 def encode_changes(changed: dict[str, Any]) -> bytes:
-    return encode({name: _fragment(value) for name, value in changed.items()})
+    return orjson.dumps(changed, _recorded_form)
 
 
 def encode_snapshot(definition: ActorDefinition, instance: Any) -> bytes:
@@ -164,20 +169,19 @@ def _base_of(value: Any) -> Any:
     return Encoded(encode(value))
 
 
-def _encode_field(definition: ActorDefinition, field: Field, value: Any) -> Encoded:
+def _encode_field(definition: ActorDefinition, name: str, value: Any) -> Encoded:
     if isinstance(value, Encoded):  # _ABSENT: the field was deleted
         return value
     try:
         return Encoded(encode(value))
     except CodecError as error:
-        raise UnserializableResult(f"{definition.name}.{field.name} cannot be stored: {error}") from None
+        raise UnserializableResult(f"{definition.name}.{name} cannot be stored: {error}") from None
 
 
-def _fragment(value: Any) -> Any:
-    if type(value) is Encoded:
-        # A deleted field is recorded as the deletion marker, which no JSON value of a user looks like.
-        return orjson.Fragment(value.json) if value is not _ABSENT else {"$absent": True}
-    return value
+def _recorded_form(value: Encoded) -> Any:
+    """What is written for a value that orjson does not know, which here is an `Encoded` one. A deleted field is
+    recorded as the deletion marker, which no JSON value of a user looks like."""
+    return orjson.Fragment(value.json) if value is not _ABSENT else {"$absent": True}
 
 
 def _apply_snapshot(definition: ActorDefinition, instance: Any, data: bytes) -> None:

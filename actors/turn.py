@@ -83,6 +83,8 @@ class Turn:
     Class-level defaults: a turn that only changes fields stores nothing but its slots in `__init__`.
     """
 
+    # Wants anything beside changed fields: set by whatever fills one of the following.
+    wrote: bool = False
     events: list[NewEvent] | None = None
     outbox: list[tuple[OutboxMessage, Envelope]] | None = None
     outbox_done: list[str] | None = None
@@ -317,18 +319,6 @@ class Turn:
         if self.activation.was_refused:
             raise ActorMoved(f"{self.stream} was dropped: an earlier turn could not be recorded")
 
-    @property
-    def has_effects(self) -> bool:
-        """Wants anything durable beside changed fields and events."""
-        return (
-            self.outbox is not None
-            or self.outbox_done is not None
-            or self.reminders_set is not None
-            or self.reminders_cleared is not None
-            or self.index_name is not None
-            or self.deleting
-        )
-
     def _post(self, envelope: Envelope) -> str:
         self._check_writing("send")
         if self.outbox is None:
@@ -345,6 +335,7 @@ class Turn:
     def _check_writing(self, what: str) -> None:
         if self.method.read_only:
             raise InvalidState(f"{self.actor_type}.{self.method.name} is read_only: it cannot {what}")
+        self.wrote = True
 
 
 def recording_turn(instance: Any, event_name: str) -> Turn:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from statestores.errors import LeaseHeld, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from actors.host import Host
     from actors.message import Call
     from statestores.model import Ownership
@@ -32,9 +34,8 @@ class StoreInUse(StoreError):
 class LocalPlacement:
     def __init__(self, host: Host) -> None:
         self._host = host
-
-    def submit(self, call: Call) -> None:
-        self._host.submit(call)
+        # The way to an actor's host is a function call here: bound once, as it is on the path of every turn.
+        self.submit: Callable[[Call], None] = host.submit
 
     async def acquire_all(self) -> None:
         """Own every partition. Raises `StoreInUse` when the present owner keeps its lease alive."""
