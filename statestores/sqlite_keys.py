@@ -10,6 +10,7 @@ that starts with the prefix and below every other.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass, field
 from sqlite3 import OperationalError
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from statestores.errors import StoreUnavailable
 from statestores.store import KeyItem, SetKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from sqlite3 import Connection
 
     from statestores.errors import StoreError
@@ -67,9 +68,7 @@ class SqliteKeys:
     async def query(self, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
         """Reads every live document under the prefix and filters in Python, like every store does: JSON1 compares
         across types by rules of its own, and without an index on the path it parses every document as well."""
-        return await self._store.read(
-            lambda connection: keyquery.page(query, _with_prefix(connection, query.prefix, now_ms))
-        )
+        return await self._store.read(lambda connection: _page(connection, query, now_ms))
 
     async def delete_prefix(self, prefix: str) -> int:
         prefix = keyrules.children_prefix(prefix)
@@ -170,7 +169,14 @@ def _read_chunk(connection: Connection, keys: list[str], now_ms: int) -> dict[st
     return {key: KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows}
 
 
-def _with_prefix(connection: Connection, prefix: str, now_ms: int) -> Iterator[KeyItem]:
+def _page(connection: Connection, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
+    """The cursor is closed before anything is raised: an error's traceback would keep it, and with it the connection's
+    read transaction, so that later reads would not see later writes."""
+    with closing(_with_prefix(connection, query.prefix, now_ms)) as items:
+        return keyquery.page(query, items)
+
+
+def _with_prefix(connection: Connection, prefix: str, now_ms: int) -> Generator[KeyItem, None, None]:
     rows = connection.execute(
         f"SELECT key, value, etag, expires_ms FROM keys WHERE {_WITH_PREFIX} AND {_LIVE}",
         (*_prefix_range(prefix), now_ms),
