@@ -8,36 +8,34 @@ owner may go on committing, rightly, since nobody took its place.
 
 from __future__ import annotations
 
-import re
-import struct
 from heapq import merge
 from itertools import islice
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from statestores import redis_records as records
 from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, StoreError, VersionConflict
 from statestores.model import (
-    Event,
     IndexEntry,
     NewEvent,
     OutboxMessage,
     Ownership,
     Receipt,
     Reminder,
-    Snapshot,
     StreamState,
     TurnCommit,
     partition_of,
 )
 from statestores.redis_link import load_scripts
+from statestores.redis_turns import PartitionKeys, PartitionTurns
 from statestores.turnrules import check_partitions, check_possible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from statestores.errors import CommitRefused
-    from statestores.model import IndexQuery
-    from statestores.redis_link import Answer, Argument, Call, RedisLink
+    from statestores.model import Event, IndexQuery
+    from statestores.redis_link import Answer, Call, RedisLink
 
 SCRIPTS = load_scripts("redis_journal.lua")
 
@@ -48,18 +46,6 @@ or a receipt are recognised by those as well, for as long as they stand."""
 _TURNS_PER_CALL = 1000
 _PAGE = 1000
 _EVENTS_PER_CALL = 5000
-
-_TURN = struct.Struct("<qqIIIIIIB")  # epoch, expected version or -1, six counts, flags
-_DELETE, _SNAPSHOT, _INDEXED, _RECEIPT, _REMINDERS = 1, 2, 4, 8, 16
-_EVENT = struct.Struct("<qIIII")  # time, lengths of turn id, caller, trace id, name; then these and the data
-_VERSION = struct.Struct("<q")  # of a snapshot; then the data
-_DUE = struct.Struct("<q")  # of a reminder; then the body
-_MESSAGE = struct.Struct("<II")  # lengths of the reason for giving up and of the stream; then these and the body
-_KEPT = struct.Struct("<qiI")  # of a receipt: expiry, outbox partition, length of the turn id; then this and the reply
-_ENTRY = struct.Struct("<qqI")  # created, updated, length of the name; then the name and the status
-_OWNED = struct.Struct("<qq")  # epoch, lease end; then the owner
-
-_SEPARATOR = re.compile(rb"\0(?!\xff)")
 
 _STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
 
@@ -74,7 +60,7 @@ class RedisJournal:
         self._namespace = namespace
         self._partitions = 0
         self._owners = f"{{mecha:{namespace}}}:owners"
-        self._keys: list[_PartitionKeys] = []
+        self._keys: list[PartitionKeys] = []
 
     @property
     def partitions(self) -> int:
@@ -84,14 +70,14 @@ class RedisJournal:
     def set_partitions(self, partitions: int) -> None:
         """For the store's `open`, which reads the number from the server."""
         self._partitions = partitions
-        self._keys = [_PartitionKeys(f"{{mecha:{self._namespace}:{number}}}") for number in range(partitions)]
+        self._keys = [PartitionKeys(f"{{mecha:{self._namespace}:{number}}}") for number in range(partitions)]
 
     async def rehearse(self) -> None:
         """Run turns that use every command of the commit script on a scratch partition. A user whose rights are too
         narrow is found out here: an error half-way through a real turn would leave half of it."""
         unique = token_hex(8)  # two stores that open at the same moment must not meet
-        keys = _PartitionKeys(f"{{mecha:{self._namespace}:rehearsal-{unique}}}")
-        part = _Part(keys)
+        keys = PartitionKeys(f"{{mecha:{self._namespace}:rehearsal-{unique}}}")
+        part = PartitionTurns(keys)
         for place, turn in enumerate(_rehearsal(unique)):
             part.add(place, turn)
         await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
@@ -111,7 +97,7 @@ class RedisJournal:
         call = SCRIPTS["acquire"].call([self._owners], owner, now_ms, until_ms, int(force), *partitions)
         what, *answer = await self._link.one(call, durable=True)
         if what == b"held":
-            raise LeaseHeld(_ownership(int(answer[0]), answer[1]))
+            raise LeaseHeld(records.ownership(int(answer[0]), answer[1]))
         fences = [
             SCRIPTS["fence"].call([self._keys[partition].meta], epoch)
             for partition, epoch in zip(partitions, answer, strict=True)
@@ -128,7 +114,7 @@ class RedisJournal:
 
     async def owners(self) -> list[Ownership]:
         found = await self._link.one(SCRIPTS["hash"].call([self._owners]))
-        return sorted(_ownership(int(partition), held) for partition, held in _pairs(found))
+        return sorted(records.ownership(int(partition), held) for partition, held in _pairs(found))
 
     async def _extend(self, owned: Sequence[tuple[int, int]], owner: str, until_ms: int) -> list[tuple[int, int]]:
         """The pairs whose epoch is still the newest; their lease now ends at `until_ms`."""
@@ -153,17 +139,17 @@ class RedisJournal:
                     answers[places[number]] = _refusal(turns[places[number]], kind, detail)
         return answers
 
-    def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[_Part]]:
+    def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[PartitionTurns]]:
         """What may go out together: a cluster takes a call per partition, since a call must keep to one slot; a server
         alone takes all in one call, which costs it half as much. Very many turns are several rounds, each of which
         waits for the answer to the one before: that keeps their order whatever is retried."""
         rounds = []
         for start in range(0, len(turns), _TURNS_PER_CALL):
-            parts: dict[int, _Part] = {}
+            parts: dict[int, PartitionTurns] = {}
             for place, turn in enumerate(turns[start : start + _TURNS_PER_CALL], start):
                 part = parts.get(turn.partition)
                 if part is None:
-                    part = parts[turn.partition] = _Part(self._keys[turn.partition])
+                    part = parts[turn.partition] = PartitionTurns(self._keys[turn.partition])
                 part.add(place, turn)
             rounds.append([*parts.values()])
         return rounds
@@ -175,8 +161,8 @@ class RedisJournal:
         wanted = -1 if at_version is None else max(0, at_version)
         call = SCRIPTS["load"].call([keys.events(stream), keys.snapshot(stream)], wanted, _EVENTS_PER_CALL)
         version, kept, *raw = await self._link.one(call)
-        snapshot = Snapshot(_VERSION.unpack_from(kept)[0], kept[_VERSION.size :]) if kept else None
-        events = _events(raw, snapshot.version if snapshot else 0)
+        snapshot = records.snapshot(kept)
+        events = records.events(raw, snapshot.version if snapshot else 0)
         while (reached := events[-1].version if events else version) < version:
             # Recorded events never change, so what comes in pages is what one answer would have held.
             page = await self.events(stream, reached, min(_EVENTS_PER_CALL, version - reached))
@@ -190,13 +176,13 @@ class RedisJournal:
         if limit <= 0:
             return []
         key = self._keys_of(stream).events(stream)
-        return _events(await self._link.one(("LRANGE", key, start, start + limit - 1)), start)
+        return records.events(await self._link.one(("LRANGE", key, start, start + limit - 1)), start)
 
     # ---- receipts --------------------------------------------------------------------------------------------------
 
     async def receipt(self, stream: str, key: str) -> Receipt | None:
         kept = await self._link.one(("HGET", self._keys_of(stream).receipts(stream), key))
-        return None if kept is None else _receipt(key, kept)
+        return None if kept is None else records.receipt(key, kept)
 
     async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
         """Looks at the outbox a receipt belongs to before the receipt goes. The two need not be looked at in one step:
@@ -205,7 +191,7 @@ class RedisJournal:
         gone = blocked = 0
         while gone < limit:
             expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, _PAGE)
-            members = [_parts(member) for member in await self._link.one(expired)]
+            members = [records.member_parts(member) for member in await self._link.one(expired)]
             if not members:
                 break
             free = await self._without_message(keys, members)
@@ -215,17 +201,17 @@ class RedisJournal:
         return gone
 
     async def _without_message(
-        self, keys: _PartitionKeys, members: list[tuple[bytes, bytes]]
+        self, keys: PartitionKeys, members: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]]:
         """Those receipts whose message, if they are a message's, is in its outbox no more."""
         kept = await self._link.all([("HGET", keys.receipts(stream.decode()), key) for stream, key in members])
-        origins = [-1 if one is None else _KEPT.unpack_from(one)[1] for one in kept]
+        origins = [-1 if one is None else records.outbox_partition(one) for one in kept]
         asked = [i for i, origin in enumerate(origins) if 0 <= origin < self._partitions]
         stand = await self._link.all([("HEXISTS", self._keys[origins[i]].outbox, members[i][1]) for i in asked])
         standing = {i for i, found in zip(asked, stand, strict=True) if found}
         return [member for i, member in enumerate(members) if i not in standing]
 
-    async def _purge(self, keys: _PartitionKeys, members: list[tuple[bytes, bytes]], now_ms: int) -> int:
+    async def _purge(self, keys: PartitionKeys, members: list[tuple[bytes, bytes]], now_ms: int) -> int:
         if not members:
             return 0
         names = [keys.expiry, *(keys.receipts(stream.decode()) for stream, _ in members)]
@@ -240,7 +226,7 @@ class RedisJournal:
         keys = self._keys[partition]
         queues = [keys.dead, keys.queue] if dead else [keys.queue, keys.dead]
         answer = await self._link.one(SCRIPTS["outbox"].call([keys.outbox, *queues], after, max(0, limit)))
-        return [_message(id_, kept) for id_, kept in zip(answer[::2], answer[1::2], strict=True)]
+        return [records.message(id_, kept) for id_, kept in zip(answer[::2], answer[1::2], strict=True)]
 
     async def due_reminders(self, partitions: Sequence[int], until_ms: int, limit: int) -> list[Reminder]:
         """The soonest of each partition, merged; then the bodies of those that are wanted. A reminder that is cleared
@@ -257,7 +243,7 @@ class RedisJournal:
             [("HGET", self._keys[p].reminders(stream.decode()), name) for _, stream, name, p in due]
         )
         found = (
-            _reminder(stream.decode(), name, body)
+            records.reminder(stream.decode(), name, body)
             for (_, stream, name, _), body in zip(due, bodies, strict=True)
             if body is not None
         )
@@ -265,7 +251,7 @@ class RedisJournal:
 
     async def reminders(self, stream: str) -> list[Reminder]:
         found = await self._link.one(SCRIPTS["hash"].call([self._keys_of(stream).reminders(stream)]))
-        return sorted(_reminder(stream, name, body) for name, body in _pairs(found))
+        return sorted(records.reminder(stream, name, body) for name, body in _pairs(found))
 
     async def index(self, query: IndexQuery) -> list[IndexEntry]:
         """Every partition is asked at once for its share of a page and some more; then only those that could still
@@ -284,119 +270,14 @@ class RedisJournal:
             for scan, answer in zip(behind, answers, strict=True):
                 scan.take(answer)
 
-    def _keys_of(self, stream: str) -> _PartitionKeys:
+    def _keys_of(self, stream: str) -> PartitionKeys:
         return self._keys[partition_of(stream, self._partitions)]
 
 
-class _PartitionKeys:
-    """The names of a partition's keys. All carry its hash tag, so that a cluster keeps them together."""
-
-    __slots__ = ("all", "dead", "due", "expiry", "index", "meta", "outbox", "queue", "streams", "tag")
-
-    def __init__(self, tag: str) -> None:
-        self.tag = tag
-        self.meta = f"{tag}:meta"
-        self.due = f"{tag}:due"
-        self.expiry = f"{tag}:receipts"
-        self.streams = f"{tag}:streams"
-        self.index = f"{tag}:index"
-        self.outbox = f"{tag}:outbox"
-        self.queue = f"{tag}:queue"
-        self.dead = f"{tag}:dead"
-        turns = (f"{tag}:turns", f"{tag}:turns0")
-        scans = (self.due, self.expiry, self.streams, self.index, self.outbox, self.queue, self.dead)
-        self.all = (self.meta, *turns, *scans, f"{tag}:senders")  # in the order the commit script takes them
-
-    def events(self, stream: str) -> str:
-        return f"{self.tag}:e:{stream}"
-
-    def snapshot(self, stream: str) -> str:
-        return f"{self.tag}:s:{stream}"
-
-    def reminders(self, stream: str) -> str:
-        return f"{self.tag}:m:{stream}"
-
-    def receipts(self, stream: str) -> str:
-        return f"{self.tag}:r:{stream}"
-
-
-class _Part:
-    """One partition's turns of a commit, as the script reads them."""
-
-    __slots__ = ("_partition", "arguments", "keys", "places", "turn_ids")
-
-    def __init__(self, partition: _PartitionKeys) -> None:
-        self._partition = partition
-        self.places: list[int] = []
-        self.turn_ids: list[Argument] = []
-        self.keys: list[Argument] = [*partition.all]
-        self.arguments: list[Argument] = []
-
-    def add(self, place: int, turn: TurnCommit) -> None:
-        self.places.append(place)
-        self.turn_ids.append(turn.turn_id)
-        self.keys += _keys_of_turn(self._partition, turn)
-        self.arguments += _arguments_of(turn)
-
-
-def _commit_call(parts: Sequence[_Part], generation: int | None = None) -> Call:
+def _commit_call(parts: Sequence[PartitionTurns], generation: int | None = None) -> Call:
     keys = [key for part in parts for key in part.keys]
     arguments = [a for part in parts for a in (len(part.places), *part.turn_ids, *part.arguments)]
     return SCRIPTS["commit"].call(keys, generation or TURNS_REMEMBERED, len(parts), *arguments)
-
-
-def _keys_of_turn(keys: _PartitionKeys, turn: TurnCommit) -> Iterator[str]:
-    stream, delete = turn.stream, turn.delete
-    yield keys.events(stream)
-    if turn.snapshot is not None or delete:
-        yield keys.snapshot(stream)
-    if turn.reminders_set or turn.reminders_cleared or delete:
-        yield keys.reminders(stream)
-    if turn.receipt is not None or delete:
-        yield keys.receipts(stream)
-
-
-def _arguments_of(turn: TurnCommit) -> list[Argument]:
-    """The turn as the script reads it; the order is the script's."""
-    arguments: list[Argument] = [turn.stream, _header(turn)]
-    if turn.events:
-        arguments += _event_blobs(turn)
-    if turn.snapshot is not None:
-        arguments.append(turn.snapshot)
-    if turn.listing is not None:
-        arguments.append(_entry_blob(turn.listing))
-    arguments += turn.reminders_cleared
-    for reminder in turn.reminders_set:
-        arguments += (reminder.name, _DUE.pack(reminder.due_ms) + reminder.body)
-    for message in turn.outbox:
-        arguments += (message.id, message.stream, _message_blob(message))
-    arguments += turn.outbox_done
-    for given_up in turn.outbox_dead:
-        arguments += given_up
-    if turn.receipt is not None:
-        arguments += (turn.receipt.key, _receipt_blob(turn.receipt, turn.turn_id))
-    return arguments
-
-
-def _header(turn: TurnCommit) -> bytes:
-    flags = (
-        (_DELETE if turn.delete else 0)
-        | (_SNAPSHOT if turn.snapshot is not None else 0)
-        | (_INDEXED if turn.listing is not None else 0)
-        | (_RECEIPT if turn.receipt is not None else 0)
-        | (_REMINDERS if turn.reminders_set or turn.reminders_cleared else 0)
-    )
-    return _TURN.pack(
-        turn.epoch,
-        -1 if turn.expected_version is None else turn.expected_version,
-        len(turn.events),
-        len(turn.reminders_cleared),
-        len(turn.reminders_set),
-        len(turn.outbox),
-        len(turn.outbox_done),
-        len(turn.outbox_dead),
-        flags,
-    )
 
 
 def _check_storable(turns: Sequence[TurnCommit], partitions: int) -> None:
@@ -404,6 +285,9 @@ def _check_storable(turns: Sequence[TurnCommit], partitions: int) -> None:
     for turn in turns:
         if not 0 <= turn.partition < partitions:
             raise InvalidRequest(f"turn {turn.turn_id!r}: there is no partition {turn.partition}")
+        owns = turn.delete or turn.listing or turn.receipt or turn.reminders_set or turn.reminders_cleared
+        if owns and turn.expected_version is None and turn.partition != partition_of(turn.stream, partitions):
+            raise InvalidRequest(f"turn {turn.turn_id!r}: {turn.stream!r} does not live in partition {turn.partition}")
 
 
 def _refusal(turn: TurnCommit, kind: int, detail: Answer) -> CommitRefused:
@@ -411,7 +295,7 @@ def _refusal(turn: TurnCommit, kind: int, detail: Answer) -> CommitRefused:
         return StaleEpoch(turn.partition, turn.epoch, detail)
     if kind == _DUPLICATE_TURN:
         assert turn.receipt is not None
-        return DuplicateTurn(turn.stream, _receipt(turn.receipt.key, detail))
+        return DuplicateTurn(turn.stream, records.receipt(turn.receipt.key, detail))
     assert kind == _VERSION_CONFLICT
     assert turn.expected_version is not None
     return VersionConflict(turn.stream, turn.expected_version, detail)
@@ -442,96 +326,9 @@ def _rehearsal(unique: str) -> Iterator[TurnCommit]:
     yield bare._replace(turn_id=f"{unique}-4", delete=True)
 
 
-# ---- records: how a value lies in the server, and back ----
-
-
-def _event_blobs(turn: TurnCommit) -> list[bytes]:
-    turn_id, caller, trace_id = turn.turn_id.encode(), turn.caller.encode(), turn.trace_id.encode()
-    origin = turn_id + caller + trace_id
-    blobs = []
-    for name, data in turn.events:
-        text = name.encode()
-        lengths = _EVENT.pack(turn.time_ms, len(turn_id), len(caller), len(trace_id), len(text))
-        blobs.append(lengths + origin + text + data)
-    return blobs
-
-
-def _events(blobs: Sequence[bytes], after_version: int) -> list[Event]:
-    return [_event(blob, version) for version, blob in enumerate(blobs, start=after_version + 1)]
-
-
-def _event(blob: bytes, version: int) -> Event:
-    time_ms, turn_id, caller, trace_id, name = _EVENT.unpack_from(blob)
-    caller_at = _EVENT.size + turn_id
-    trace_at = caller_at + caller
-    name_at = trace_at + trace_id
-    data_at = name_at + name
-    return Event(
-        version,
-        blob[name_at:data_at].decode(),
-        blob[data_at:],
-        time_ms,
-        blob[_EVENT.size : caller_at].decode(),
-        blob[caller_at:trace_at].decode(),
-        blob[trace_at:name_at].decode(),
-    )
-
-
-def _reminder(stream: str, name: bytes, blob: bytes) -> Reminder:
-    return Reminder(stream, name.decode(), _DUE.unpack_from(blob)[0], blob[_DUE.size :])
-
-
-def _message_blob(message: OutboxMessage) -> bytes:
-    dead, stream = message.dead.encode(), message.stream.encode()
-    return _MESSAGE.pack(len(dead), len(stream)) + dead + stream + message.body
-
-
-def _message(id_: bytes, blob: bytes) -> OutboxMessage:
-    dead, stream = _MESSAGE.unpack_from(blob)
-    stream_at = _MESSAGE.size + dead
-    body_at = stream_at + stream
-    return OutboxMessage(
-        id_.decode(), blob[stream_at:body_at].decode(), blob[body_at:], blob[_MESSAGE.size : stream_at].decode()
-    )
-
-
-def _receipt_blob(receipt: Receipt, turn_id: str) -> bytes:
-    by = turn_id.encode()
-    return _KEPT.pack(receipt.expires_ms, receipt.outbox_partition, len(by)) + by + receipt.reply
-
-
-def _receipt(key: str, blob: bytes) -> Receipt:
-    expires_ms, outbox_partition, by = _KEPT.unpack_from(blob)
-    return Receipt(key, blob[_KEPT.size + by :], expires_ms, outbox_partition)
-
-
-def _entry_blob(entry: IndexEntry) -> bytes:
-    name = entry.name.encode()
-    return _ENTRY.pack(entry.created_ms, entry.updated_ms, len(name)) + name + entry.status.encode()
-
-
-def _entry(stream: bytes, blob: bytes) -> IndexEntry:
-    created_ms, updated_ms, name = _ENTRY.unpack_from(blob)
-    status_at = _ENTRY.size + name
-    return IndexEntry(
-        stream.decode(), blob[_ENTRY.size : status_at].decode(), blob[status_at:].decode(), created_ms, updated_ms
-    )
-
-
-def _ownership(partition: int, blob: bytes) -> Ownership:
-    epoch, lease_until_ms = _OWNED.unpack_from(blob)
-    return Ownership(partition, epoch, blob[_OWNED.size :].decode(), lease_until_ms)
-
-
-def _parts(member: bytes) -> tuple[bytes, bytes]:
-    """Stream and name of a member of a sorted set; the inverse of `member_prefix` in the scripts."""
-    stream, name = _SEPARATOR.split(member, maxsplit=1)
-    return stream.replace(b"\0\xff", b"\0"), name
-
-
 def _due(member: bytes, due: bytes, partition: int) -> tuple[int, bytes, bytes, int]:
     """What reminders are merged by; the partition says where the body is."""
-    stream, name = _parts(member)
+    stream, name = records.member_parts(member)
     return int(float(due)), stream, name, partition
 
 
@@ -545,7 +342,7 @@ class _IndexScan:
 
     __slots__ = ("_from", "_keys", "_query", "_share", "_to", "done", "found", "reached")
 
-    def __init__(self, keys: _PartitionKeys, query: IndexQuery, share: int) -> None:
+    def __init__(self, keys: PartitionKeys, query: IndexQuery, share: int) -> None:
         self.found: list[IndexEntry] = []
         self.reached = b""  # everything up to here was looked at
         self.done = False
@@ -581,7 +378,7 @@ class _IndexScan:
 
     def take(self, answer: Answer) -> None:
         last, *flat = answer
-        self.found += [_entry(stream, blob) for stream, blob in _pairs(flat)]
+        self.found += [records.entry(stream, blob) for stream, blob in _pairs(flat)]
         self.done = not last
         self.reached = last
         self._from = b"(" + last

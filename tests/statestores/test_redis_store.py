@@ -12,7 +12,7 @@ from redis import asyncio as aioredis
 
 from statestores import redis as redis_module
 from statestores import redis_journal
-from statestores.errors import ComponentError, ETagMismatch, FormatError, StoreUnavailable
+from statestores.errors import ComponentError, ETagMismatch, FormatError, InvalidRequest, StoreUnavailable
 from statestores.model import (
     FORMAT_VERSION,
     IndexEntry,
@@ -278,6 +278,15 @@ async def test_streams_that_differ_by_a_nul_are_kept_apart(store: RedisStore) ->
     )
     gone = [await store.journal.purge_receipts(p, 1, 10) for p in range(PARTITIONS)]
     assert sum(gone) == 3
+
+
+async def test_what_a_stream_owns_is_kept_where_it_lives(store: RedisStore) -> None:
+    """A turn that would put a stream's receipt into another partition is refused, instead of hiding it there."""
+    wrong = (partition_of("Cart/1", PARTITIONS) + 1) % PARTITIONS
+    for partition in (wrong, PARTITIONS):
+        turn = TurnCommit(partition, 1, "Cart/1", "t", 0, receipt=Receipt("k", b"", 1))
+        with pytest.raises(InvalidRequest, match="partition"):
+            await store.journal.commit([turn])
 
 
 async def test_values_with_a_ttl_expire_physically_too(store: RedisStore, admin: aioredis.Redis) -> None:
