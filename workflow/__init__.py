@@ -1,0 +1,63 @@
+"""Durable workflows: deterministic asyncio programs over a recorded history."""
+
+from __future__ import annotations
+
+from workflow.activities import ActivityInfo, ActivityTimeout, activity_info
+from workflow.client import HistoryEntry, WorkflowClient, WorkflowHandle, WorkflowState, instance_id_of
+from workflow.context import WorkflowInfo, actor, current, external_event, send, set_status, wait_event
+from workflow.definition import Activity, RetryPolicy, Workflow, activity, workflow
+from workflow.engine import Engine
+from workflow.errors import (
+    ActivityFailed,
+    ActorCallFailed,
+    Failure,
+    InstanceExists,
+    InstanceNotFound,
+    InstanceNotTerminal,
+    InvalidWorkflowInput,
+    StepFailed,
+    UnknownWorkflow,
+    WorkflowError,
+    WorkflowFailed,
+    WorkflowGuardError,
+    WorkflowStalled,
+    WorkflowTerminated,
+)
+
+__all__ = [
+    "Activity",
+    "ActivityFailed",
+    "ActivityInfo",
+    "ActivityTimeout",
+    "ActorCallFailed",
+    "Engine",
+    "Failure",
+    "HistoryEntry",
+    "InstanceExists",
+    "InstanceNotFound",
+    "InstanceNotTerminal",
+    "InvalidWorkflowInput",
+    "RetryPolicy",
+    "StepFailed",
+    "UnknownWorkflow",
+    "Workflow",
+    "WorkflowClient",
+    "WorkflowError",
+    "WorkflowFailed",
+    "WorkflowGuardError",
+    "WorkflowHandle",
+    "WorkflowInfo",
+    "WorkflowStalled",
+    "WorkflowState",
+    "WorkflowTerminated",
+    "activity",
+    "activity_info",
+    "actor",
+    "current",
+    "external_event",
+    "instance_id_of",
+    "send",
+    "set_status",
+    "wait_event",
+    "workflow",
+]

@@ -1,0 +1,338 @@
+"""What the outside world does with workflows: start, look, wait, signal, pause, resume, terminate, purge, list.
+
+Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`) is asked again for
+`patience_s`; each operation is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import orjson
+
+from actors import Retriable
+from actors.schedule import parse_duration_s
+from statestores.codec import CodecError, encode
+from statestores.model import IndexEntry, IndexQuery
+from workflow.definition import restore
+from workflow.errors import (
+    Failure,
+    InstanceExists,
+    InstanceNotFound,
+    InstanceNotTerminal,
+    InvalidWorkflowInput,
+    UnknownWorkflow,
+    WorkflowFailed,
+    WorkflowStalled,
+    WorkflowTerminated,
+)
+from workflow.history import COMPLETED, FAILED, TERMINAL, TERMINATED, parse
+from workflow.instance import ACTOR_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime, timedelta
+
+    from actors import ActorClient
+    from workflow.definition import Workflow
+    from workflow.instance import WorkflowInstance
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NAMESPACE = uuid.UUID("6d656368-612d-5772-8b66-6c6f77000001")
+_FIRST_RETRY_S = 0.02
+_LONGEST_RETRY_S = 1.0
+_HISTORY_PAGE = 1000
+
+
+class WorkflowState(NamedTuple):
+    """An instance as it is shown. Times in ms since the epoch; `input`, `output`, `custom_status` are JSON values;
+    `failure` is there when the status is FAILED (the exception) or STALLED (the reason)."""
+
+    instance_id: str
+    name: str
+    status: str
+    created_ms: int
+    updated_ms: int
+    input: Any
+    output: Any
+    custom_status: Any
+    failure: Failure | None
+    execution_id: str
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+
+class HistoryEntry(NamedTuple):
+    """One recorded turn: see `workflow.history` for the kinds of inputs and commands."""
+
+    version: int
+    time_ms: int
+    inputs: list[Any]
+    commands: list[Any]
+
+
+class WorkflowHandle(Generic[T]):
+    """One started instance, with the type of its result."""
+
+    def __init__(self, client: WorkflowClient, instance_id: str) -> None:
+        self._client = client
+        self.instance_id = instance_id
+
+    async def state(self) -> WorkflowState:
+        return await self._client.get(self.instance_id)
+
+    async def result(self, timeout: float | None = None) -> T:
+        """See `WorkflowClient.wait`."""
+        value: T = await self._client.wait(self.instance_id, timeout)
+        return value
+
+    async def raise_event(self, name: str, payload: Any = None) -> None:
+        await self._client.raise_event(self.instance_id, name, payload)
+
+    async def pause(self) -> None:
+        await self._client.pause(self.instance_id)
+
+    async def resume(self) -> None:
+        await self._client.resume(self.instance_id)
+
+    async def terminate(self, output: Any = None) -> None:
+        await self._client.terminate(self.instance_id, output)
+
+
+class WorkflowClient:
+    """Made by `Engine.attach`."""
+
+    def __init__(
+        self,
+        client: ActorClient,
+        instance_type: type[WorkflowInstance],
+        workflows: Mapping[str, Workflow[Any, Any]],
+        patience_s: float = 30.0,
+    ) -> None:
+        self._client = client
+        self._type = instance_type
+        self._workflows = workflows
+        self._patience_s = patience_s
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        workflow: Workflow[Any, Any] | str,
+        input: Any = None,
+        *,
+        instance_id: str | None = None,
+        start_at: datetime | None = None,
+        delay: str | float | timedelta | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Start an instance; its id. It is durable when this returns, and may have ended already.
+
+        `start_at` or `delay`: it is PENDING until then. `idempotency_key`: the same start again, whether the first is
+        running or over, is that one; without `instance_id` the id follows from it. The id of an ended instance can be
+        used again: what was recorded under it is removed.
+
+        Raises `UnknownWorkflow`, `InvalidWorkflowInput`, `InstanceExists`, `InvalidName`, `ActorError`.
+        """
+        definition = self.definition(workflow)
+        text = _input_text(definition, input)
+        request = idempotency_key if idempotency_key is not None else uuid.uuid4().hex
+        if instance_id is None:
+            named = f"{definition.name}:{idempotency_key}"
+            instance_id = str(uuid.uuid4() if idempotency_key is None else uuid.uuid5(_NAMESPACE, named))
+        at_ms = _ms(start_at) or 0
+        delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
+        while True:
+            answer: str = await self._ask(
+                instance_id, lambda to: to.start(definition.name, text, at_ms, delay_ms, request)
+            )
+            if answer == "exists":
+                raise InstanceExists(instance_id)
+            if answer != "terminal":
+                return instance_id
+            await self._purge_ended(instance_id)
+
+    async def run(self, workflow: Workflow[P, T], input: Any = None, **options: Any) -> T:
+        """`start` and `wait` in one; `options` as for `start`."""
+        handle = await self.handle(workflow, input, **options)
+        return await handle.result()
+
+    async def handle(self, workflow: Workflow[P, T], input: Any = None, **options: Any) -> WorkflowHandle[T]:
+        """`start`, giving a typed handle."""
+        return WorkflowHandle(self, await self.start(workflow, input, **options))
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    async def get(self, instance_id: str) -> WorkflowState:
+        """Raises `InstanceNotFound`."""
+        shown: str = await self._ask(instance_id, lambda to: to.describe())
+        if not shown:
+            raise InstanceNotFound(instance_id)
+        return _state(instance_id, shown)
+
+    async def wait(self, instance_id: str, timeout: float | None = None) -> Any:
+        """The result of the instance, once it has one: the workflow's annotated type where it is deployed here, else
+        JSON.
+
+        Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`; `TimeoutError` after
+        `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
+        """
+        state = await self.wait_state(instance_id, timeout)
+        if state.status == COMPLETED:
+            definition = self._workflows.get(state.name)
+            return state.output if definition is None else restore(definition.output, state.output)
+        if state.status == TERMINATED:
+            raise WorkflowTerminated(instance_id, state.output)
+        failure = state.failure or Failure("Unknown", "")
+        raise (WorkflowFailed if state.status == FAILED else WorkflowStalled)(instance_id, failure)
+
+    async def wait_state(self, instance_id: str, timeout: float | None = None) -> WorkflowState:
+        """The state of the instance once it has ended or stalled. Raises `InstanceNotFound`, `TimeoutError`."""
+        async with asyncio.timeout(timeout):
+            while True:
+                shown: str = await self._ask(instance_id, lambda to: to.wait_ended())
+                if shown == "missing":
+                    raise InstanceNotFound(instance_id)
+                if shown:
+                    return _state(instance_id, shown)
+
+    async def listing(
+        self,
+        *,
+        name: str = "",
+        statuses: tuple[str, ...] = (),
+        prefix: str = "",
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        after: str = "",
+        limit: int = 100,
+    ) -> list[IndexEntry]:
+        """One page of instances by id; `after` is the last instance id of the page before. `instance_id_of` reads an
+        entry."""
+        query = IndexQuery(
+            ACTOR_TYPE,
+            id_prefix=prefix,
+            name=name,
+            statuses=statuses,
+            created_from_ms=_ms(created_from),
+            created_to_ms=_ms(created_to),
+            after=f"{ACTOR_TYPE}/{after}" if after else "",
+            limit=limit,
+        )
+        return await self._client.listing(query)
+
+    async def history(self, instance_id: str, *, after: int = 0, limit: int = _HISTORY_PAGE) -> list[HistoryEntry]:
+        """Recorded turns, oldest first, from the version after `after`."""
+        entries = []
+        for recorded in await self._client.history(ACTOR_TYPE, instance_id, after=after, limit=limit):
+            data = orjson.loads(recorded.data)
+            entries.append(HistoryEntry(recorded.version, data["t"], parse(data["i"]), parse(data["c"])))
+        return entries
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+
+    async def raise_event(self, instance_id: str, name: str, payload: Any = None) -> None:
+        """Kept until the workflow waits for it; ignored when the instance has ended. Raises `InstanceNotFound`,
+        `CodecError`."""
+        text = encode(payload).decode()
+        await self._command(instance_id, lambda to: to.raise_event(name, text))
+
+    async def pause(self, instance_id: str) -> None:
+        """From now on inputs are recorded, but wait for `resume`. Activities already running finish."""
+        await self._command(instance_id, lambda to: to.pause())
+
+    async def resume(self, instance_id: str) -> None:
+        """End a pause; or try a stalled instance again, with the code that is deployed now."""
+        await self._command(instance_id, lambda to: to.resume())
+
+    async def terminate(self, instance_id: str, output: Any = None) -> None:
+        """End it now, as TERMINATED. An instance that has ended stays as it is."""
+        text = encode(output).decode()
+        await self._command(instance_id, lambda to: to.terminate(text))
+
+    async def purge(self, instance_id: str, *, force: bool = False) -> None:
+        """Remove everything of an ended instance; with `force`, of any. Raises `InstanceNotFound`,
+        `InstanceNotTerminal`."""
+        answer = await self._command(instance_id, lambda to: to.purge(force, ""))
+        if answer:
+            raise InstanceNotTerminal(instance_id, answer)
+
+    # -- leaves -------------------------------------------------------------------------------------------------------
+
+    def definition(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
+        """Raises `UnknownWorkflow`."""
+        name = workflow if isinstance(workflow, str) else workflow.name
+        found = self._workflows.get(name)
+        if found is None:
+            raise UnknownWorkflow(name, list(self._workflows))
+        return found
+
+    async def _purge_ended(self, instance_id: str) -> None:
+        """Somebody else may purge, and start anew, at the same time: only the execution that was seen to have ended
+        goes."""
+        try:
+            ended = await self.get(instance_id)
+        except InstanceNotFound:
+            return
+        if ended.is_terminal:
+            await self._ask(instance_id, lambda to: to.purge(False, ended.execution_id))
+
+    async def _command(self, instance_id: str, act: Callable[[WorkflowInstance], Any]) -> str:
+        answer: str = await self._ask(instance_id, act)
+        if answer == "missing":
+            raise InstanceNotFound(instance_id)
+        return answer
+
+    async def _ask(self, instance_id: str, act: Callable[[WorkflowInstance], Any]) -> Any:
+        """Methods of a reference are awaited, whatever the class they are declared in says."""
+        pause_s, patience_s = _FIRST_RETRY_S, self._patience_s
+        while True:
+            try:
+                return await act(self._client.actor(self._type, instance_id))
+            except Retriable:
+                if patience_s <= 0:
+                    raise
+            await asyncio.sleep(pause_s)
+            patience_s -= pause_s
+            pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+
+
+def instance_id_of(entry: IndexEntry) -> str:
+    return entry.stream.partition("/")[2]
+
+
+def _input_text(definition: Workflow[Any, Any], value: Any) -> str:
+    """JSON of the input, checked against the annotation."""
+    try:
+        text = encode(value)
+        definition.check_input(orjson.loads(text))
+    except CodecError as error:
+        raise InvalidWorkflowInput(f"{definition.name}: {error}") from None
+    return text.decode()
+
+
+def _state(instance_id: str, shown: str) -> WorkflowState:
+    fields = orjson.loads(shown)
+    failure = None if fields["failure"] is None else Failure(*fields["failure"])
+    return WorkflowState(
+        instance_id,
+        fields["name"],
+        fields["status"],
+        fields["created_ms"],
+        fields["updated_ms"],
+        fields["input"],
+        fields["output"],
+        fields["custom_status"],
+        failure,
+        fields["execution"],
+    )
+
+
+def _ms(instant: datetime | None) -> int | None:
+    return None if instant is None else round(instant.timestamp() * 1000)

@@ -1,0 +1,258 @@
+"""A function becomes a workflow or an activity: `@workflow`, `@activity`, `RetryPolicy`.
+
+    @activity(retry=RetryPolicy(max_attempts=5))
+    async def charge(card: str, cents: int) -> str: ...      # a durable step: at least once, its result recorded once
+
+    @workflow
+    async def order(input: Order) -> Receipt:                # deterministic: replayed from its history
+        receipt = await charge(input.card, input.cents)
+        await asyncio.sleep(3600)                            # a durable timer
+        return Receipt(receipt)
+
+Called outside a workflow both are the plain functions they decorate.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from actors.names import check_name
+from actors.schedule import parse_duration_s
+from statestores.codec import Adapter, adapter, encode
+from workflow.loop import running_program
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from datetime import timedelta
+
+    Duration = str | int | float | timedelta
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Named = type[BaseException] | str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed activity is tried again. Durations: seconds, `timedelta`, ``"1.5s"``, ``"PT1M"``.
+
+    `max_attempts` counts the first one; 0: no limit. The wait before attempt n + 1 is ``initial_interval * backoff **
+    (n - 1)``, at most `max_interval`. `timeout` limits one attempt; `overall_timeout` the whole step: no attempt starts
+    after it, and the last is cut short by it. `non_retriable`: exception classes (their subclasses count) or class
+    names that are not retried."""
+
+    max_attempts: int = 3
+    initial_interval: Duration = "1s"
+    backoff: float = 2.0
+    max_interval: Duration = "1m"
+    timeout: Duration | None = None
+    overall_timeout: Duration | None = None
+    non_retriable: tuple[Named, ...] = ()
+    initial_ms: int = field(init=False, repr=False)
+    max_ms: int = field(init=False, repr=False)
+    timeout_s: float | None = field(init=False, repr=False)
+    overall_ms: int | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 0 or self.backoff < 1.0:
+            raise ValueError("RetryPolicy: max_attempts must be >= 0 and backoff >= 1.0")
+        put = object.__setattr__
+        put(self, "initial_ms", round(parse_duration_s(self.initial_interval) * 1000))
+        put(self, "max_ms", round(parse_duration_s(self.max_interval) * 1000))
+        put(self, "timeout_s", None if self.timeout is None else parse_duration_s(self.timeout))
+        overall = self.overall_timeout
+        put(self, "overall_ms", None if overall is None else round(parse_duration_s(overall) * 1000))
+
+    def delay_ms(self, attempt: int) -> int:
+        """How long to wait after failed attempt number `attempt` (from 1)."""
+        return int(min(self.initial_ms * self.backoff ** min(attempt - 1, 1000), self.max_ms))
+
+    def retries(self, error: BaseException) -> bool:
+        """Whether this kind of error is worth another attempt."""
+        names = {cls.__name__ for cls in type(error).__mro__}
+        return not any(n in names if isinstance(n, str) else isinstance(error, n) for n in self.non_retriable)
+
+    def next_due_ms(self, attempt: int, error: BaseException, first_ms: int, now_ms: int) -> int | None:
+        """When to try again after attempt number `attempt` failed; None: never."""
+        if (self.max_attempts and attempt >= self.max_attempts) or not self.retries(error):
+            return None
+        due_ms = now_ms + self.delay_ms(attempt)
+        if self.overall_ms is not None and due_ms >= first_ms + self.overall_ms:
+            return None
+        return due_ms
+
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class Activity(Generic[P, T]):
+    """An activity. Calling it inside a workflow is the durable step; outside, an ordinary call of `function`.
+
+    `timeout_s`, retries: see `RetryPolicy`. A plain `def` runs in a thread of the host's bounded pool.
+    """
+
+    def __init__(self, function: Callable[P, Any], name: str, retry: RetryPolicy, hints: Mapping[str, Any]) -> None:
+        check_name("activity name", name)
+        self.name = name
+        self.function = function
+        self.retry = retry
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
+        declared = list(inspect.signature(function).parameters.values())
+        self._parameters = [p for p in declared if p.kind in _POSITIONAL]
+        self._adapters = [_value_adapter(hints.get(p.name, Any)) for p in self._parameters]
+        self._by_name = {p.name: _value_adapter(hints.get(p.name, Any)) for p in declared}
+        self._signature = inspect.Signature(declared)
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        program = running_program()
+        if program is None:
+            return self.function(*args, **kwargs)  # type: ignore[no-any-return]  # what the plain function returns
+        caller = sys._getframe(1)
+        return program.activity_call(self, self.encode_arguments(args, kwargs), caller.f_code, caller.f_lasti)
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """JSON of the arguments: an array by position; with arguments that can only go by name, the array and an
+        object. Raises `TypeError` as the function itself would, `CodecError`."""
+        if kwargs or len(args) != len(self._parameters):
+            bound = self._signature.bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
+            if kwargs:
+                return encode({"args": args, "kwargs": kwargs})
+        return encode(args)
+
+    def decode_arguments(self, recorded: Any) -> tuple[list[Any], dict[str, Any]]:
+        """What `encode_arguments` wrote, parsed, as the annotated types. Raises `CodecError`."""
+        if isinstance(recorded, dict):
+            named = {k: restore(self._by_name.get(k), v) for k, v in recorded["kwargs"].items()}
+            return self._restore_positional(recorded["args"]), named
+        return self._restore_positional(recorded), {}
+
+    def _restore_positional(self, values: list[Any]) -> list[Any]:
+        adapters = [*self._adapters, *[None] * (len(values) - len(self._adapters))]
+        return [restore(a, v) for a, v in zip(adapters, values, strict=False)]
+
+    def __repr__(self) -> str:
+        return f"<activity {self.name}>"
+
+
+class Workflow(Generic[P, T]):
+    """A workflow: an `async def` of at most one parameter, its input. Calling it runs the plain coroutine function."""
+
+    def __init__(self, function: Callable[P, Coroutine[Any, Any, T]], name: str, hints: Mapping[str, Any]) -> None:
+        check_name("workflow name", name)
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"workflow {name}: must be an async def")
+        parameters = list(inspect.signature(function).parameters.values())
+        if len(parameters) > 1 or any(p.kind not in _POSITIONAL for p in parameters):
+            raise TypeError(
+                f"workflow {name}: takes at most one parameter, its input (a dataclass or model for several values)"
+            )
+        self.name = name
+        self.function = function
+        self.parameter = parameters[0] if parameters else None
+        self.input = _value_adapter(hints.get(parameters[0].name, Any)) if parameters else None
+        self.output = _value_adapter(hints.get("return", Any))
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        return self.function(*args, **kwargs)
+
+    def begin(self, value: Any) -> Coroutine[Any, Any, T]:
+        """The coroutine of a run. `value` is the parsed JSON of the input. Raises `CodecError`."""
+        start: Callable[..., Coroutine[Any, Any, T]] = self.function
+        if self.parameter is None:
+            return start()
+        if value is None and self.parameter.default is not inspect.Parameter.empty:
+            return start()
+        return start(restore(self.input, value))
+
+    def check_input(self, value: Any) -> None:
+        """Raises `CodecError` for parsed JSON that `begin` would refuse."""
+        if self.parameter is not None and (value is not None or self.parameter.default is inspect.Parameter.empty):
+            restore(self.input, value)
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name}>"
+
+
+def restore(found: Adapter[Any] | None, value: Any) -> Any:
+    """The typed value of a parsed JSON value; without adapter the value itself. Raises `CodecError`."""
+    if found is None or type(value) is found.atom:
+        return value
+    return found.restore(value)
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+# Annotations whose values JSON itself gives: nothing to validate or convert.
+_PLAIN: tuple[Any, ...] = (Any, object, dict[str, Any], list[Any])
+
+
+def _value_adapter(annotation: Any) -> Adapter[Any] | None:
+    return None if annotation in _PLAIN else adapter(annotation)
+
+
+@overload
+def activity(function: Callable[P, Awaitable[T]], /) -> Activity[P, T]: ...
+@overload
+def activity(function: Callable[P, T], /) -> Activity[P, T]: ...
+@overload
+def activity(*, name: str | None = None, retry: RetryPolicy = ONCE) -> _ActivityDecorator: ...
+def activity(
+    function: Callable[..., Any] | None = None, /, *, name: str | None = None, retry: RetryPolicy = ONCE
+) -> Any:
+    """Make a function an activity. It runs at least once, its result is recorded once.
+
+    `name`: recorded in histories; default: the function's. `retry`: default one attempt (a crash of the host still runs
+    it again). Arguments and result must have a JSON form, see `statestores.codec`.
+    """
+    locals_ = sys._getframe(1).f_locals
+    if function is not None:
+        return Activity(function, name or function.__name__, retry, _hints(function, locals_))
+    return lambda f: Activity(f, name or f.__name__, retry, _hints(f, locals_))
+
+
+class _ActivityDecorator(typing.Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> Activity[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Activity[P, T]: ...
+
+
+@overload
+def workflow(function: Callable[P, Coroutine[Any, Any, T]], /) -> Workflow[P, T]: ...
+@overload
+def workflow(*, name: str | None = None) -> _WorkflowDecorator: ...
+def workflow(function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+    """Make an `async def` a workflow. `name` is recorded with each instance; default: the function's."""
+    locals_ = sys._getframe(1).f_locals
+    if function is not None:
+        return Workflow(function, name or function.__name__, _hints(function, locals_))
+    return lambda f: Workflow(f, name or f.__name__, _hints(f, locals_))
+
+
+class _WorkflowDecorator(typing.Protocol):
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Workflow[P, T]: ...
+
+
+def _hints(function: Callable[..., Any], locals_: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved annotations; names are looked up in the module and where the decorator stands."""
+    try:
+        return typing.get_type_hints(function, localns=dict(locals_), include_extras=True)
+    except NameError as error:
+        raise TypeError(
+            f"{function.__qualname__}: annotation cannot be resolved ({error}); "
+            "import the type at module level (not under TYPE_CHECKING)"
+        ) from error

@@ -1,0 +1,86 @@
+"""The engine: the workflows and activities of one process, put together for a host.
+
+    engine = Engine([order], [charge])
+    host = Host(journal, [*actor_types, *engine.types], workers=engine.workers)
+    client = engine.attach(host.client)            # a WorkflowClient
+    await host.start()
+
+Activities that a workflow's code names are found by reading it; others (called through a variable, or left over from
+former code) are listed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actors import SystemClock
+from actors.schedule import parse_duration_s
+from workflow.activities import ActivityWorker
+from workflow.client import WorkflowClient
+from workflow.definition import Activity, Workflow
+from workflow.instance import ACTIVITY_KIND, Deployment, definition_for, instance_type
+from workflow.replay import scan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from actors import ActorClient, ActorDefinition, Clock, Worker
+
+
+class Engine:
+    """`idle_timeout`: how long an instance without input stays live in memory. `threads`: for plain `def` activities.
+    `evict_always`: drop the live program after every turn and replay it for the next; for tests, slow by design.
+
+    Raises `ValueError` when two different workflows, or activities, have one name.
+    """
+
+    def __init__(
+        self,
+        workflows: Iterable[Workflow[Any, Any]],
+        activities: Iterable[Activity[Any, Any]] = (),
+        *,
+        idle_timeout: str | float = "1m",
+        threads: int = 32,
+        clock: Clock | None = None,
+        evict_always: bool = False,
+    ) -> None:
+        self.workflows: dict[str, Workflow[Any, Any]] = {}
+        self.activities: dict[str, Activity[Any, Any]] = {}
+        for definition in workflows:
+            _put(self.workflows, definition, "workflows")
+        for activity in (*activities, *self._named_activities()):
+            _put(self.activities, activity, "activities")
+        self.instance_type = instance_type(
+            Deployment(self.workflows, evict_always=evict_always), parse_duration_s(idle_timeout)
+        )
+        self._worker = ActivityWorker(self.activities, clock if clock is not None else SystemClock(), threads)
+
+    @property
+    def types(self) -> list[ActorDefinition]:
+        """Actor types the host must have."""
+        return [definition_for(self.instance_type)]
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """Workers the host must have, by kind."""
+        return {ACTIVITY_KIND: self._worker}
+
+    def attach(self, client: ActorClient) -> WorkflowClient:
+        """Connect to the host's client, before the host starts. Returns the client for workflows."""
+        self._worker.attach(client, self.instance_type)
+        return WorkflowClient(client, self.instance_type, self.workflows)
+
+    def close(self) -> None:
+        """After the host has stopped: let go of the threads."""
+        self._worker.close()
+
+    def _named_activities(self) -> Iterable[Activity[Any, Any]]:
+        for definition in self.workflows.values():
+            for named in scan_of(definition).named:
+                if isinstance(named, Activity):
+                    yield named
+
+
+def _put(known: dict[str, Any], found: Any, what: str) -> None:
+    if known.setdefault(found.name, found) is not found:
+        raise ValueError(f"two {what} are named {found.name!r}: give one another name=")

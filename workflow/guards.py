@@ -1,0 +1,285 @@
+"""Guards: inside workflow code real clocks, randomness, threads, files and sockets are refused, by name.
+
+Three nets, since no one of them catches everything:
+
+1. *Patches.* Module attributes such as `time.time` or `random.random` are replaced while a workflow steps; in any other
+   thread, and outside workflows, a replacement calls the original. They cannot see ``from time import time`` done
+   before.
+2. *Audit.* CPython reports opening of files, sockets, processes and threads and sleeping to audit hooks, however the
+   function was reached.
+3. *Scan.* Before a workflow first runs, its code and the functions of its package that it names are read, for what the
+   first two cannot see: a refused function imported by name, and ``datetime.now``. It is found whether it would run or
+   not.
+
+Logging, warnings, tracebacks and imports may read the clock and files: nothing of that flows back into the workflow.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import operator
+import os
+import random
+import secrets
+import sys
+import threading
+import time
+import types
+import uuid
+from asyncio import events
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from workflow.errors import WorkflowGuardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CLOCK = "use workflow.current().now(), or asyncio.get_running_loop().time()"
+_RANDOM = "use workflow.current().random"
+_UUID = "use workflow.current().uuid4()"
+_ACTIVITY = "do it in an @activity"
+_SLEEP = "use await asyncio.sleep(...), a durable timer"
+
+_CLOCK_NAMES = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time")
+_RANDOM_NAMES = (
+    *(
+        "random",
+        "uniform",
+        "triangular",
+        "randint",
+        "choice",
+        "randrange",
+        "sample",
+        "shuffle",
+        "choices",
+        "gauss",
+        "seed",
+    ),
+    *(
+        "normalvariate",
+        "lognormvariate",
+        "expovariate",
+        "vonmisesvariate",
+        "gammavariate",
+        "betavariate",
+        "paretovariate",
+    ),
+    *("weibullvariate", "getrandbits", "randbytes"),
+)
+
+_Refused = tuple[types.ModuleType, tuple[str, ...], str]
+
+# Called so often elsewhere that the process must not pay for the guard: replaced for the length of a step.
+_SWAPPED: tuple[_Refused, ...] = ((time, _CLOCK_NAMES, _CLOCK), (random, _RANDOM_NAMES, _RANDOM))
+# Rare and slow by themselves: replaced for good when the first workflow steps. Outside workflows they pass straight on.
+_WRAPPED: tuple[_Refused, ...] = (
+    (secrets, ("token_bytes", "token_hex", "token_urlsafe", "choice", "randbelow", "randbits"), _RANDOM),
+    (uuid, ("uuid1", "uuid4"), _UUID),
+    (os, ("urandom", "getrandom"), _RANDOM),
+)
+
+_AUDITED = {
+    "open": "open(): " + _ACTIVITY,
+    "time.sleep": "time.sleep(): " + _SLEEP,
+    "_thread.start_new_thread": "starting a thread: " + _ACTIVITY + " (a plain def activity runs in a thread)",
+    "_thread.start_joinable_thread": "starting a thread: " + _ACTIVITY + " (a plain def activity runs in a thread)",
+    **dict.fromkeys(
+        ("socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"),
+        "a socket: " + _ACTIVITY,
+    ),
+    **dict.fromkeys(
+        ("subprocess.Popen", "os.system", "os.fork", "os.posix_spawn", "os.exec"), "starting a process: " + _ACTIVITY
+    ),
+    **dict.fromkeys(
+        ("os.remove", "os.rename", "os.mkdir", "os.listdir", "os.scandir"), "the file system: " + _ACTIVITY
+    ),
+    "sqlite3.connect": "a database: " + _ACTIVITY,
+}
+
+_TRUSTED = ("logging", "warnings", "traceback", "linecache", "importlib", "tokenize", "zipimport")
+
+
+def _is_trusted(module: str) -> bool:
+    return module.partition(".")[0] in _TRUSTED
+
+
+def _in_workflow() -> bool:
+    # Looked up by attribute: the loop's module imports this one.
+    return getattr(type(events._get_running_loop()), "__module__", "") == "workflow.loop"
+
+
+def _guarded(module: types.ModuleType, name: str, instead: str) -> Callable[..., Any]:
+    original = getattr(module, name)
+
+    @functools.wraps(original)
+    def guard(*args: Any, **kwargs: Any) -> Any:
+        if _in_workflow() and not _is_trusted(sys._getframe(1).f_globals.get("__name__", "")):
+            raise WorkflowGuardError(f"{module.__name__}.{name} inside a workflow: {instead}")
+        return original(*args, **kwargs)
+
+    return guard
+
+
+class _Swap:
+    """The guarded names of one module, and what stood there before the step (perhaps somebody's test double)."""
+
+    __slots__ = ("_guards", "_names", "_namespace", "_read", "_saved")
+
+    def __init__(self, module: types.ModuleType, names: tuple[str, ...], instead: str) -> None:
+        self._namespace = vars(module)
+        self._names = names
+        self._guards = {name: _guarded(module, name, instead) for name in names}
+        self._read = operator.itemgetter(*names)
+        self._saved: tuple[Any, ...] = ()
+
+    def put(self) -> None:
+        self._saved = self._read(self._namespace)
+        self._namespace.update(self._guards)
+
+    def restore(self) -> None:
+        self._namespace.update(zip(self._names, self._saved, strict=True))
+
+
+_swaps = [_Swap(*refused) for refused in _SWAPPED]
+_lock = threading.Lock()
+_stepping = 0
+_installed = False
+
+
+def enter() -> None:
+    """A workflow starts to step. Counted: hosts in several threads may step at the same time."""
+    global _stepping
+    with _lock:
+        _stepping += 1
+        if _stepping == 1:
+            if not _installed:
+                _install()
+            for swap in _swaps:
+                swap.put()
+
+
+def leave() -> None:
+    global _stepping
+    with _lock:
+        _stepping -= 1
+        if _stepping == 0:
+            for swap in _swaps:
+                swap.restore()
+
+
+def _install() -> None:
+    """What stays. Audit hooks cannot be removed, so this is done when the first workflow steps, not at import."""
+    global _installed
+    _installed = True
+    for module, names, instead in _WRAPPED:
+        for name in names:
+            if hasattr(module, name):
+                setattr(module, name, _guarded(module, name, instead))
+    sys.addaudithook(_audit)
+
+
+def _audit(event: str, _args: Any) -> None:
+    if event in _AUDITED and _stepping and _in_workflow() and not _below_trusted():
+        raise WorkflowGuardError(f"inside a workflow: {_AUDITED[event]}")
+
+
+def _below_trusted() -> bool:
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") != "workflow.loop":
+        if _is_trusted(frame.f_globals.get("__name__", "")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+# -- the scan ---------------------------------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """A name in workflow code that must not be used there."""
+
+    where: str
+    message: str
+
+
+class Scan(NamedTuple):
+    findings: tuple[Finding, ...]
+    # Every object the code names: globals, closures and attributes of modules. Activities among them are served.
+    named: tuple[object, ...]
+
+
+_BY_ID = {
+    id(function): (f"{module.__name__}.{name}", instead)
+    for module, names, instead in (*_SWAPPED, *_WRAPPED)
+    for name in names
+    if (function := getattr(module, name, None)) is not None
+}
+_CLASS_CLOCKS = {(datetime, "now"), (datetime, "utcnow"), (datetime, "today"), (date, "today")}
+
+
+def scan(function: Callable[..., Any]) -> Scan:
+    """Read a workflow function and what it names, functions of the same top-level package included."""
+    findings: list[Finding] = []
+    named: dict[int, object] = {}
+    seen: set[types.CodeType] = set()
+    todo: list[types.FunctionType] = [function] if isinstance(function, types.FunctionType) else []
+    package = (function.__module__ or "").partition(".")[0]
+    while todo:
+        current = todo.pop()
+        for code in _codes(current.__code__):
+            if code in seen:
+                continue
+            seen.add(code)
+            for found, line, by_module in _named_objects(code, current):
+                named[id(found)] = found
+                _judge(found, f"{code.co_filename}:{line}", by_module, findings)
+                if isinstance(found, types.FunctionType) and found.__module__.partition(".")[0] == package:
+                    todo.append(found)
+    return Scan(tuple(findings), tuple(named.values()))
+
+
+def _judge(found: object, where: str, by_module: bool, findings: list[Finding]) -> None:
+    refused = None if by_module else _BY_ID.get(id(found))  # the patch of the module sees it when it runs
+    if refused is not None:
+        findings.append(Finding(where, f"{refused[0]}: {refused[1]}"))
+    elif isinstance(found, types.BuiltinMethodType) and (found.__self__, found.__name__) in _CLASS_CLOCKS:
+        findings.append(Finding(where, f"{found.__qualname__}: {_CLOCK}"))
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _named_objects(code: types.CodeType, function: types.FunctionType) -> Iterator[tuple[object, int | None, bool]]:
+    """Objects loaded by global or closure name, and what is read from them as long as they are modules or classes."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    nothing = object()
+    held: object = nothing
+    by_module = False
+    line: int | None = code.co_firstlineno
+    for instruction in dis.get_instructions(code):
+        line = instruction.positions.lineno if instruction.positions and instruction.positions.lineno else line
+        name = instruction.argval
+        by_module = isinstance(held, types.ModuleType)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            held = function.__globals__.get(name, nothing)
+        elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
+            held = _cell(cells[name], nothing)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(held, (types.ModuleType, type)):
+            held = getattr(held, name, nothing)
+        elif instruction.opname not in ("CACHE", "PUSH_NULL", "PRECALL"):
+            held = nothing
+        if held is not nothing:
+            yield held, line, by_module
+
+
+def _cell(cell: types.CellType, missing: object) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return missing

@@ -1,0 +1,535 @@
+"""A workflow run as a pure function of its history: inputs in, commands out. No disk, no network, no clock.
+
+    run = Program(definition, instance_id)
+    commands = run.apply(time_ms, inputs)          # one turn: feed the inputs, step until nothing is ready
+    ...
+    run = replay(definition, instance_id, records) # the same state again, later, elsewhere; raises `Stall`
+
+Everything the code can observe comes from here: results in the order they were recorded, the time of the turn, random
+numbers seeded with the execution id. So the same definition and the same records give the same commands (INV-10);
+`replay` checks it record by record, and the first difference stalls the instance with both commands and the source
+line.
+
+A program whose turn raised anything is used up: `close` it and replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import random
+import traceback
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from statestores.codec import CodecError, encode
+from workflow.definition import restore
+from workflow.errors import ActivityFailed, ActorCallFailed, Failure, Stall, WorkflowEvicted, WorkflowGuardError
+from workflow.guards import Scan, scan
+from workflow.history import VERSION, Command, Input, Record, Start, encode_commands, parse
+from workflow.loop import WorkflowLoop
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from statestores.codec import Adapter
+    from workflow.definition import Activity, Workflow
+
+_WITHDRAWN: Command = ("",)
+_CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
+
+Place = tuple["types.CodeType", int]
+"""A source position: code object and instruction offset. Lines are worked out only when somebody wants to read one."""
+
+
+class Step:
+    """A durable step under way. `arguments` are kept for further attempts of an activity; `attempt` counts them from 1,
+    `first_ms` is when the first was asked for, `retrying`: waits for the next."""
+
+    __slots__ = ("arguments", "attempt", "call", "decoder", "first_ms", "future", "name", "retrying")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        decoder: Adapter[Any] | None,
+        name: str,
+        arguments: bytes,
+        call: bool,
+        first_ms: int,
+    ) -> None:
+        self.future = future
+        self.decoder = decoder
+        self.name = name
+        self.arguments = arguments
+        self.call = call
+        self.first_ms = first_ms
+        self.attempt = 1
+        self.retrying = False
+
+
+class Program:
+    """One execution of a workflow, live in memory. Not thread-safe; between turns it may move to another thread."""
+
+    def __init__(self, definition: Workflow[Any, Any], instance_id: str, surface: object = None) -> None:
+        self.definition = definition
+        self.instance_id = instance_id
+        self.execution = ""
+        self.random = DeterministicRandom()
+        self.replaying = False
+        self.paused = False
+        self.stalled = False
+        self.finished = False
+        # Traceback of the failure, when the code failed. Not part of the commands: it changes with every edit of the
+        # code.
+        self.traceback = ""
+        self.loop = WorkflowLoop(self, _context_with(surface))  # type: ignore[abstract]  # made concrete in a loop
+        # When it ended: timers and retry waits that nobody waits for any more.
+        self.leftover: tuple[list[str], list[str]] = ([], [])
+        self._time_ms = 0
+        self._start: Start | None = None
+        self._root: asyncio.Task[Any] | None = None
+        self._parked: deque[Input] = deque()
+        self._steps: dict[str, Step] = {}
+        self._events: dict[str, deque[Any]] = {}
+        self._waiters: dict[str, deque[asyncio.Future[Any]]] = {}
+        self._commands: list[Command] = []
+        self._withdrawn = False
+        self._places: list[Place | None] = []
+        self._new_timers: dict[str, int] = {}
+
+    # -- from outside -------------------------------------------------------------------------------------------------
+
+    def apply(self, time_ms: int, inputs: Sequence[Input]) -> list[Command]:
+        """One turn. Raises `Stall` when the code cannot go on; the inputs are then still to be recorded, as parked."""
+        outside = self.loop.enter()
+        try:
+            return self._apply(time_ms, inputs)
+        finally:
+            self.loop.leave(outside)
+
+    def is_pending(self, step: str) -> bool:
+        return step in self._steps
+
+    def pending(self, step: str) -> Step | None:
+        return self._steps.get(step)
+
+    @property
+    def parked(self) -> bool:
+        """Inputs are recorded but not applied."""
+        return self.paused or self.stalled
+
+    def close(self) -> None:
+        """Evict: drop the run without running any of its code (no `finally`, no GeneratorExit). Idempotent."""
+        if not self.loop.dead:
+            self.loop.kill()
+            self._steps.clear()
+            self._waiters.clear()
+
+    # -- commands: what the code of the workflow asks for -------------------------------------------------------------
+
+    def activity_call(
+        self, activity: Activity[Any, Any], arguments: bytes, code: types.CodeType, offset: int
+    ) -> Coroutine[Any, Any, Any]:
+        call = self._activity(activity, arguments, code, offset)
+        call.__name__ = activity.name  # type: ignore[attr-defined]  # names its task
+        return call
+
+    async def _activity(self, activity: Activity[Any, Any], arguments: bytes, code: types.CodeType, offset: int) -> Any:
+        # Written out, not built from `_scope_step`, `_issue` and `_outcome`: every step of every replay runs through
+        # here.
+        loop = self.loop
+        if loop.dead:
+            raise WorkflowEvicted
+        name = activity.name
+        step = loop.scope().step(code.co_name, name)
+        self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
+        self._places.append((code, offset))
+        future: asyncio.Future[Any] = asyncio.Future(loop=loop)
+        self._steps[step] = Step(future, activity.result, name, arguments, False, self._time_ms)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(step)
+            raise
+
+    def actor_call(
+        self, target: tuple[str, str, str], payload: bytes, decoder: Adapter[Any] | None, frame: types.FrameType
+    ) -> Coroutine[Any, Any, Any]:
+        call = self._actor_call(target, payload, decoder, frame.f_code.co_name, (frame.f_code, frame.f_lasti))
+        call.__name__ = target[2]  # type: ignore[attr-defined]
+        return call
+
+    async def _actor_call(
+        self, target: tuple[str, str, str], payload: bytes, decoder: Adapter[Any] | None, site: str, place: Place
+    ) -> Any:
+        step = self._scope_step(site, target[2])
+        self._issue(("call", step, *target, _payload(payload)), place)
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self._steps[step] = Step(future, decoder, "/".join(target), b"", True, self._time_ms)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(step)
+            raise
+
+    def _abandon(self, step: str) -> None:
+        if self._steps.pop(step, None) is not None:
+            self._issue(("abandon", step), None)
+
+    def actor_send(self, target: tuple[str, str, str], payload: bytes, frame: types.FrameType) -> None:
+        step = self._scope_step(frame.f_code.co_name, target[2])
+        self._issue(("send", step, *target, _payload(payload)), (frame.f_code, frame.f_lasti))
+
+    def set_status(self, value: Any, frame: types.FrameType) -> None:
+        self._issue(("status", orjson.Fragment(encode(value))), (frame.f_code, frame.f_lasti))
+
+    def event_future(self, name: str) -> asyncio.Future[Any]:
+        """Resolved with the payload of the next event of that name (case-folded) nobody waits for; at once if one is
+        there."""
+        self._check_alive()
+        future = self.loop.create_future()
+        buffered = self._events.get(name)
+        if buffered:
+            future.set_result(buffered.popleft())
+        else:
+            self._waiters.setdefault(name, deque()).append(future)
+        return future
+
+    def put_back(self, name: str, payload: Any) -> None:
+        """An event that was given to a waiter which was cancelled before it could look at it: first in line again."""
+        self._events.setdefault(name, deque()).appendleft(payload)
+
+    def start_timer(self, when: float, site: str, callee: str, place: Place) -> str:
+        step = self._scope_step(site, callee)
+        self._new_timers[step] = len(self._commands)
+        self._issue(("timer", step, math.ceil(when * 1000 - 1e-3)), place)
+        return step
+
+    def cancel_timer(self, step: str) -> None:
+        """A timer that was started in this same turn leaves no trace."""
+        started = self._new_timers.pop(step, None)
+        if started is not None:
+            self._commands[started] = _WITHDRAWN
+            self._withdrawn = True
+        else:
+            self._issue(("cancel", step), None)
+
+    def _scope_step(self, site: str, callee: str) -> str:
+        return self.loop.scope().step(site, callee)
+
+    def _issue(self, command: Command, place: Place | None) -> None:
+        self._check_alive()
+        self._commands.append(command)
+        self._places.append(place)
+
+    def _check_alive(self) -> None:
+        if self.loop.dead:
+            raise WorkflowEvicted
+
+    # -- inputs -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, time_ms: int, inputs: Sequence[Input]) -> list[Command]:
+        commands: list[Command] = []
+        self._commands = commands
+        self._places = []
+        if self._new_timers:
+            self._new_timers.clear()
+        self._withdrawn = False
+        self._time_ms = time_ms
+        now_s = time_ms / 1000
+        if now_s > self.loop.now_s:
+            self.loop.now_s = now_s
+        for item in inputs:
+            if item[0] in _CONTROL:
+                self._control(item[0])
+            elif self.parked or self._parked:
+                self._parked.append(item)
+            elif not self.finished:
+                self._feed(item)
+            while self._parked and not self.parked and not self.finished:
+                self._feed(self._parked.popleft())
+        return [c for c in commands if c[0]] if self._withdrawn else commands
+
+    def _control(self, kind: str) -> None:
+        if kind in ("paused", "resumed"):
+            self.paused = kind == "paused"
+        elif kind in ("stalled", "recovered"):
+            self.stalled = kind == "stalled"
+        else:
+            self.finished = True
+            self.close()
+
+    def _feed(self, item: Input) -> None:
+        _FEEDERS[item[0]](self, item)
+        if self._root is None:
+            return
+        self.loop.run_ready()
+        if self._root.done():
+            self._finish(self._root)
+        elif not (self._steps or self._waiters or self.loop.has_timers):
+            raise Stall(
+                "StuckWorkflow", f"the code waits for something that can never happen, {_waiting_at(self._root)}"
+            )
+
+    def _feed_started(self, item: Input) -> None:
+        if item[1]["v"] > VERSION:
+            raise Stall("EngineError", f"the history is of version {item[1]['v']}, this program reads {VERSION}")
+        self._start = start = Start.of(item[1])
+        self.execution = start.execution
+        self.random.seed(start.execution)
+        if start.at_ms is None:
+            self._begin(start)
+
+    def _feed_begun(self, _item: Input) -> None:
+        if self._start is not None and self._root is None:
+            self._begin(self._start)
+
+    def _begin(self, start: Start) -> None:
+        found = self.definition_scan()
+        if found.findings:
+            where, message = found.findings[0]
+            raise Stall("WorkflowGuardError", f"{where} in workflow code: {message}")
+        try:
+            code = self.definition.begin(start.input)
+        except CodecError as error:
+            raise Stall(
+                "InvalidWorkflowInput", f"the recorded input no longer fits {self.definition.name}: {error}"
+            ) from None
+        self._root = self.loop.create_root(code)
+
+    def definition_scan(self) -> Scan:
+        return scan_of(self.definition)
+
+    def _feed_done(self, item: Input) -> None:
+        step = self._steps.pop(item[1], None)
+        if step is None or step.future.done():
+            return
+        try:
+            step.future.set_result(restore(step.decoder, item[2]))
+        except CodecError as error:
+            step.future.set_exception(
+                _failed(step, Failure("CodecError", f"the result is not what the annotation says: {error}"))
+            )
+
+    def _feed_failed(self, item: Input) -> None:
+        step = self._steps.pop(item[1], None)
+        if step is not None and not step.future.done():
+            step.future.set_exception(_failed(step, Failure(*item[2:5])))
+
+    def _feed_again(self, item: Input) -> None:
+        step = self._steps.get(item[1])
+        if step is not None:
+            step.attempt, step.retrying = item[2], False
+            self._issue(("activity", item[1], step.name, orjson.Fragment(step.arguments)), None)
+
+    def _feed_fired(self, item: Input) -> None:
+        self.loop.fire(item[1])
+
+    def _feed_event(self, item: Input) -> None:
+        name = item[1].casefold()
+        waiters = self._waiters.get(name)
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(item[2])
+                break
+        else:
+            self._events.setdefault(name, deque()).append(item[2])
+        if waiters is not None and not any(not w.done() for w in waiters):
+            del self._waiters[name]
+
+    def forget_waiter(self, name: str, future: asyncio.Future[Any]) -> None:
+        waiters = self._waiters.get(name)
+        if waiters is not None and future in waiters:
+            waiters.remove(future)
+            if not waiters:
+                del self._waiters[name]
+
+    def _feed_retry(self, item: Input) -> None:
+        """The attempt has failed and another will follow: the code sees nothing of it."""
+        step = self._steps.get(item[1])
+        if step is not None:
+            step.retrying = True
+
+    def _finish(self, root: asyncio.Task[Any]) -> None:
+        """Tasks the code left behind end with it, unheard."""
+        self.finished = True
+        self.leftover = (self.loop.armed(), [name for name, step in self._steps.items() if step.retrying])
+        if root.cancelled():
+            outcome: Command = ("failed", "CancelledError", "the workflow cancelled itself")
+        elif (error := root.exception()) is not None:
+            outcome = self._failure(error)
+        else:
+            outcome = self._success(root.result())
+        self._issue(outcome, None)
+        self.close()
+
+    def _success(self, result: Any) -> Command:
+        try:
+            return ("completed", orjson.Fragment(encode(result)))
+        except CodecError as error:
+            return ("failed", "UnserializableResult", str(error))
+
+    def _failure(self, error: BaseException) -> Command:
+        if isinstance(error, WorkflowGuardError):
+            raise Stall("WorkflowGuardError", f"{error} ({_raised_at(error)})") from error
+        if not self.replaying:
+            self.traceback = "".join(traceback.format_exception(error))[-20_000:]
+        return ("failed", type(error).__name__, str(error))
+
+    def place_of(self, command: Command) -> str:
+        """Source line of a command of the last turn, "" for those of the engine."""
+        for issued, place in zip(self._commands, self._places, strict=True):
+            if issued is command and place is not None:
+                return _line(place)
+        return ""
+
+    def waiting_at(self) -> str:
+        return "" if self._root is None else _waiting_at(self._root)
+
+
+_FEEDERS: dict[str, Callable[[Program, Input], None]] = {
+    "started": Program._feed_started,
+    "begun": Program._feed_begun,
+    "done": Program._feed_done,
+    "failed": Program._feed_failed,
+    "retry": Program._feed_retry,
+    "again": Program._feed_again,
+    "fired": Program._feed_fired,
+    "event": Program._feed_event,
+}
+
+
+class DeterministicRandom(random.Random):
+    """Seeded with the execution id. Callable, so that both ``current().random()`` and ``current().random.randint(1,
+    6)`` work."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def __call__(self) -> float:
+        return self.random()
+
+
+class Live:
+    """Sole owner of a live program. When it is let go of, in whatever way, the program is closed before the garbage
+    collector can reach its frames; `weakref.finalize` holds the program until then, and sees to it at the end of the
+    process, too."""
+
+    __slots__ = ("__weakref__", "_finalizer", "program")
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._finalizer = weakref.finalize(self, program.close)
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def replay(
+    definition: Workflow[Any, Any], instance_id: str, records: Sequence[Record], surface: object = None
+) -> Program:
+    """The program as it was after the last record. Raises `Stall`: at the first command that differs, or when the code
+    stops where it did not stop before. The program is then closed."""
+    program = Program(definition, instance_id, surface)
+    if not records:
+        return program
+    program.replaying = True
+    outside = program.loop.enter()
+    try:
+        for record in records:
+            inputs = parse(record.inputs)
+            commands = program._apply(record.time_ms, inputs)
+            if encode_commands(commands) != record.commands:
+                raise _difference(program, commands, record)
+    except BaseException:
+        program.close()
+        raise
+    finally:
+        program.loop.leave(outside)
+    program.replaying = False
+    return program
+
+
+def _difference(program: Program, fresh: list[Command], record: Record) -> Stall:
+    recorded = parse(record.commands)
+    for position in range(max(len(fresh), len(recorded))):
+        new = encode_commands([fresh[position]]) if position < len(fresh) else ""
+        old = encode_commands([recorded[position]]) if position < len(recorded) else ""
+        if new != old:
+            break
+    where = program.place_of(fresh[position]) if new else program.waiting_at()
+    answers = ", ".join(" ".join(map(str, i[:2])) for i in parse(record.inputs)) or "nothing"
+    return Stall(
+        "NondeterminismError",
+        f"the code no longer does what the history says: after {answers} it issued {_describe(new)}, "
+        f"recorded is {_describe(old)}{f' ({where})' if where else ''}",
+    )
+
+
+def _describe(command: str) -> str:
+    return f"{command[1:-1][:200]}" if command else "no command"
+
+
+def scan_of(definition: Workflow[Any, Any]) -> Scan:
+    """What the definition's code names, read once."""
+    found = definition.__dict__.get("_scan")
+    if found is None:
+        found = definition.__dict__["_scan"] = scan(definition.function)
+    assert isinstance(found, Scan)
+    return found
+
+
+def _context_with(surface: object) -> contextvars.Context:
+    """An empty context: nothing of the host's (or the turn's) is visible to the code of a workflow, but what `surface`
+    offers in place of an actor's turn."""
+    from actors.turn import _current
+
+    context = contextvars.Context()
+    if surface is not None:
+        context.run(_current.set, surface)  # type: ignore[arg-type]  # it answers as far as a workflow may ask
+    return context
+
+
+def _payload(payload: bytes) -> Any:
+    """An actor's arguments as recorded: an array of one JSON value, or of none (which is not the same as null)."""
+    return [orjson.Fragment(payload)] if payload else []
+
+
+def _failed(step: Step, failure: Failure) -> ActivityFailed | ActorCallFailed:
+    return (
+        ActorCallFailed(f"actor call {step.name}", failure)
+        if step.call
+        else ActivityFailed(f"activity {step.name}", failure)
+    )
+
+
+def _line(place: Place) -> str:
+    code, offset = place
+    line: int | None = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= offset < end and number is not None:
+            line = number
+    return f"{code.co_filename}:{line}"
+
+
+def _waiting_at(root: asyncio.Task[Any]) -> str:
+    awaited: Any = root.get_coro()
+    where = ""
+    while awaited is not None and getattr(awaited, "cr_frame", None) is not None:
+        where = f"waiting at {awaited.cr_frame.f_code.co_filename}:{awaited.cr_frame.f_lineno}"
+        awaited = awaited.cr_await
+    return where
+
+
+def _raised_at(error: BaseException) -> str:
+    """The innermost line of the user's: the last one outside of this package."""
+    lines = [
+        f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if "/workflow/" not in f.filename
+    ]
+    return lines[-1] if lines else "workflow"
