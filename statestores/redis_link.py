@@ -199,7 +199,7 @@ class RedisLink:
         return StoreError(f"{where} answered: {failure}")
 
 
-_FAILURES = (exceptions.RedisError, OSError)
+_FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
 
 def _worst_of(answers: Sequence[Answer]) -> Exception | None:
@@ -210,7 +210,9 @@ def _worst_of(answers: Sequence[Answer]) -> Exception | None:
     return min(failures, key=lambda error: (_is_passing(error), isinstance(error, exceptions.NoScriptError)))
 
 
-def _is_refused(error: Exception) -> bool:
+def _is_refused(error: BaseException) -> bool:
+    if isinstance(error, exceptions.RedisClusterException) and error.__cause__ is not None:
+        return _is_refused(error.__cause__)  # no node could be asked for the slots: the cause says why
     return isinstance(
         error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError
     ) or bool(_REFUSED.search(str(error)))

@@ -377,12 +377,21 @@ async def test_a_cancelled_call_does_not_spoil_the_next() -> None:
         await store.close()
 
 
+async def test_tls_to_a_server_without_it_is_unavailable() -> None:
+    """A handshake that comes to nothing ends like any connection that cannot be made, for one server and a cluster."""
+    for cluster in (False, True):
+        store = _store(tls=True, cluster=cluster, max_retries=1, connect_timeout_s=0.5, read_timeout_s=0.5)
+        with pytest.raises(StoreUnavailable):
+            await store.open()
+
+
 async def test_wrong_credentials_are_named() -> None:
     """A wrong password is a wrong setting: said at once, without retries."""
     with RedisServer(options=["--requirepass", "right"]) as server:
         for password in ("", "wrong"):
-            with pytest.raises(ComponentError, match="redisPassword"):
-                await _store(server.port, password=password).open()
+            for cluster in (False, True):
+                with pytest.raises(ComponentError, match="redisPassword"):
+                    await _store(server.port, password=password, cluster=cluster).open()
         store = _store(server.port, password="right")
         await store.open()
         await store.close()
