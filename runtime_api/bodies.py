@@ -1,0 +1,146 @@
+"""The JSON bodies of requests, as models: they validate what comes in and describe it on the OpenAPI page.
+
+Dapr's classic endpoints read JSON the way Go does: keys match without case, unknown keys are ignored, ``null``
+stands for "not given", a value of the wrong type is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from runtime_api.problems import Problem, malformed
+
+T = TypeVar("T")
+
+
+class ClassicBody(BaseModel):
+    """Base of all request bodies: keys without case, strict types."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, validate_by_name=True, validate_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {
+            (field.alias or name).lower(): (name, field.annotation is Any) for name, field in cls.model_fields.items()
+        }
+        folded = {}
+        for key, item in value.items():
+            name, nullable = known.get(key.lower(), ("", False))
+            if name and (item is not None or nullable):
+                folded[name] = item
+        return folded
+
+
+class StateOptions(ClassicBody):
+    concurrency: str = Field("", description="`first-write` or `last-write` (default)")
+    consistency: str = Field("", description="`strong` or `eventual`")
+
+
+class StateItem(ClassicBody):
+    key: str
+    value: Any = None
+    etag: str | None = Field(None, description="The write succeeds only while the key carries this tag")
+    metadata: dict[str, str] = Field({}, description="`ttlInSeconds`: when the key expires; `-1`: never")
+    options: StateOptions = Field(default_factory=lambda: StateOptions.model_validate({}))
+    content_type: str = Field("", alias="contentType", description="`application/octet-stream`: value is base64 text")
+
+
+class BulkGet(ClassicBody):
+    keys: list[str]
+    parallelism: int = 10
+    metadata: dict[str, str] = {}
+
+
+class StateOperation(ClassicBody):
+    operation: str = Field(description="`upsert` or `delete`")
+    request: StateItem
+
+
+class StateTransaction(ClassicBody):
+    operations: list[StateOperation] = []
+    metadata: dict[str, str] = {}
+
+
+class SortKey(ClassicBody):
+    key: str
+    order: str = Field("ASC", description="`ASC` or `DESC`")
+
+
+class Page(ClassicBody):
+    limit: int = 0
+    token: str = ""
+
+
+class StateQuery(ClassicBody):
+    filter: dict[str, Any] = Field({}, description="A tree of EQ NEQ GT GTE LT LTE IN AND OR")
+    sort: list[SortKey] = []
+    page: Page = Field(default_factory=lambda: Page.model_validate({}))
+
+
+class ActorStateRequest(ClassicBody):
+    key: str = Field("", description="A durable field of the actor")
+    value: Any = None
+    etag: str | None = None
+    metadata: dict[str, str] = {}
+
+
+class ActorStateOperation(ClassicBody):
+    operation: str = Field(description="`upsert` or `delete`")
+    request: ActorStateRequest = Field(default_factory=lambda: ActorStateRequest.model_validate({}))
+
+
+class ReminderRequest(ClassicBody):
+    due_time: str = Field("", alias="dueTime", description="Go duration, ISO-8601 duration or RFC 3339 instant")
+    period: str = Field("", description="Go or ISO-8601 duration, with `Rn/` in front for n fires, or cron")
+    ttl: str = Field("", description="Duration after the first fire, or an instant")
+    data: Any = Field(None, description="Any JSON value, handed to the actor")
+    overwrite: bool = Field(True, description="false: 409 when the reminder exists")
+
+
+class TimerRequest(ClassicBody):
+    due_time: str = Field("", alias="dueTime", description="Go duration, ISO-8601 duration or RFC 3339 instant")
+    period: str = Field("", description="Go or ISO-8601 duration, with `Rn/` in front for n fires, or cron")
+    ttl: str = Field("", description="Duration after the first fire, or an instant")
+    data: Any = Field(None, description="Any JSON value, handed to the actor")
+    callback: str = Field("", description="Method to call; empty: `receive_timer`")
+
+
+STATE_ITEMS = TypeAdapter(list[StateItem])
+ACTOR_OPERATIONS = TypeAdapter(list[ActorStateOperation])
+BULK_GET = TypeAdapter(BulkGet)
+STATE_TRANSACTION = TypeAdapter(StateTransaction)
+STATE_QUERY = TypeAdapter(StateQuery)
+REMINDER = TypeAdapter(ReminderRequest)
+TIMER = TypeAdapter(TimerRequest)
+
+
+def read(body: bytes, shape: TypeAdapter[T]) -> T:
+    """The body as `shape`. Raises `Problem` 400 ``ERR_MALFORMED_REQUEST`` that says what is wrong, and where."""
+    try:
+        return shape.validate_python(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise _malformed(str(error) if body else "the body is empty") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise _malformed(f"{where}: {first['msg']}") from None
+
+
+def json_text(body: bytes) -> bytes:
+    """The body, once it is known to be JSON or empty. Raises `Problem` 400 ``ERR_MALFORMED_REQUEST``."""
+    if body:
+        try:
+            orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise _malformed(str(error)) from None
+    return body
+
+
+def _malformed(reason: str) -> Problem:
+    return malformed(f"failed deserializing HTTP body: {reason}")

@@ -1,0 +1,558 @@
+"""The ``mecha`` command. Everything heavy is imported by the command that needs it: ``mecha --help`` stays quick.
+
+Exit codes: 0 done; 1 the server answered with an error, or could not start; 2 wrong usage; 3 no answer from the server;
+4 a workflow had not ended when the wait was over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path  # noqa: TC003  # typer reads the annotations of commands
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from runtime_api.remote import Remote
+
+EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_UNFINISHED = 1, 2, 3, 4
+_UNFINISHED = frozenset({"RUNNING", "PENDING", "SUSPENDED", "CONTINUED_AS_NEW"})
+
+cli = typer.Typer(
+    name="mecha",
+    help="Virtual actors and durable workflows: run an application, and talk to one that runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+actor_cli = typer.Typer(help="Talk to actors of a running server.", no_args_is_help=True)
+workflow_cli = typer.Typer(help="Talk to workflows of a running server.", no_args_is_help=True)
+cli.add_typer(actor_cli, name="actor")
+cli.add_typer(workflow_cli, name="workflow")
+
+Url = Annotated[str, typer.Option("--url", envvar="MECHA_URL", help="Where the server is.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many lines.")]
+ActorType = Annotated[str, typer.Argument(metavar="TYPE")]
+ActorId = Annotated[str, typer.Argument(metavar="ID")]
+InstanceId = Annotated[str, typer.Argument(metavar="ID")]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ARG]...", help="Arguments in order; each is JSON, or a string when it is not."),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", help="The whole body as JSON instead of arguments; `-` reads stdin.")
+]
+Statuses = Annotated[list[str] | None, typer.Option("--status", help="Only these statuses; may be repeated.")]
+Prefix = Annotated[str, typer.Option("--prefix", help="Only ids that start so.")]
+Since = Annotated[str, typer.Option("--created-from", help="Only what was created at or after this RFC 3339 instant.")]
+Until = Annotated[str, typer.Option("--created-to", help="Only what was created before this RFC 3339 instant.")]
+
+DEFAULT_URL = "http://127.0.0.1:3500"
+
+
+def main() -> None:
+    """Entry point of the ``mecha`` command."""
+    cli()
+
+
+# -- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def fail(message: object, code: int = EXIT_FAILED) -> NoReturn:
+    """One line on stderr, and out."""
+    print(f"mecha: {' '.join(str(message).split())}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def remote(url: str) -> Iterator[Remote]:
+    """A server to talk to; what goes wrong ends the command with one line."""
+    from runtime_api.remote import Remote, RemoteError, Unreachable
+
+    try:
+        with Remote(url) as server:
+            yield server
+    except RemoteError as error:
+        fail(error)
+    except Unreachable as error:
+        fail(error, EXIT_UNREACHABLE)
+
+
+def value_of(text: str) -> Any:
+    """An argument of the command line: JSON when it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def body_of(arguments: Sequence[str] | None, data: str | None) -> bytes:
+    """A request body out of arguments (none: empty; one: the value itself; several: an array) or out of `data`."""
+    if data is not None:
+        if arguments:
+            fail("give arguments or --data, not both", EXIT_USAGE)
+        return sys.stdin.buffer.read() if data == "-" else data.encode()
+    values = [value_of(text) for text in arguments or ()]
+    if not values:
+        return b""
+    return json.dumps(values[0] if len(values) == 1 else values, ensure_ascii=False).encode()
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table for people. Values are shown as they are: nothing in them is markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)) for cell in row))
+    Console().print(table)
+
+
+def pages(server: Remote, where: str, params: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+    """Items of a listing, page by page until there are `limit` of them or no more."""
+    items: list[dict[str, Any]] = []
+    while len(items) < limit:
+        answer = server.json("GET", where, params={**params, "limit": min(1000, limit - len(items))})
+        items += answer["items"]
+        if "next" not in answer:
+            break
+        params = {**params, "after": answer["next"]}
+    return items
+
+
+# -- mecha run -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+def run(
+    app: Annotated[
+        str, typer.Argument(metavar="APP", help="app.py, app.py:name, package.module or package.module:name")
+    ],
+    store: Annotated[
+        str | None, typer.Option(help="Store URL: sqlite:///file.db, memory://, redis://host:6379 …")
+    ] = None,
+    resources_path: Annotated[
+        list[Path] | None, typer.Option(help="File or directory of component YAML; may be repeated.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
+    app_id: Annotated[str | None, typer.Option(help="Default: the name of the application's file.")] = None,
+    namespace: Annotated[str | None, typer.Option()] = None,
+    lease: Annotated[str | None, typer.Option(help="How long a vanished host is waited for, e.g. 10s.")] = None,
+    drain: Annotated[str | None, typer.Option(help="How long a graceful stop may take, e.g. 30s.")] = None,
+    max_body_size: Annotated[str | None, typer.Option(help="Longest request body, e.g. 4Mi.")] = None,
+    max_connections: Annotated[int | None, typer.Option()] = None,
+    keep_alive: Annotated[str | None, typer.Option(help="How long an idle connection is kept.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error or critical.")] = None,
+    access_log: Annotated[bool | None, typer.Option("--access-log/--no-access-log", help="Log each request.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", envvar="MECHA_SETTINGS", help="YAML file of settings.")
+    ] = None,
+) -> None:
+    """Serve an application: the decorated classes and functions in a module, over HTTP.
+
+    Every option is also a variable (MECHA_STORE, MECHA_PORT, …) and a key of the settings file; the command line wins.
+    """
+    given = {
+        "store": store,
+        "resources_path": tuple(resources_path) if resources_path else None,
+        "host": host,
+        "port": port,
+        "app_id": app_id,
+        "namespace": namespace,
+        "lease": lease,
+        "drain": drain,
+        "max_body_size": max_body_size,
+        "max_connections": max_connections,
+        "keep_alive": keep_alive,
+        "log_level": log_level,
+        "access_log": access_log,
+    }
+    from runtime_api.server import StartupError, run_server
+    from runtime_api.settings import SettingsError, load_settings
+
+    try:
+        run_server(app, load_settings({k: v for k, v in given.items() if v is not None}, settings))
+    except SettingsError as error:
+        fail(error, EXIT_USAGE)
+    except StartupError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        fail("stopped before it was up")
+
+
+# -- mecha actor -----------------------------------------------------------------------------------------------------
+
+
+@actor_cli.command("call")
+def actor_call(
+    actor_type: ActorType,
+    actor_id: ActorId,
+    method: str,
+    arguments: Arguments = None,
+    data: Data = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The call takes effect once, however often it is made.")
+    ] = None,
+    timeout: Annotated[str | None, typer.Option(help="Longest wait for the answer, e.g. 1.5s.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Call a method and print its result, as JSON."""
+    headers = {"content-type": "application/json"}
+    if idempotency_key is not None:
+        headers["idempotency-key"] = idempotency_key
+    if timeout is not None:
+        headers["mecha-timeout"] = timeout
+    body = body_of(arguments, data)
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        where = path("v1.0", "actors", actor_type, actor_id, "method", method)
+        print(server.request("POST", where, content=body, headers=headers).text)
+
+
+@actor_cli.command("send")
+def actor_send(
+    actor_type: ActorType,
+    actor_id: ActorId,
+    method: str,
+    arguments: Arguments = None,
+    data: Data = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Send a durable one-way message; it takes effect exactly once, later."""
+    body = body_of(arguments, data)
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        server.request("POST", path("v1.0", "mecha", "actors", actor_type, actor_id, "send", method), content=body)
+
+
+@actor_cli.command("list")
+def actor_list(
+    actor_type: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="None: list the types.")] = None,
+    prefix: Prefix = "",
+    name: Annotated[str, typer.Option("--name", help="Only with this index name.")] = "",
+    status: Statuses = None,
+    created_from: Since = "",
+    created_to: Until = "",
+    limit: Limit = 100,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List actor types, or the actors of a type."""
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        if actor_type is None:
+            types = server.json("GET", "/v1.0/mecha/actors")["types"]
+            if as_json:
+                print_json(types)
+            else:
+                print_table(
+                    ("TYPE", "ACTIVE", "METHODS"), ((t["type"], t["active"], ", ".join(t["methods"])) for t in types)
+                )
+            return
+        params = _filters(prefix, name, status, created_from, created_to)
+        items = pages(server, path("v1.0", "mecha", "actors", actor_type), params, limit)
+    if as_json:
+        print_json(items)
+    else:
+        columns = ("id", "name", "status", "createdAt", "updatedAt")
+        print_table(("ID", "NAME", "STATUS", "CREATED", "UPDATED"), ([item[c] for c in columns] for item in items))
+
+
+def _filters(prefix: str, name: str, status: list[str] | None, created_from: str, created_to: str) -> dict[str, Any]:
+    return {
+        "prefix": prefix,
+        "name": name,
+        "status": status or [],
+        "createdFrom": created_from,
+        "createdTo": created_to,
+    }
+
+
+@actor_cli.command("get")
+def actor_get(
+    actor_type: ActorType,
+    actor_id: ActorId,
+    version: Annotated[int | None, typer.Option(min=0, help="State as it was at this version.")] = None,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show the durable state of an actor, now or as of a version."""
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        found = server.json("GET", path("v1.0", "mecha", "actors", actor_type, actor_id), params={"version": version})
+    if as_json:
+        print_json(found)
+    else:
+        print(f"{found['type']}/{found['id']} at version {found['version']}")
+        print_table(("FIELD", "VALUE"), sorted(found["state"].items()))
+
+
+@actor_cli.command("history")
+def actor_history(
+    actor_type: ActorType,
+    actor_id: ActorId,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this version.")] = 0,
+    limit: Limit = 100,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show the recorded events of an actor."""
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        items = pages(server, path("v1.0", "mecha", "actors", actor_type, actor_id, "history"), {"after": after}, limit)
+    _print_events(items, as_json)
+
+
+def _print_events(items: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(items)
+    else:
+        rows = (
+            [str(item["version"]), item["time"], item["name"], json.dumps(item["data"], ensure_ascii=False)]
+            for item in items
+        )
+        print_table(("VERSION", "TIME", "EVENT", "DATA"), rows)
+
+
+@actor_cli.command("delete")
+def actor_delete(actor_type: ActorType, actor_id: ActorId, url: Url = DEFAULT_URL) -> None:
+    """Delete an actor with everything it owns: state, history, reminders."""
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        server.request("DELETE", path("v1.0", "mecha", "actors", actor_type, actor_id))
+
+
+# -- mecha workflow --------------------------------------------------------------------------------------------------
+
+
+@workflow_cli.command("start")
+def workflow_start(
+    name: str,
+    value: Annotated[str | None, typer.Argument(metavar="[INPUT]", help="JSON, or a string when it is not.")] = None,
+    data: Data = None,
+    instance_id: Annotated[str, typer.Option("--id", help="The instance's id; default: a random one.")] = "",
+    start: Annotated[str, typer.Option("--start", help="When: an RFC 3339 instant, or a delay such as 10m.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result.")] = False,
+    timeout: Annotated[str, typer.Option(help="How long to wait, with --wait.")] = "60s",
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Start a workflow and print its instance id."""
+    body = body_of([value] if value is not None else [], data)
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        params = {"instanceID": instance_id, "start": start}
+        where = path("v1.0", "workflows", "dapr", name, "start")
+        started = server.json("POST", where, params=params, content=body)
+        if wait:
+            _wait(server, started["instanceID"], timeout, as_json)
+    if not wait:
+        print_json(started) if as_json else print(started["instanceID"])
+
+
+@workflow_cli.command("get")
+def workflow_get(instance_id: InstanceId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Show the status of an instance."""
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        found = server.json("GET", path("v1.0", "workflows", "dapr", instance_id))
+    _print_status(found, as_json)
+
+
+def _print_status(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    lines = [
+        (name, found[name]) for name in ("instanceID", "workflowName", "runtimeStatus", "createdAt", "lastUpdatedAt")
+    ]
+    lines += [(name.removeprefix("dapr.workflow."), text) for name, text in found.get("properties", {}).items()]
+    print_table(("FIELD", "VALUE"), lines)
+
+
+@workflow_cli.command("list")
+def workflow_list(
+    name: Annotated[str, typer.Option("--name", help="Only this workflow.")] = "",
+    status: Statuses = None,
+    prefix: Prefix = "",
+    created_from: Since = "",
+    created_to: Until = "",
+    limit: Limit = 100,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List workflow instances."""
+    with remote(url) as server:
+        params = _filters(prefix, name, status, created_from, created_to)
+        items = pages(server, "/v1.0/mecha/workflows", params, limit)
+    if as_json:
+        print_json(items)
+    else:
+        columns = ("instanceID", "workflowName", "runtimeStatus", "createdAt", "lastUpdatedAt")
+        print_table(("ID", "WORKFLOW", "STATUS", "CREATED", "UPDATED"), ([item[c] for c in columns] for item in items))
+
+
+@workflow_cli.command("history")
+def workflow_history(
+    instance_id: InstanceId,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this version.")] = 0,
+    limit: Limit = 100,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show the recorded history of an instance."""
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        where = path("v1.0", "mecha", "workflows", instance_id, "history")
+        items = pages(server, where, {"after": after}, limit)
+    if as_json:
+        print_json(items)
+    else:
+        rows = ((str(i["version"]), i["time"], _lines(i["inputs"]), _lines(i["commands"])) for i in items)
+        print_table(("VERSION", "TIME", "INPUTS", "COMMANDS"), rows)
+
+
+def _lines(values: Iterable[Any]) -> str:
+    return "\n".join(json.dumps(value, ensure_ascii=False) for value in values)
+
+
+@workflow_cli.command("wait")
+def workflow_wait(
+    instance_id: InstanceId,
+    timeout: Annotated[str, typer.Option(help="How long to wait, e.g. 60s.")] = "60s",
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Wait for the end of an instance and print its result. Exit code 1: it failed; 4: it had not ended in time."""
+    with remote(url) as server:
+        _wait(server, instance_id, timeout, as_json)
+
+
+def _wait(server: Remote, instance_id: str, timeout: str, as_json: bool) -> None:
+    """Long polls, one after the other, until the instance ends or the time is over."""
+    import time
+
+    from runtime_api.remote import path
+    from runtime_api.wire import duration_s
+
+    try:
+        end = time.monotonic() + duration_s(timeout)
+    except ValueError as error:
+        fail(error, EXIT_USAGE)
+    where = path("v1.0", "mecha", "workflows", instance_id, "result")
+    while True:
+        left_s = end - time.monotonic()
+        found = server.json("GET", where, params={"timeout": f"{min(30.0, max(0.001, left_s)):.3f}"})
+        if found["runtimeStatus"] not in _UNFINISHED or left_s <= 0:
+            break
+    if as_json:
+        print_json(found)
+    elif found["runtimeStatus"] == "COMPLETED":
+        print(json.dumps(found.get("output"), ensure_ascii=False))
+    if found["runtimeStatus"] in _UNFINISHED:
+        fail(f"workflow {instance_id} is still {found['runtimeStatus']}", EXIT_UNFINISHED)
+    if found["runtimeStatus"] != "COMPLETED":
+        failure = found.get("failure") or {}
+        reason = f": {failure['type']}: {failure['message']}" if failure else ""
+        fail(f"workflow {instance_id} is {found['runtimeStatus']}{reason}")
+
+
+@workflow_cli.command("raise-event")
+def workflow_raise_event(
+    instance_id: InstanceId,
+    event: str,
+    value: Annotated[str | None, typer.Argument(metavar="[VALUE]", help="JSON, or a string when it is not.")] = None,
+    data: Data = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Send an external event to an instance."""
+    body = body_of([value] if value is not None else [], data)
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        server.request("POST", path("v1.0", "workflows", "dapr", instance_id, "raiseEvent", event), content=body)
+
+
+def _command(instance_id: str, verb: str, url: str) -> None:
+    from runtime_api.remote import path
+
+    with remote(url) as server:
+        server.request("POST", path("v1.0", "workflows", "dapr", instance_id, verb))
+
+
+@workflow_cli.command("pause")
+def workflow_pause(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+    """Pause an instance: it starts nothing new until it is resumed."""
+    _command(instance_id, "pause", url)
+
+
+@workflow_cli.command("resume")
+def workflow_resume(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+    """Resume an instance that was paused, or is stalled."""
+    _command(instance_id, "resume", url)
+
+
+@workflow_cli.command("terminate")
+def workflow_terminate(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+    """End an instance where it stands."""
+    _command(instance_id, "terminate", url)
+
+
+@workflow_cli.command("purge")
+def workflow_purge(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+    """Forget an ended instance with its history."""
+    _command(instance_id, "purge", url)
+
+
+# -- mecha bench -----------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+def bench(
+    store: Annotated[str, typer.Option(help="Store URL. Default: a new SQLite file in a temporary directory.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.2, help="How long each line is measured.")] = 3.0,
+    actors: Annotated[int, typer.Option(min=1, help="How many actors the calls go to.")] = 1000,
+    in_flight: Annotated[int, typer.Option(min=1, help="Calls under way at once, in process.")] = 256,
+    connections: Annotated[int, typer.Option(min=1, help="HTTP connections.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Measure durable actor calls on this machine, in process and over HTTP."""
+    from runtime_api.bench import run_bench
+    from statestores.errors import StoreError
+
+    try:
+        lines = run_bench(store, seconds, actors, in_flight, connections)
+    except StoreError as error:
+        fail(error)
+    if as_json:
+        print_json([line._asdict() for line in lines])
+    else:
+        rows = ((line.what, f"{line.calls_per_s:,.0f}", f"{line.p50_ms:.2f}", f"{line.p99_ms:.2f}") for line in lines)
+        print_table(("DURABLE CALLS", "PER SECOND", "P50 ms", "P99 ms"), rows)
+
+
+if __name__ == "__main__":
+    main()

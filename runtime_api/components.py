@@ -1,0 +1,29 @@
+"""A state component as the API sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from statestores import Capability
+
+if TYPE_CHECKING:
+    from statestores import StateStore
+
+
+class StateComponent(NamedTuple):
+    """One state component as the API sees it. `key_prefix` goes before every key as it is."""
+
+    name: str
+    type: str
+    version: str
+    store: StateStore
+    key_prefix: str
+
+    def stored(self, key: str) -> str:
+        return self.key_prefix + key
+
+    @property
+    def capabilities(self) -> list[str]:
+        """As the metadata endpoint lists them: Dapr's names, and ACTOR for what can do both ETAG and TRANSACTIONAL."""
+        own = {c.value for c in self.store.capabilities if c not in (Capability.JOURNAL, Capability.DURABLE)}
+        return sorted(own | ({"ACTOR"} if {"ETAG", "TRANSACTIONAL"} <= own else set()))

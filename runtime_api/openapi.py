@@ -1,0 +1,79 @@
+"""What the OpenAPI page says beyond the routes' signatures: request bodies (endpoints read those themselves), the two
+shapes of errors, and no mention of FastAPI's own 422, which this server never sends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Header, Path, Query
+from fastapi.openapi.utils import get_openapi
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+
+from runtime_api.wire import unescape
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_SCHEMA_REF = "#/components/schemas/{model}"
+DESCRIPTION = """Virtual actors, durable workflows and application state behind Dapr's v1.0 HTTP protocol.
+
+Paths under `/v1.0/mecha/` are additions. Every error is JSON with `errorCode` and `message`."""
+
+
+class ErrorBody(BaseModel):
+    """Every error; state errors carry `details`, too."""
+
+    error_code: str = Field(alias="errorCode", examples=["ERR_ACTOR_INVOKE_METHOD"])
+    message: str
+
+
+class RichErrorBody(ErrorBody):
+    details: list[dict[str, Any]] = []
+
+
+ActorType = Annotated[str, Path(description="Actor type"), AfterValidator(unescape)]
+ActorId = Annotated[str, Path(description="Actor id"), AfterValidator(unescape)]
+StoreName = Annotated[str, Path(description="Name of a state component"), AfterValidator(unescape)]
+Name = Annotated[str, Path(), AfterValidator(unescape)]
+InstanceId = Annotated[str, Path(description="Workflow instance id"), AfterValidator(unescape)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="The call takes effect once and gives its first answer again"),
+]
+Timeout = Annotated[
+    str | None,
+    Header(alias="Mecha-Timeout", description="Longest wait for the answer: seconds or a duration such as `1.5s`"),
+]
+After = Annotated[str, Query(description="`next` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Longest page")]
+
+
+def errors(*statuses: int, rich: bool = False) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: these statuses carry an error body."""
+    return {status: {"model": RichErrorBody if rich else ErrorBody} for status in statuses}
+
+
+def takes(shape: TypeAdapter[Any] | None = None, *, media: str = "application/json", text: str = "") -> dict[str, Any]:
+    """`openapi_extra` of a route whose endpoint reads the body itself; `shape` None: any value."""
+    schema = shape.json_schema(ref_template=_SCHEMA_REF, by_alias=True) if shape is not None else {}
+    definitions = schema.pop("$defs", {})
+    if schema.get("title") and "properties" in schema:
+        definitions[schema["title"]] = schema
+        schema = {"$ref": _SCHEMA_REF.format(model=schema["title"])}
+    body = {"description": text, "content": {media: {"schema": schema}}, "required": shape is not None}
+    return {"requestBody": body, "x-schemas": definitions}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The page, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                schemas.update(operation.pop("x-schemas", {}))
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,89 @@
+"""The command line's way to a running server: HTTP, and errors as one line."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+DEFAULT_URL = "http://127.0.0.1:3500"
+_CONNECT_S = 5.0
+_ANSWER_S = 300.0
+
+
+class RemoteError(Exception):
+    """The server answered with an error; the text is one line with its code."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{code or 'error'} ({status}): {' '.join(message.split())}")
+        self.status, self.code = status, code
+
+
+class Unreachable(Exception):
+    """There was no answer; whether the request took effect is unknown unless the connection was refused."""
+
+
+def path(*parts: str) -> str:
+    """A path of literal parts, each escaped."""
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+class Remote:
+    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        token = token or os.environ.get("MECHA_API_TOKEN") or os.environ.get("DAPR_API_TOKEN")
+        self._url = url
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"dapr-api-token": token} if token else {},
+            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def request(
+        self,
+        method: str,
+        where: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Raises `RemoteError` for every status of 400 and more, `Unreachable`. Empty parameters are left out."""
+        given = {name: value for name, value in (params or {}).items() if value not in (None, "", [])}
+        try:
+            response = self._client.request(method, where, params=given, content=content, headers=dict(headers or {}))
+        except httpx.ConnectError as error:
+            raise Unreachable(f"cannot reach {self._url}: {error} (is `mecha run` running there?)") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unreachable(f"no answer from {self._url}: {str(error) or type(error).__name__}") from error
+        if response.status_code >= 400:
+            raise _error_of(response)
+        return response
+
+    def json(self, method: str, where: str, **options: Any) -> Any:
+        response = self.request(method, where, **options)
+        return response.json() if response.content else None
+
+
+def _error_of(response: httpx.Response) -> RemoteError:
+    try:
+        body = response.json()
+        return RemoteError(response.status_code, str(body["errorCode"]), str(body["message"]))
+    except (ValueError, KeyError, TypeError):
+        return RemoteError(response.status_code, "", response.text or response.reason_phrase)

@@ -1,0 +1,283 @@
+"""The runtime: stores, host and clients, put together. The embedded form is this class and nothing else:
+
+    async with Runtime(store="sqlite:///bank.db") as runtime:
+        await runtime.actor(Account, "alice").deposit(10)
+
+`mecha run` starts the same class and puts HTTP in front of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from actors import ActorClient, Host, SystemClock
+from runtime_api.components import StateComponent
+from runtime_api.loader import Application, AppSource, find_application
+from runtime_api.wire import duration_s
+from statestores.components import actor_component, load_resources, make_store, open_url, store_component
+from statestores.errors import StoreError
+from workflow.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from actors import ActorDefinition, Clock
+    from statestores import StateStore
+    from statestores.components import Component
+    from workflow.client import WorkflowClient
+
+T = TypeVar("T")
+
+DEFAULT_STORE = "sqlite:///mecha.db"
+OWN_COMPONENT = "statestore"
+"""Name of the state component that stands for the runtime's own store, where no resources bring one."""
+
+_log = logging.getLogger("mecha.runtime")
+_NOT_RUNNING = "the runtime is not running: use it inside `async with Runtime(...)`, or call start() first"
+_PURGE_EVERY_S = 60.0
+_PURGE_LIMIT = 10_000
+_COMPONENT_TYPES = {"memory": "in-memory", "rediss": "redis", "unix": "redis"}
+
+
+class Runtime:
+    """Actors and workflows of one application, over one store.
+
+    `app`: a module, a namespace, or a list of decorated classes and functions; default: the module that makes the
+    runtime.
+    `store`: a URL or a store (which stays the caller's to close). Default: the component with `actorStateStore` in
+    `resources_path`, else ``sqlite:///mecha.db``. `app_id` goes before the keys of the state API. `lease`: seconds or a
+    duration like ``"10s"``; how long a host that vanished from another machine is waited for. `drain_s`: how long
+    `stop` waits for what is under way.
+
+    Between `start` and `stop` (or inside ``async with``) everything works; before and after, calls raise
+    `RuntimeError`.
+    """
+
+    def __init__(
+        self,
+        app: Application | AppSource | None = None,
+        *,
+        store: str | StateStore | None = None,
+        resources_path: Path | str | Sequence[Path | str] = (),
+        app_id: str = "mecha",
+        namespace: str = "default",
+        lease: str | float = 10.0,
+        drain_s: float = 30.0,
+        clock: Clock | None = None,
+    ) -> None:
+        source = app if app is not None else sys._getframe(1).f_globals
+        self.application = source if isinstance(source, Application) else find_application(source)
+        self.application_types: dict[str, ActorDefinition] = {d.name: d for d in self.application.actors}
+        self.app_id = app_id
+        self.namespace = namespace
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.components: dict[str, StateComponent] = {}
+        self._given_store = store
+        self._resources = _paths(resources_path)
+        self._lease_s = duration_s(lease) if isinstance(lease, str) else float(lease)
+        self._drain_s = drain_s
+        self._opened: list[StateStore] = []
+        self._store: StateStore | None = None
+        self._host: Host | None = None
+        self._engine: Engine | None = None
+        self._workflows: WorkflowClient | None = None
+        self._purging: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the stores, take the partitions over, find what was left unfinished.
+
+        Raises `StoreError`, by its kinds: `StoreInUse` for a store with another living owner, `FormatError` for one
+        written by a newer version, `ComponentError` for resources that cannot be used. What was opened until then is
+        closed again.
+        """
+        if self._host is not None:
+            raise RuntimeError("this runtime has been started already")
+        try:
+            await self._open_stores()
+            engine = Engine(self.application.workflows, self.application.activities, clock=self.clock)
+            host = self._make_host(engine)
+            workflows = engine.attach(host.client)
+            await host.start()
+        except BaseException:
+            await self._close_stores()
+            raise
+        self._host, self._engine, self._workflows = host, engine, workflows
+        self._stopping.clear()
+        self._purging = asyncio.create_task(self._purge_expired())
+
+    def begin_stop(self) -> None:
+        """Say that `stop` will come soon: not ready any more, and whoever only waits (for a workflow's end) is let
+        go. Calls are still served."""
+        self._stopping.set()
+
+    async def wait_stopping(self) -> None:
+        """Returns when `stop` has begun, or will soon."""
+        await self._stopping.wait()
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """Finish the turns under way, commit, give the partitions back, close the stores. What has not finished after
+        `timeout_s` (default: `drain_s`) is rolled back. Durable work goes on at the next start. Idempotent."""
+        self.begin_stop()
+        if self._purging is not None:
+            self._purging.cancel()
+            await asyncio.gather(self._purging, return_exceptions=True)
+            self._purging = None
+        host, self._host = self._host, None
+        try:
+            if host is not None:
+                await host.stop(self._drain_s if timeout_s is None else timeout_s)
+        finally:
+            if self._engine is not None:
+                self._engine.close()
+            await self._close_stores()
+
+    async def __aenter__(self) -> Runtime:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        return self._host is not None and not self._host.draining and not self._stopping.is_set()
+
+    @property
+    def host(self) -> Host:
+        if self._host is None:
+            raise RuntimeError(
+                "the runtime is not running: use it inside `async with Runtime(...)`, or call start() first"
+            )
+        return self._host
+
+    @property
+    def store(self) -> StateStore:
+        """Where actors and workflows live."""
+        if self._store is None:
+            raise RuntimeError(
+                "the runtime is not running: use it inside `async with Runtime(...)`, or call start() first"
+            )
+        return self._store
+
+    @property
+    def actors(self) -> ActorClient:
+        return self.host.client
+
+    @property
+    def workflows(self) -> WorkflowClient:
+        if self._workflows is None or self._host is None:
+            raise RuntimeError(_NOT_RUNNING)
+        return self._workflows
+
+    @overload
+    def actor(
+        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> T: ...
+    @overload
+    def actor(
+        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Any: ...
+    def actor(
+        self,
+        actor_type: type[T] | str,
+        actor_id: str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """A reference to an actor, typed when it is given by its class. See `ActorClient.actor`."""
+        return self.actors.actor(actor_type, actor_id, timeout=timeout, idempotency_key=idempotency_key)
+
+    async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """A durable one-way message: ``await runtime.send(runtime.actor(Airport, "JFK").departed, 10)``. Returns
+        when it is durably accepted; it takes effect exactly once, later."""
+        await self.actors.send(method, *args, **kwargs)
+
+    def hosts(self, actor_type: str) -> bool:
+        """Whether the application brings this actor type."""
+        return actor_type in self.application_types
+
+    # -- how it is put together --------------------------------------------------------------------------------------
+
+    def _make_host(self, engine: Engine) -> Host:
+        types = [*self.application.actors, *engine.types]
+        return Host(self.store.journal, types, clock=self.clock, lease_s=self._lease_s, workers=engine.workers)
+
+    async def _open_stores(self) -> None:
+        components = load_resources(self._resources, self.app_id, self.namespace) if self._resources else []
+        self.components = {}
+        for component in components:
+            if component.is_state:
+                await self._open_component(component)
+        actors_in = actor_component(components)
+        if self._given_store is None and actors_in is not None:
+            self._store = self.components[actors_in.name].store
+        else:
+            self._store = await self._open_own()
+        if not self.components:
+            kind = _component_type(self._given_store)
+            self.components[OWN_COMPONENT] = StateComponent(OWN_COMPONENT, kind, "v1", self._store, f"{self.app_id}||")
+
+    async def _open_own(self) -> StateStore:
+        if not isinstance(self._given_store, str | None):
+            await self._given_store.open()
+            return self._given_store
+        return await self._open(open_url(self._given_store or DEFAULT_STORE))
+
+    async def _open_component(self, component: Component) -> None:
+        facts = store_component(component, self.app_id, self.namespace)
+        try:
+            async with asyncio.timeout(component.init_timeout_s):
+                store = await self._open(make_store(component))
+        except (StoreError, TimeoutError) as error:
+            reason = str(error) or f"did not open within {component.init_timeout_s:g} s"
+            if not component.ignore_errors:
+                raise type(error)(f"component {component.name}: {reason}") from error
+            _log.warning("component %s is left out: %s", component.name, reason)
+            return
+        self.components[component.name] = StateComponent(
+            component.name, component.type, component.version, store, facts.key_prefix
+        )
+
+    async def _open(self, store: StateStore) -> StateStore:
+        self._opened.append(store)
+        await store.open()
+        return store
+
+    async def _close_stores(self) -> None:
+        while self._opened:
+            await self._opened.pop().close()
+        self._store = None
+
+    async def _purge_expired(self) -> None:
+        """Remove expired keys for good, of each component in turn."""
+        while True:
+            await asyncio.sleep(_PURGE_EVERY_S)
+            for component in tuple(self.components.values()):
+                try:
+                    await component.store.keys.purge_expired(self.clock.now_ms(), _PURGE_LIMIT)
+                except StoreError as error:
+                    _log.warning("expired keys of %s cannot be purged, trying again: %s", component.name, error)
+
+
+def _paths(given: Path | str | Sequence[Path | str]) -> list[Path]:
+    return [Path(given)] if isinstance(given, Path | str) else [Path(path) for path in given]
+
+
+def _component_type(store: str | StateStore | None) -> str:
+    if store is None or isinstance(store, str):
+        scheme = (store or DEFAULT_STORE).partition(":")[0].lower()
+        return "state." + _COMPONENT_TYPES.get(scheme, scheme)
+    return "state." + type(store).__name__.removesuffix("Store").lower()

@@ -1,0 +1,197 @@
+"""The server process: one runtime, HTTP in front of it, and an orderly end.
+
+    load the application -> bind the port -> start the runtime -> serve -> (signal) stop accepting -> finish requests
+    -> drain the runtime -> exit 0
+
+The first SIGTERM or SIGINT begins the end, the second ends the process at once with 1. Both phases of the drain,
+requests and turns, share one deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import uvicorn
+
+from runtime_api.app import create_app
+from runtime_api.edge import DEFAULT_LIMITS, Limits
+from runtime_api.loader import LoadError, default_app_id, load_application
+from runtime_api.runtime import DEFAULT_STORE, Runtime
+from statestores.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from runtime_api.settings import Settings
+
+_FORCED_EXIT_DELAY_S = 0.1
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_log = logging.getLogger("mecha.server")
+
+
+class StartupError(Exception):
+    """The server cannot start; the text is one line that says why."""
+
+
+def run_server(target: str, settings: Settings) -> None:
+    """Serve the application at `target` until told to stop; returns after a graceful end. Raises `StartupError`."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        application = load_application(target)
+    except LoadError as error:
+        raise StartupError(str(error)) from error
+    runtime = Runtime(
+        application,
+        store=settings.store or None,
+        resources_path=settings.resources_path,
+        app_id=settings.app_id or default_app_id(target),
+        namespace=settings.namespace,
+        lease=settings.lease,
+        drain_s=settings.drain,
+    )
+    with bind(settings.host, settings.port) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(runtime, settings, listener))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet, so a taken port is known before any store is touched."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host}: {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) -> None:
+    try:
+        await runtime.start()
+    except StoreError as error:
+        raise StartupError(f"store {shown_url(settings.store)}: {error}") from error
+    server: Server | None = None
+    try:
+        server = Server(runtime, settings)
+        server.handle_signals()
+        await server.serve(sockets=[listener])
+    finally:
+        await runtime.stop(server.remaining_s() if server is not None else None)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, its end under our control."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        token = settings.api_token.get_secret_value() if settings.api_token else None
+        limits = Limits(settings.max_body_size, max(64 * settings.max_body_size, DEFAULT_LIMITS.bodies))
+        app = create_app(runtime, limits=limits, api_token=token, shutdown=self.stop)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                loop="none",
+                log_config=None,
+                log_level=settings.log_level,
+                access_log=settings.access_log,
+                server_header=False,
+                timeout_keep_alive=max(1, round(settings.keep_alive)),
+                timeout_graceful_shutdown=max(1, round(settings.drain)),
+                limit_concurrency=settings.max_connections,
+            )
+        )
+        self._runtime = runtime
+        self._settings = settings
+        self._drain_s = settings.drain
+        self._stop_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; only then say so."""
+        await super().startup(sockets)
+        assert sockets is not None, "the port was bound before"
+        announce(self._runtime, self._settings, sockets[0])
+
+    def stop(self, force: bool = False) -> None:
+        """Begin the end. `force`, or asking again: at once, with exit code 1."""
+        loop = asyncio.get_running_loop()
+        if force:
+            loop.call_later(_FORCED_EXIT_DELAY_S, os._exit, 1)
+        elif self._stop_at is None:
+            self._stop_at = loop.time() + self._drain_s
+            self._runtime.begin_stop()
+            self.should_exit = True
+
+    def remaining_s(self) -> float:
+        """What is left of the time for draining."""
+        if self._stop_at is None:
+            return self._drain_s
+        return max(1.0, self._stop_at - asyncio.get_running_loop().time())
+
+    def handle_signals(self) -> None:
+        """Ours until the loop closes: the second signal must end a drain of the runtime, too."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self._stop_at is not None:
+            print("mecha: stopped at once", file=sys.stderr, flush=True)
+            os._exit(1)
+        self.stop()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own handling would raise the signal again at the end, and exit by it instead of with 0."""
+        yield
+
+
+def announce(runtime: Runtime, settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    kinds = {
+        "actors": [actor.name for actor in runtime.application.actors],
+        "workflows": [workflow.name for workflow in runtime.application.workflows],
+        "activities": [activity.name for activity in runtime.application.activities],
+    }
+    brought = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names)
+    print(f"mecha: serving http://{shown}:{port} (app-id {runtime.app_id}; {brought})", flush=True)
+    if settings.host not in _LOOPBACK and settings.api_token is None:
+        print(
+            "mecha: warning: reachable from outside without an API token (DAPR_API_TOKEN)", file=sys.stderr, flush=True
+        )
+    # What was made until now lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+
+
+def shown_url(url: str) -> str:
+    """A store's URL without its password."""
+    parts = urlsplit(url or DEFAULT_STORE)
+    if parts.password is None:
+        return url or DEFAULT_STORE
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

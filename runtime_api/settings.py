@@ -1,0 +1,110 @@
+"""Settings of the server: command line over environment (``MECHA_…``) over a YAML file over the defaults here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from runtime_api.edge import DEFAULT_BODY_LIMIT
+from runtime_api.wire import duration_s
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SIZE_UNITS = {"": 1, "k": 1000, "ki": 1024, "m": 1000**2, "mi": 1024**2, "g": 1000**3, "gi": 1024**3}
+
+
+class SettingsError(Exception):
+    """A setting has a value it cannot have; the text is one line that names it."""
+
+
+def parse_size(value: object) -> object:
+    """Bytes out of ``4Mi``, ``512Ki``, ``1M``, ``4194304``; anything else is left for the model to refuse."""
+    found = re.fullmatch(r"(\d+)\s*([kmg]i?|)b?", value.strip().lower()) if isinstance(value, str) else None
+    return int(found[1]) * _SIZE_UNITS[found[2]] if found else value
+
+
+def _parse_duration(value: object) -> object:
+    return duration_s(value) if isinstance(value, str) else value
+
+
+def _split_paths(value: object) -> object:
+    return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+
+def _dapr_token() -> SecretStr | None:
+    token = os.environ.get("DAPR_API_TOKEN")
+    return SecretStr(token) if token else None
+
+
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)]
+Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Each field is a flag of ``mecha run`` (``--max-body-size``), a variable (``MECHA_MAX_BODY_SIZE``) and a YAML key
+    (``max_body_size``)."""
+
+    model_config = SettingsConfigDict(env_prefix="MECHA_", extra="forbid", env_ignore_empty=True)
+
+    store: str = Field(
+        "",
+        description="URL of the store that holds actors and workflows; default: the component with actorStateStore, "
+        "else sqlite:///mecha.db",
+    )
+    resources_path: Paths = Field((), description="Files and directories of component YAML")
+    host: str = "127.0.0.1"
+    port: int = Field(3500, ge=0, le=65535, description="0: any free port")
+    app_id: str = Field("", description="Default: the name of the application's file")
+    namespace: str = "default"
+    lease: Seconds = 10.0
+    drain: Seconds = Field(30.0, description="How long a graceful stop waits for requests and turns under way")
+    max_body_size: Size = DEFAULT_BODY_LIMIT
+    max_connections: int = Field(10_000, gt=0)
+    keep_alive: Seconds = 75.0
+    api_token: SecretStr | None = Field(default_factory=_dapr_token, description="Default: `DAPR_API_TOKEN`")
+    log_level: str = Field("warning", pattern="^(debug|info|warning|error|critical)$")
+    access_log: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Settings:
+    """`given`: what the command line said (leave out what it did not). Raises `SettingsError`."""
+    if file is not None and not file.is_file():
+        raise SettingsError(f"settings file {file} does not exist")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=file, yaml_file_encoding="utf-8")
+
+    try:
+        return FromFile(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SettingsError(f"setting {name}: {reason} (got {first['input']!r})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise SettingsError(f"settings file {file}: {' '.join(str(error).split())}") from None

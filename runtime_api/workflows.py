@@ -1,0 +1,391 @@
+"""The workflow API: Dapr's paths under three version prefixes (protocol, section 1.3), and ours under
+``/v1.0/mecha/workflows``."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response  # noqa: TC002  # FastAPI reads the annotations of endpoints
+
+from actors.schedule import format_instant
+from runtime_api.actors import json_response, page_of
+from runtime_api.openapi import After, IdempotencyKey, InstanceId, Limit, Name, errors, takes
+from runtime_api.problems import Operation, Problem, failing_as
+from runtime_api.wire import BadParameter, call_options, duration_s, instant
+from statestores.codec import encode
+from workflow import InstanceNotFound
+
+if TYPE_CHECKING:
+    from runtime_api.runtime import Runtime
+    from statestores import IndexEntry
+    from workflow.client import WorkflowState
+
+VERSIONS = ("v1.0", "v1.0-beta1", "v1.0-alpha1")
+_OWN = "/v1.0/mecha/workflows"
+_LONGEST_ID = 64
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+_APP_ID = re.compile(r"[A-Za-z0-9_.-]+")
+_DEFAULT_WAIT_S = 30.0
+_LONGEST_WAIT_S = 300.0
+_PROPERTY = "dapr.workflow."
+
+GET = Operation("ERR_GET_WORKFLOW", "error while getting workflow info: ")
+LIST = Operation("ERR_LIST_WORKFLOWS", "error listing workflows: ")
+
+Wait = Annotated[
+    str, Query(alias="timeout", description="Longest wait: seconds or a duration such as `30s`; at most 300 s")
+]
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def status_answer(state: WorkflowState) -> dict[str, Any]:
+    """An instance as Dapr shows it. Values stand in `properties` as JSON text, what is empty is left out."""
+    properties = {
+        "input": None if state.input is None else encode(state.input).decode(),
+        "output": None if state.output is None or state.failure is not None else encode(state.output).decode(),
+        "custom_status": None if state.custom_status is None else _plain_text(state.custom_status),
+    }
+    if state.failure is not None:
+        properties["failure.error_type"] = state.failure.type
+        properties["failure.error_message"] = state.failure.message
+        properties["failure.stack_trace"] = state.failure.traceback or None
+    return {
+        "instanceID": state.instance_id,
+        "workflowName": state.name,
+        "createdAt": format_instant(state.created_ms),
+        "lastUpdatedAt": format_instant(state.updated_ms),
+        "runtimeStatus": "UNKNOWN" if state.status == "STALLED" else state.status,
+        "properties": {_PROPERTY + name: text for name, text in properties.items() if text is not None},
+    }
+
+
+def _plain_text(value: Any) -> str:
+    return value if isinstance(value, str) else encode(value).decode()
+
+
+def result_answer(state: WorkflowState) -> dict[str, Any]:
+    """An instance as we show it: values as JSON, our own names for statuses."""
+    answer: dict[str, Any] = {
+        "instanceID": state.instance_id,
+        "workflowName": state.name,
+        "runtimeStatus": state.status,
+        "createdAt": format_instant(state.created_ms),
+        "lastUpdatedAt": format_instant(state.updated_ms),
+        "input": state.input,
+        "output": state.output,
+        "customStatus": state.custom_status,
+    }
+    if state.failure is not None:
+        answer["failure"] = state.failure._asdict()
+    return answer
+
+
+def _entry(entry: IndexEntry) -> dict[str, Any]:
+    return {
+        "instanceID": entry.stream.partition("/")[2],
+        "workflowName": entry.name,
+        "runtimeStatus": entry.status,
+        "createdAt": format_instant(entry.created_ms),
+        "lastUpdatedAt": format_instant(entry.updated_ms),
+    }
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+def input_of(body: bytes) -> Any:
+    """A workflow's input, or an event's payload: the body parsed as JSON when it is JSON, else its text; empty:
+    None."""
+    if not body:
+        return None
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode(errors="replace")
+
+
+def check_instance_id(instance_id: str) -> None:
+    """Dapr's rule for the ids of new instances. Raises `Problem` 400."""
+    if len(instance_id) > _LONGEST_ID:
+        message = f"workflow instance ID exceeds the max length of {_LONGEST_ID} characters"
+        raise Problem(400, "ERR_INSTANCE_ID_TOO_LONG", message)
+    if not _ID.fullmatch(instance_id):
+        allowed = "only alphanumeric, underscore and dash characters are allowed"
+        message = f"workflow instance ID '{instance_id}' is invalid: {allowed}"
+        raise Problem(400, "ERR_INSTANCE_ID_INVALID", message)
+
+
+def start_time(text: str) -> dict[str, Any]:
+    """When an instance begins, as `WorkflowClient.start` takes it: an RFC 3339 instant, or a delay. Raises
+    `BadParameter`."""
+    if not text:
+        return {}
+    with suppress(ValueError):
+        return {"delay": duration_s(text)}
+    return {"start_at": instant(text)}
+
+
+def wait_s(text: str) -> float:
+    """How long a long poll waits. Raises `BadParameter`."""
+    try:
+        return min(duration_s(text), _LONGEST_WAIT_S) if text else _DEFAULT_WAIT_S
+    except ValueError as error:
+        raise BadParameter(str(error)) from None
+
+
+# -- the work --------------------------------------------------------------------------------------------------------
+
+
+class WorkflowApi:
+    """What the routes of all prefixes do."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def check_app(self, app_id: str, instance_id: str, operation: Operation) -> None:
+        """`?appID=` may name this app only. Raises `Problem`."""
+        if app_id in ("", self._runtime.app_id):
+            return
+        if not _APP_ID.fullmatch(app_id):
+            raise Problem(400, "ERR_WORKFLOW_APP_ID_INVALID", f"app ID '{app_id}' is invalid")
+        where = f"dapr.internal.{self._runtime.namespace}.{app_id}.workflow/{instance_id}"
+        raise Problem(500, operation.code, f"{operation.prefix}did not find address for actor '{where}'")
+
+    async def start(self, name: str, request: Request, instance_id: str, start: str, app_id: str = "") -> str:
+        """The id of the started instance."""
+        operation = Operation("ERR_START_WORKFLOW", f"error starting workflow '{name}': ")
+        self.check_app(app_id, instance_id, operation)
+        options = start_time(start)
+        key = call_options(request.scope["headers"]).idempotency_key
+        if instance_id:
+            check_instance_id(instance_id)
+        elif key is None:
+            instance_id = str(uuid4())
+        with failing_as(operation):
+            return await self._runtime.workflows.start(
+                name, input_of(await request.body()), instance_id=instance_id or None, idempotency_key=key, **options
+            )
+
+    async def get(self, instance_id: str) -> WorkflowState:
+        with failing_as(GET):
+            return await self._runtime.workflows.get(instance_id)
+
+    async def command(self, instance_id: str, verb: str, app_id: str) -> None:
+        """pause, resume, terminate or purge. An unknown instance is 404 for the last two, 500 for the others, as in
+        Dapr."""
+        doing = {"pause": "pausing", "resume": "resuming", "terminate": "terminating", "purge": "purging"}[verb]
+        owns = (InstanceNotFound,) if verb in ("pause", "resume") else ()
+        operation = Operation(f"ERR_{verb.upper()}_WORKFLOW", f"error {doing} workflow '{instance_id}': ", owns=owns)
+        self.check_app(app_id, instance_id, operation)
+        act = getattr(self._runtime.workflows, verb)
+        with failing_as(operation):
+            await act(instance_id)
+
+    async def raise_event(self, instance_id: str, event: str, body: bytes, app_id: str) -> None:
+        prefix = f"error raising event on workflow '{instance_id}': "
+        operation = Operation("ERR_RAISE_EVENT_WORKFLOW", prefix, owns=(InstanceNotFound,))
+        self.check_app(app_id, instance_id, operation)
+        with failing_as(operation):
+            await self._runtime.workflows.raise_event(instance_id, event, input_of(body))
+
+    async def result(self, instance_id: str, timeout_s: float, request: Request) -> Response:
+        """200 when the instance has ended (or is stalled) in time, 202 when it has not, or the server is about to
+        stop."""
+        waiting = asyncio.ensure_future(self._runtime.workflows.wait_state(instance_id, timeout_s))
+        others = [asyncio.ensure_future(self._runtime.wait_stopping()), asyncio.ensure_future(_disconnected(request))]
+        try:
+            await asyncio.wait((waiting, *others), return_when=asyncio.FIRST_COMPLETED)
+            with failing_as(GET):
+                if waiting.done():
+                    with suppress(TimeoutError):
+                        return json_response(result_answer(waiting.result()))
+                unfinished = await self._runtime.workflows.get(instance_id)
+            return json_response(result_answer(unfinished), 202, {"retry-after": "1"})
+        finally:
+            for task in (waiting, *others):
+                task.cancel()
+            await asyncio.gather(waiting, *others, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has gone; the body has been read, so there is nothing else to receive."""
+    await request.body()
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# -- routes ----------------------------------------------------------------------------------------------------------
+
+
+def router(runtime: Runtime) -> APIRouter:
+    routes = APIRouter(tags=["workflows"])
+    api = WorkflowApi(runtime)
+    for version in VERSIONS:
+        _dapr_routes(routes, api, version)
+    _own_routes(routes, runtime, api)
+    return routes
+
+
+def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
+    """`component` is part of the path and means nothing."""
+    base = f"/{version}/workflows/{{component}}"
+    suffix = version.replace(".", "_").replace("-", "_")
+
+    @routes.post(
+        base + "/{name}/start",
+        operation_id=f"start_workflow_{suffix}",
+        summary="Start a workflow",
+        status_code=202,
+        responses=errors(400, 404, 500),
+        openapi_extra=takes(text="The input: JSON, or any text"),
+    )
+    async def start_workflow(
+        component: Name,
+        name: Name,
+        request: Request,
+        instance_id: Annotated[str, Query(alias="instanceID", description="Default: a random UUID")] = "",
+        start: Annotated[str, Query(description="When it begins: an RFC 3339 instant, or a delay such as `10m`")] = "",
+        app_id: Annotated[str, Query(alias="appID")] = "",
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        started = await api.start(name, request, instance_id, start, app_id)
+        return json_response({"instanceID": started}, 202, _links(f"/{version}/workflows/{component}", started))
+
+    @routes.get(
+        base + "/{instance_id}",
+        operation_id=f"get_workflow_{suffix}",
+        summary="Status of an instance",
+        responses=errors(400, 404, 500),
+    )
+    async def get_workflow(
+        component: Name, instance_id: InstanceId, app_id: Annotated[str, Query(alias="appID")] = ""
+    ) -> Response:
+        api.check_app(app_id, instance_id, GET)
+        return json_response(status_answer(await api.get(instance_id)))
+
+    @routes.post(
+        base + "/{instance_id}/raiseEvent/{event}",
+        operation_id=f"raise_workflow_event_{suffix}",
+        summary="Send an external event",
+        status_code=202,
+        responses=errors(400, 500),
+        openapi_extra=takes(text="The payload: JSON, or any text"),
+    )
+    async def raise_event(
+        component: Name,
+        instance_id: InstanceId,
+        event: Name,
+        request: Request,
+        app_id: Annotated[str, Query(alias="appID")] = "",
+    ) -> Response:
+        await api.raise_event(instance_id, event, await request.body(), app_id)
+        return json_response({}, 202)
+
+    for verb in ("pause", "resume", "terminate", "purge"):
+        _command_route(routes, api, f"{base}/{{instance_id}}/{verb}", verb, suffix)
+
+
+def _command_route(routes: APIRouter, api: WorkflowApi, path: str, verb: str, suffix: str) -> None:
+    @routes.post(
+        path,
+        operation_id=f"{verb}_workflow_{suffix}",
+        summary=f"{verb.capitalize()} an instance",
+        status_code=202,
+        responses=errors(400, 404, 500),
+    )
+    async def command(
+        component: Name, instance_id: InstanceId, app_id: Annotated[str, Query(alias="appID")] = ""
+    ) -> Response:
+        await api.command(instance_id, verb, app_id)
+        return json_response({}, 202)
+
+
+def _links(base: str, instance_id: str) -> dict[str, str]:
+    """Where to look for the status, and for the result."""
+    escaped = quote(instance_id, safe="")
+    return {"location": f"{base}/{escaped}", "link": f'<{_OWN}/{escaped}/result>; rel="result"'}
+
+
+def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
+    @routes.get(_OWN, summary="List instances", responses=errors(400, 500))
+    async def list_workflows(
+        name: Annotated[str, Query(description="Exact name of the workflow")] = "",
+        status: Annotated[list[str], Query(description="Any of these statuses")] = [],  # noqa: B006  # FastAPI copies it
+        prefix: Annotated[str, Query(description="Start of the instance id")] = "",
+        created_from: Annotated[str, Query(alias="createdFrom", description="RFC 3339 instant, inclusive")] = "",
+        created_to: Annotated[str, Query(alias="createdTo", description="RFC 3339 instant, exclusive")] = "",
+        after: After = "",
+        limit: Limit = 100,
+    ) -> Response:
+        with failing_as(LIST):
+            found = await runtime.workflows.listing(
+                name=name,
+                statuses=tuple(status),
+                prefix=prefix,
+                created_from=instant(created_from),
+                created_to=instant(created_to),
+                after=after,
+                limit=limit,
+            )
+        items = [_entry(entry) for entry in found]
+        return page_of(items, limit, items[-1]["instanceID"] if items else "")
+
+    @routes.get(_OWN + "/{instance_id}", summary="An instance, its values as JSON", responses=errors(400, 404, 500))
+    async def get_instance(instance_id: InstanceId) -> Response:
+        return json_response(result_answer(await api.get(instance_id)))
+
+    @routes.get(
+        _OWN + "/{instance_id}/history", summary="Recorded turns of an instance", responses=errors(400, 404, 500)
+    )
+    async def get_history(
+        instance_id: InstanceId,
+        after: Annotated[int, Query(ge=0, description="Turns after this version")] = 0,
+        limit: Limit = 100,
+    ) -> Response:
+        with failing_as(GET):
+            entries = await runtime.workflows.history(instance_id, after=after, limit=limit)
+        if not entries and not after:
+            await api.get(instance_id)  # 404 for an instance that does not exist
+        items = [
+            {"version": e.version, "time": format_instant(e.time_ms), "inputs": e.inputs, "commands": e.commands}
+            for e in entries
+        ]
+        return page_of(items, limit, items[-1]["version"] if items else 0)
+
+    @routes.get(
+        _OWN + "/{instance_id}/result",
+        summary="Wait for the end of an instance (long poll)",
+        description="200 once the instance has ended or is stalled, 202 when the wait was over before.",
+        responses={**errors(400, 404, 500), 202: {"description": "Not ended yet: ask again"}},
+    )
+    async def get_result(instance_id: InstanceId, request: Request, timeout: Wait = "") -> Response:
+        return await api.result(instance_id, wait_s(timeout), request)
+
+    @routes.post(
+        _OWN + "/{name}/run",
+        summary="Start a workflow and wait for its end",
+        description="`start` and `result` in one request. The instance goes on when the client leaves.",
+        responses={**errors(400, 404, 500), 202: {"description": "Started, not ended yet"}},
+        openapi_extra=takes(text="The input: JSON, or any text"),
+    )
+    async def run_workflow(
+        name: Name,
+        request: Request,
+        instance_id: Annotated[str, Query(alias="instanceID", description="Default: a random UUID")] = "",
+        timeout: Wait = "",
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        longest_s = wait_s(timeout)
+        started = await api.start(name, request, instance_id, "")
+        response = await api.result(started, longest_s, request)
+        response.headers.update(_links("/v1.0/workflows/dapr", started))
+        return response
