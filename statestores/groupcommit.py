@@ -9,17 +9,18 @@ None) is answered after everything submitted before it. No public method awaits,
 decision and its place in the queue.
 
 When the store does not answer, the same batch is repeated, with backoff, until `patience_s` has passed: stores
-recognise turns they have recorded (INV-8). After that the batch and all behind it fail with `StoreUnavailable`, outcome
-unknown.
+recognise turns they have recorded (INV-8). After that the batch fails with `StoreUnavailable`, outcome unknown. So does
+a turn whose repeat is refused for its epoch: the first attempt may have been recorded before the partition was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
-from statestores.errors import CommitRefused, StoreUnavailable
+from statestores.errors import CommitRefused, StaleEpoch, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,8 @@ class GroupCommit:
         self._wake: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
+        # Taken off the queue and not answered yet.
+        self._batch: deque[tuple[TurnCommit | None, Done]] = deque()
 
     def start(self) -> None:
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="group-commit")
@@ -88,6 +91,13 @@ class GroupCommit:
             self._writer.cancel()
             self._writer = None
 
+    def abandon(self) -> None:
+        """After `abort`: tell everybody who still waits that the outcome is unknown."""
+        waiting, self._queue = [*self._batch, *self._queue], []
+        self._batch.clear()
+        for commit, done in waiting:
+            done(StoreUnavailable("the host stopped before the store answered") if commit is not None else None)
+
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -97,9 +107,11 @@ class GroupCommit:
             batch = self._queue[: self._max_batch]
             del self._queue[: self._max_batch]
             self._writing = True
+            self._batch.extend(batch)
             turns = [commit for commit, _ in batch if commit is not None]
             outcomes = iter(await self._commit(turns)) if turns else iter(())
-            for commit, done in batch:
+            while self._batch:
+                commit, done = self._batch.popleft()
                 outcome = next(outcomes) if commit is not None else None
                 try:
                     done(outcome)
@@ -111,9 +123,11 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._patience_s
         delay = _FIRST_RETRY_S
+        repeated = False
         while True:
             try:
-                return [*await self._journal.commit(turns)]
+                outcomes = await self._journal.commit(turns)
+                return [_unknown(each) for each in outcomes] if repeated else [*outcomes]
             except StoreUnavailable as error:
                 if loop.time() + delay > give_up:
                     return [error] * len(turns)
@@ -122,7 +136,15 @@ class GroupCommit:
                 log.exception("the store failed unexpectedly")
                 return [StoreUnavailable(f"the store failed: {error!r}")] * len(turns)
             await asyncio.sleep(delay)
+            repeated = True
             delay = min(delay * 2, _LONGEST_RETRY_S)
+
+
+def _unknown(outcome: Outcome) -> Outcome:
+    """What a repeated turn's answer says of its first attempt. The fence is checked before anything is recognised."""
+    if isinstance(outcome, StaleEpoch):
+        return StoreUnavailable(f"first the answer was lost, then the partition: {outcome}")
+    return outcome
 
 
 def settle(future: asyncio.Future[None]) -> None:
