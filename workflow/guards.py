@@ -5,8 +5,8 @@ Three nets, since no one of them catches everything:
 1. *Patches.* Module attributes such as `time.time` or `random.random` are replaced while a workflow steps; in any other
    thread, and outside workflows, a replacement calls the original. They cannot see ``from time import time`` done
    before.
-2. *Audit.* CPython reports opening of files, sockets, processes and threads and sleeping to audit hooks, however the
-   function was reached.
+2. *Audit.* CPython reports opening of files, sockets and processes to audit hooks, however the function was
+   reached.
 3. *Scan.* Before a workflow first runs, its code and the functions of its package that it names are read, for what the
    first two cannot see: a refused function imported by name, and ``datetime.now``. It is found whether it would run or
    not.
@@ -69,22 +69,23 @@ _RANDOM_NAMES = (
     *("weibullvariate", "getrandbits", "randbytes"),
 )
 
-_Refused = tuple[types.ModuleType, tuple[str, ...], str]
+_Refused = tuple[types.ModuleType | type, dict[str, str]]
 
 # Called so often elsewhere that the process must not pay for the guard: replaced for the length of a step.
-_SWAPPED: tuple[_Refused, ...] = ((time, _CLOCK_NAMES, _CLOCK), (random, _RANDOM_NAMES, _RANDOM))
+_SWAPPED: tuple[_Refused, ...] = (
+    (time, {**dict.fromkeys(_CLOCK_NAMES, _CLOCK), "sleep": _SLEEP}),
+    (random, dict.fromkeys(_RANDOM_NAMES, _RANDOM)),
+)
 # Rare and slow by themselves: replaced for good when the first workflow steps. Outside workflows they pass straight on.
 _WRAPPED: tuple[_Refused, ...] = (
-    (secrets, ("token_bytes", "token_hex", "token_urlsafe", "choice", "randbelow", "randbits"), _RANDOM),
-    (uuid, ("uuid1", "uuid4"), _UUID),
-    (os, ("urandom", "getrandom"), _RANDOM),
+    (secrets, dict.fromkeys(("token_bytes", "token_hex", "token_urlsafe", "choice", "randbelow", "randbits"), _RANDOM)),
+    (uuid, dict.fromkeys(("uuid1", "uuid4"), _UUID)),
+    (os, dict.fromkeys(("urandom", "getrandom"), _RANDOM)),
+    (threading.Thread, {"start": _ACTIVITY + " (a plain def activity runs in a thread)"}),
 )
 
 _AUDITED = {
     "open": "open(): " + _ACTIVITY,
-    "time.sleep": "time.sleep(): " + _SLEEP,
-    "_thread.start_new_thread": "starting a thread: " + _ACTIVITY + " (a plain def activity runs in a thread)",
-    "_thread.start_joinable_thread": "starting a thread: " + _ACTIVITY + " (a plain def activity runs in a thread)",
     **dict.fromkeys(
         ("socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"),
         "a socket: " + _ACTIVITY,
@@ -110,7 +111,7 @@ def _in_workflow() -> bool:
     return getattr(type(events._get_running_loop()), "__module__", "") == "workflow.loop"
 
 
-def _guarded(module: types.ModuleType, name: str, instead: str) -> Callable[..., Any]:
+def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callable[..., Any]:
     original = getattr(module, name)
 
     @functools.wraps(original)
@@ -127,11 +128,11 @@ class _Swap:
 
     __slots__ = ("_guards", "_names", "_namespace", "_read", "_saved")
 
-    def __init__(self, module: types.ModuleType, names: tuple[str, ...], instead: str) -> None:
-        self._namespace = vars(module)
-        self._names = names
-        self._guards = {name: _guarded(module, name, instead) for name in names}
-        self._read = operator.itemgetter(*names)
+    def __init__(self, module: types.ModuleType | type, refused: dict[str, str]) -> None:
+        self._namespace: dict[str, Any] = vars(module)  # type: ignore[assignment]  # of a module
+        self._names = tuple(refused)
+        self._guards = {name: _guarded(module, name, instead) for name, instead in refused.items()}
+        self._read = operator.itemgetter(*refused)
         self._saved: tuple[Any, ...] = ()
 
     def put(self) -> None:
@@ -173,8 +174,8 @@ def _install() -> None:
     """What stays. Audit hooks cannot be removed, so this is done when the first workflow steps, not at import."""
     global _installed
     _installed = True
-    for module, names, instead in _WRAPPED:
-        for name in names:
+    for module, refused in _WRAPPED:
+        for name, instead in refused.items():
             if hasattr(module, name):
                 setattr(module, name, _guarded(module, name, instead))
     sys.addaudithook(_audit)
@@ -212,8 +213,8 @@ class Scan(NamedTuple):
 
 _BY_ID = {
     id(function): (f"{module.__name__}.{name}", instead)
-    for module, names, instead in (*_SWAPPED, *_WRAPPED)
-    for name in names
+    for module, refused in (*_SWAPPED, *_WRAPPED)
+    for name, instead in refused.items()
     if (function := getattr(module, name, None)) is not None
 }
 _CLASS_CLOCKS = {(datetime, "now"), (datetime, "utcnow"), (datetime, "today"), (date, "today")}
@@ -223,19 +224,19 @@ def scan(function: Callable[..., Any]) -> Scan:
     """Read a workflow function and what it names, functions of the same top-level package included."""
     findings: list[Finding] = []
     named: dict[int, object] = {}
-    seen: set[types.CodeType] = set()
+    seen: set[int] = set()
     todo: list[types.FunctionType] = [function] if isinstance(function, types.FunctionType) else []
     package = (function.__module__ or "").partition(".")[0]
     while todo:
         current = todo.pop()
         for code in _codes(current.__code__):
-            if code in seen:
+            if id(code) in seen:
                 continue
-            seen.add(code)
+            seen.add(id(code))
             for found, line, by_module in _named_objects(code, current):
                 named[id(found)] = found
                 _judge(found, f"{code.co_filename}:{line}", by_module, findings)
-                if isinstance(found, types.FunctionType) and found.__module__.partition(".")[0] == package:
+                if isinstance(found, types.FunctionType) and (found.__module__ or "").partition(".")[0] == package:
                     todo.append(found)
     return Scan(tuple(findings), tuple(named.values()))
 

@@ -8,6 +8,8 @@ timers works unchanged: `gather`, `wait`, `wait_for`, `timeout`, `TaskGroup`, `a
 - `call_at` in the future is a command of the program, a durable timer; cancelling its handle is another.
 - Ready callbacks run in the order they became ready. Futures of steps are resolved by recorded inputs alone.
 - The loop holds its tasks (asyncio's hold them weakly), so the garbage collector decides nothing.
+- Tasks hash by their number, not their address, so that a set of tasks, as `wait` gives it, has one order; and the set
+  of coroutines that `as_completed` makes of its argument keeps the order of the argument.
 - An async generator that is dropped before its end is dropped: its `finally` does not run, on any run.
 
 It nests inside whatever loop runs the host: a step makes it the thread's running loop and puts the other one back. No
@@ -17,6 +19,7 @@ other task of the host can run meanwhile, since a step never waits.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sys
 from asyncio import events
@@ -30,11 +33,13 @@ from workflow.errors import Stall, WorkflowEvicted, WorkflowGuardError
 if TYPE_CHECKING:
     import contextvars
     import types
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from workflow.replay import Program
 
 T = TypeVar("T")
+
+_programs = itertools.count(1)
 
 SPIN_LIMIT = 1_000_000
 """Callbacks in one step, after which the workflow is taken to spin (`while True: await asyncio.sleep(0)`)."""
@@ -71,6 +76,16 @@ class Scope:
         return f"{self.path}>{own}" if self.path else own
 
 
+class _Task(asyncio.Task[T]):
+    """A task with a place in the program, and a hash that is the same on every replay. Programs are far apart in the
+    high bits, which asyncio's own set of all tasks needs and a set of this program's tasks does not see."""
+
+    __slots__ = ("_hash", "scope")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 class _Handle(asyncio.Handle):
     """As asyncio's, without its look at debug mode: made for every wake-up of a task."""
 
@@ -102,7 +117,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.root_scope = Scope("")
         self._context = context
         self._ready: deque[asyncio.Handle] = deque()
-        self._scopes: dict[asyncio.Task[Any], Scope] = {}
+        self._tasks: dict[int, _Task[Any]] = {}
+        self._next_hash = next(_programs) << 24 & sys.maxsize
         self._timers: dict[asyncio.TimerHandle, str] = {}
         self._armed: dict[str, asyncio.TimerHandle] = {}
 
@@ -129,8 +145,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             if not handle._cancelled:
                 try:
                     handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
-                except (SystemExit, KeyboardInterrupt):
+                except KeyboardInterrupt:
                     raise
+                except SystemExit:
+                    pass  # the task has it as its exception
                 except BaseException as error:
                     self.call_exception_handler(
                         {"message": "exception in callback", "exception": error, "handle": handle}
@@ -149,12 +167,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def kill(self) -> None:
         """End for good: no frame of any task runs again, on no account."""
         self.dead = True
-        tasks = list(self._scopes)
+        tasks = list(self._tasks.values())
         discard([task.get_coro() for task in tasks if not task.done()])
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch, for `gather`
         self._ready.clear()
-        self._scopes.clear()
+        self._tasks.clear()
         self._timers.clear()
         self._armed.clear()
 
@@ -169,7 +187,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def scope(self) -> Scope:
         """Of the running task; of the whole run for plain callbacks."""
         task = asyncio.current_task(self)
-        return self.root_scope if task is None else self._scopes.get(task, self.root_scope)
+        return task.scope if type(task) is _Task else self.root_scope
 
     # -- what asyncio asks of a loop ----------------------------------------------------------------------------------
 
@@ -209,16 +227,22 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         path = self.scope().child(str(name) if name is not None else coro.__name__)  # type: ignore[attr-defined]
         if context is None and asyncio.current_task(self) is None:
             context = self.base_context()
-        task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=path, context=context)
-        self._scopes[task] = Scope(path)
-        task.add_done_callback(self._forget, context=self._context)
-        return task
+        return self._task(coro, path, context, Scope(path))
 
     def create_root(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task: asyncio.Task[T] = asyncio.Task(
-            coro, loop=self, name=self.program.definition.name, context=self.base_context()
-        )
-        self._scopes[task] = self.root_scope
+        return self._task(coro, self.program.definition.name, self.base_context(), self.root_scope)
+
+    def _task(
+        self, coro: Coroutine[Any, Any, T], name: str, context: contextvars.Context | None, scope: Scope
+    ) -> asyncio.Task[T]:
+        # Everything a hash needs comes before __init__, which puts the task into asyncio's set.
+        task: _Task[T] = _Task.__new__(_Task)
+        task._hash = self._next_hash
+        task.scope = scope
+        self._next_hash += 1
+        task.__init__(coro, loop=self, name=name, context=context)  # type: ignore[misc]
+        self._tasks[task._hash] = task
+        task.add_done_callback(self._forget, context=self._context)
         return task
 
     def call_soon(  # type: ignore[override]  # typeshed's variadic generics
@@ -271,7 +295,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return None
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._scopes.pop(task, None)
+        self._tasks.pop(hash(task), None)
 
 
 def running_program() -> Program | None:
@@ -280,8 +304,33 @@ def running_program() -> Program | None:
     return loop.program if type(loop) is WorkflowLoop else None
 
 
+def _ordered_set(items: Iterable[Any] = ()) -> Any:
+    """What asyncio.tasks finds under the name `set`. In a workflow a collection of coroutines (they hash by address)
+    becomes one that keeps its order; all it is used for is iteration."""
+    if type(events._get_running_loop()) is WorkflowLoop:
+        kept = dict.fromkeys(items)
+        if any(asyncio.iscoroutine(item) for item in kept):
+            return kept.keys()
+        return set(kept)
+    return set(items)
+
+
+# For good: taking it away after each step would cost everybody more than the call does.
+asyncio.tasks.set = _ordered_set  # type: ignore[attr-defined]
+
+
 def _drop_generator(_generator: Any) -> None:
     """Finalizer of async generators: asyncio would close them, at a moment the garbage collector chooses."""
+
+
+def site_name(code: types.CodeType) -> str:
+    """The named function a call stands in. Comprehensions and lambdas count as part of the function around them (newer
+    Pythons make no frame for most of them)."""
+    name = code.co_name
+    if not name.startswith("<"):
+        return name
+    named = [part for part in code.co_qualname.split(".") if not part.startswith("<")]
+    return named[-1] if named else "module"
 
 
 def _calling_site() -> tuple[str, str, tuple[types.CodeType, int]]:
@@ -291,7 +340,7 @@ def _calling_site() -> tuple[str, str, tuple[types.CodeType, int]]:
     frame = sys._getframe(2)
     while True:
         if not frame.f_globals.get("__name__", "").startswith(_ASYNCIO) and frame.f_globals is not globals():
-            return frame.f_code.co_name, callee, (frame.f_code, frame.f_lasti)
+            return site_name(frame.f_code), callee, (frame.f_code, frame.f_lasti)
         callee = frame.f_code.co_name
         if frame.f_back is None:
             break

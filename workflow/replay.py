@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import os
 import random
 import traceback
 import weakref
@@ -31,7 +32,7 @@ from workflow.definition import restore
 from workflow.errors import ActivityFailed, ActorCallFailed, Failure, Stall, WorkflowEvicted, WorkflowGuardError
 from workflow.guards import Scan, scan
 from workflow.history import VERSION, Command, Input, Record, Start, encode_commands, parse
-from workflow.loop import WorkflowLoop
+from workflow.loop import WorkflowLoop, site_name
 
 if TYPE_CHECKING:
     import types
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from statestores.codec import Adapter
     from workflow.definition import Activity, Workflow
 
+_PACKAGE = os.path.dirname(__file__)
 _WITHDRAWN: Command = ("",)
 _CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
 
@@ -146,7 +148,7 @@ class Program:
         if loop.dead:
             raise WorkflowEvicted
         name = activity.name
-        step = loop.scope().step(code.co_name, name)
+        step = loop.scope().step(site_name(code), name)
         self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
         self._places.append((code, offset))
         future: asyncio.Future[Any] = asyncio.Future(loop=loop)
@@ -160,7 +162,7 @@ class Program:
     def actor_call(
         self, target: tuple[str, str, str], payload: bytes, decoder: Adapter[Any] | None, frame: types.FrameType
     ) -> Coroutine[Any, Any, Any]:
-        call = self._actor_call(target, payload, decoder, frame.f_code.co_name, (frame.f_code, frame.f_lasti))
+        call = self._actor_call(target, payload, decoder, site_name(frame.f_code), (frame.f_code, frame.f_lasti))
         call.__name__ = target[2]  # type: ignore[attr-defined]
         return call
 
@@ -182,7 +184,7 @@ class Program:
             self._issue(("abandon", step), None)
 
     def actor_send(self, target: tuple[str, str, str], payload: bytes, frame: types.FrameType) -> None:
-        step = self._scope_step(frame.f_code.co_name, target[2])
+        step = self._scope_step(site_name(frame.f_code), target[2])
         self._issue(("send", step, *target, _payload(payload)), (frame.f_code, frame.f_lasti))
 
     def set_status(self, value: Any, frame: types.FrameType) -> None:
@@ -519,17 +521,22 @@ def _line(place: Place) -> str:
 
 
 def _waiting_at(root: asyncio.Task[Any]) -> str:
+    """The innermost line of the user's that the main task waits at."""
     awaited: Any = root.get_coro()
     where = ""
     while awaited is not None and getattr(awaited, "cr_frame", None) is not None:
-        where = f"waiting at {awaited.cr_frame.f_code.co_filename}:{awaited.cr_frame.f_lineno}"
+        frame = awaited.cr_frame
+        if not _is_ours(frame.f_code.co_filename):
+            where = f"waiting at {frame.f_code.co_filename}:{frame.f_lineno}"
         awaited = awaited.cr_await
     return where
 
 
 def _raised_at(error: BaseException) -> str:
-    """The innermost line of the user's: the last one outside of this package."""
-    lines = [
-        f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if "/workflow/" not in f.filename
-    ]
+    """The innermost line of the user's that the exception passed."""
+    lines = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
     return lines[-1] if lines else "workflow"
+
+
+def _is_ours(filename: str) -> bool:
+    return os.path.dirname(filename) == _PACKAGE

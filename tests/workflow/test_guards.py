@@ -1,0 +1,190 @@
+"""What a replay cannot repeat is refused inside workflow code, named with its remedy, and left alone elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as datetime_module
+import importlib
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from time import sleep as sleep_by_name
+from time import time as time_by_name
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.workflow.steps import double
+from workflow import WorkflowGuardError, workflow
+from workflow.testing import Rehearsal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "time.time": lambda: time.time(),
+    "time.monotonic": lambda: time.monotonic(),
+    "time.sleep": lambda: time.sleep(0),
+    "random.random": lambda: random.random(),
+    "random.shuffle": lambda: random.shuffle([1, 2]),
+    "secrets.token_hex": lambda: secrets.token_hex(),
+    "uuid.uuid4": lambda: uuid.uuid4(),
+    "os.urandom": lambda: os.urandom(4),
+    "thread": lambda: threading.Thread(target=print).start(),
+    "socket": lambda: socket.socket(),
+    "open": lambda: open(os.devnull),
+    "process": lambda: subprocess.run([sys.executable, "-c", ""], check=False),
+    "executor": lambda: asyncio.get_running_loop().run_in_executor(None, print),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_a_workflow(name: str) -> None:
+    """Each raises WorkflowGuardError, which the code may catch: the value never reached it."""
+    act = REFUSED[name]
+
+    @workflow
+    async def guarded(_: None) -> str:
+        try:
+            act()
+        except WorkflowGuardError as error:
+            return str(error)
+        return "nothing"
+
+    run = Rehearsal(guarded)
+    assert run.status == "COMPLETED"
+    assert "use" in run.output or "@activity" in run.output
+
+
+@pytest.mark.parametrize("name", ["time.time", "random.random", "uuid.uuid4", "os.urandom", "secrets.token_hex"])
+def test_allowed_elsewhere(name: str) -> None:
+    """Before, after and beside workflows everything is as it was."""
+    REFUSED[name]()
+    Rehearsal(harmless)
+    REFUSED[name]()
+
+
+@workflow
+async def harmless(_: None) -> None:
+    await double(1)
+
+
+def test_io_of_asyncio_is_refused() -> None:
+    """Connections and subprocesses through asyncio name the activity as the remedy."""
+
+    @workflow
+    async def connects(_: None) -> str:
+        try:
+            await asyncio.open_connection("localhost", 1)
+        except WorkflowGuardError as error:
+            return str(error)
+        return "nothing"
+
+    assert "@activity" in Rehearsal(connects).output
+
+
+def test_other_threads_are_not_guarded() -> None:
+    """While one thread steps a workflow, another may use the clock."""
+    inside, done = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def other() -> None:
+        inside.wait()
+        try:
+            seen.append(time.time())
+            seen.append(random.random())
+        except WorkflowGuardError as error:
+            seen.append(error)
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+
+    @workflow
+    async def steps(_: None) -> None:
+        inside.set()
+        done.wait(5)
+
+    Rehearsal(steps)
+    thread.join()
+    assert [type(value) for value in seen] == [float, float]
+
+
+def test_a_test_double_survives_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stood in a guarded place before a step stands there after it."""
+    monkeypatch.setattr(time, "time", lambda: 42.0)
+    Rehearsal(harmless)
+    assert time.time() == 42.0
+
+
+def test_imports_and_logging_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    """An import inside the code, and logging with its timestamps, do no harm to replay."""
+    import logging
+
+    sys.modules.pop("colorsys", None)
+
+    @workflow
+    async def imports(_: None) -> str:
+        logging.getLogger("tests").warning("hello")
+        return str(importlib.import_module("colorsys").__name__)
+
+    assert Rehearsal(imports).output == "colorsys"
+    assert "hello" in caplog.text
+
+
+@workflow
+async def clock_by_name(_: None) -> float:
+    await double(1)
+    return time_by_name()
+
+
+@workflow
+async def sleep_imported(_: None) -> None:
+    sleep_by_name(1)
+
+
+@workflow
+async def now_of_the_class(_: None) -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def helper() -> str:
+    return datetime_module.datetime.now(UTC).isoformat()
+
+
+@workflow
+async def now_in_a_helper(_: None) -> str:
+    return helper()
+
+
+@pytest.mark.parametrize("definition", [clock_by_name, sleep_imported, now_of_the_class, now_in_a_helper], ids=lambda d: str(d.name))
+def test_scan_finds_what_cannot_be_patched(definition: Any) -> None:
+    """A clock imported by name and datetime.now stall the instance before it runs, with the line."""
+    run = Rehearsal(definition)
+    assert run.stall is not None
+    assert run.stall[0] == "WorkflowGuardError"
+    assert "test_guards.py:" in run.stall[1]
+    assert "use" in run.stall[1]
+
+
+@workflow
+async def uncaught(_: None) -> float:
+    await double(1)
+    return time.time()
+
+
+def test_uncaught_guard_error_stalls() -> None:
+    """Nothing is lost by a forbidden call: the instance waits for better code, and names the line."""
+    run = Rehearsal(uncaught)
+    run.complete("uncaught.double", 2)
+    assert run.status == "STALLED"
+    assert run.stall is not None
+    assert "time.time inside a workflow" in run.stall[1]
+    assert "test_guards.py:" in run.stall[1]
