@@ -431,12 +431,12 @@ class WorkflowInstance:
             elif kind == "abandon":
                 turn.clear_reminder(_retry_name(command[1]))
             elif kind == "call":
-                payload = bytes(command[5][0].contents) if command[5] else b""
+                payload = encode(command[5][0]) if command[5] else b""
                 _, step_id, actor_type, actor_id, name, _ = command
                 token = f"{execution} {step_id}"
                 turn.call_durably(actor_type, actor_id, name, payload, reply_method="replied", token=token)
             elif kind == "send":
-                turn.send_raw(command[2], command[3], command[4], bytes(command[5][0].contents) if command[5] else b"")
+                turn.send_raw(command[2], command[3], command[4], encode(command[5][0]) if command[5] else b"")
         if program.finished:
             timers, retries = program.leftover
             for name in (*map(_timer_name, timers), *map(_retry_name, retries)):
