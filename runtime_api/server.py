@@ -24,6 +24,7 @@ import uvicorn
 
 from runtime_api.app import create_app
 from runtime_api.edge import DEFAULT_LIMITS, Limits
+from runtime_api.hotprotocol import HotCalls, hot_protocol
 from runtime_api.loader import LoadError, default_app_id, load_application
 from runtime_api.runtime import DEFAULT_STORE, Runtime
 from statestores.errors import StoreError
@@ -112,7 +113,9 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=hot_protocol(HotCalls(runtime.actors.invoke_nowait, runtime.application_types, limits.body))
+                if token is None
+                else "httptools",
                 ws="none",
                 lifespan="off",
                 loop="none",

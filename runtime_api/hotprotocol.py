@@ -1,0 +1,241 @@
+"""Actor calls without ASGI: uvicorn's protocol with a short cut before its parser.
+
+A call that arrives whole, alone, and in the plainest form of HTTP/1.1 is answered from here: no scope, no task, no
+messages between a server and an application that live in the same process. That is about half of what a request costs.
+Everything else (any other route, escapes, unusual headers, bodies in pieces, pipelined requests, HTTP/1.0) goes to
+uvicorn's parser as it came, with nothing consumed, and so to `HotPath` or the general path, which give the same
+answers.
+
+Deciding which of the two may be looser than a parser without being wrong, so it is stricter. A request is taken only if
+
+- no other request of this connection is under way, and the parser stands between two messages;
+- the request line matches `_REQUEST` byte for byte;
+- every header is one of `_KNOWN`, of legal characters, none of them twice, with exactly one `host` and a plain
+  `content-length`; so nothing can be framed, delegated or smuggled differently from what uvicorn would make of it;
+- the bytes received end exactly where the body does.
+
+The verdict on a block of headers depends on its bytes alone and is remembered: clients repeat themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from runtime_api.problems import internal, invoke_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Invoke = Callable[[str, str, str, bytes], asyncio.Future[bytes]]
+    ServerHeaders = list[tuple[bytes, bytes]]
+
+_log = logging.getLogger("mecha.http")
+
+_SEGMENT = rb"((?!\.\.?/)(?!\.\.? )[A-Za-z0-9_.~:@$!*'(),;=&-]+)"
+_REQUEST = re.compile(
+    rb"(?:POST|PUT) /v1\.0/actors/" + _SEGMENT + rb"/" + _SEGMENT + rb"/method/" + _SEGMENT + rb" HTTP/1\.1\r\n"
+)
+_HEADER = re.compile(rb"([A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
+_KNOWN = frozenset(
+    {b"host", b"content-length", b"content-type", b"user-agent", b"accept", b"accept-encoding", b"accept-language"}
+    | {b"connection"}
+)
+_LONGEST_HEAD = 4096
+_VERDICTS = 1024
+_MOST_HELD = 65536
+_NOT_HOT = -1
+
+
+class HotCalls:
+    """What the connections of one server share: where calls go, and what was found out about header blocks."""
+
+    def __init__(self, invoke: Invoke, types: Any, body_limit: int) -> None:
+        self.invoke = invoke
+        self.types = types
+        self._body_limit = body_limit
+        self._verdicts: dict[bytes, int] = {}
+        self._told: ServerHeaders | None = None
+        self._success = b""
+
+    def content_length(self, headers: bytes) -> int:
+        """The length of the body that follows these headers, or `_NOT_HOT`."""
+        verdict = self._verdicts.get(headers)
+        if verdict is None:
+            if len(self._verdicts) >= _VERDICTS:
+                self._verdicts.clear()
+            verdict = self._verdicts[headers] = _judge(headers, self._body_limit)
+        return verdict
+
+    def success(self, server_headers: ServerHeaders) -> bytes:
+        """A 200's head up to the length's value. uvicorn makes a new list of its headers every second, for the date."""
+        if server_headers is not self._told:
+            self._told = server_headers
+            self._success = b"".join(
+                (STATUS_LINE[200], *_lines(server_headers), b"content-type: application/json\r\ncontent-length: ")
+            )
+        return self._success
+
+
+def hot_protocol(calls: HotCalls) -> type[HttpToolsProtocol]:
+    """The protocol class to give to ``uvicorn.Config(http=…)``."""
+    return type("HotProtocol", (_HotProtocol,), {"calls": calls})
+
+
+class _HotProtocol(HttpToolsProtocol):
+    calls: HotCalls
+    # The call being answered from here, and the names in it.
+    _call: asyncio.Future[bytes] | None = None
+    _target: tuple[str, str, str] = ("", "", "")
+    # What arrived meanwhile.
+    _held: bytes = b""
+    _in_message = False
+    _closing = False
+    # Ends a connection that has been idle since the last answer from here; uvicorn's own timer does so after its own.
+    _watch: asyncio.TimerHandle | None = None
+    _last_answer = 0.0
+
+    # -- deciding ------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._call is not None:
+            self._hold(data)
+        elif self._in_message or self._parser_answers() or not self._take(data):
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._in_message = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        super().on_message_complete()
+
+    def _take(self, data: bytes) -> bool:
+        line = _REQUEST.match(data)
+        if line is None:
+            return False
+        head_end = data.find(b"\r\n\r\n", line.end() - 2, _LONGEST_HEAD)
+        if head_end < 0:
+            return False
+        calls = self.calls
+        length = calls.content_length(data[line.end() : head_end])
+        if length < 0 or len(data) != head_end + 4 + length or self.access_log or self._crowded():
+            return False
+        self._target = target = (line[1].decode(), line[2].decode(), line[3].decode())
+        if target[0] not in calls.types:
+            return False
+        self._unset_keepalive_if_required()
+        self._call = call = calls.invoke(*target, data[head_end + 4 :])
+        call.add_done_callback(self._answer)
+        return True
+
+    def _parser_answers(self) -> bool:
+        """A request that went to uvicorn's parser is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _crowded(self) -> bool:
+        return self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency
+
+    # -- answering -----------------------------------------------------------------------------------------------------
+
+    def _answer(self, call: asyncio.Future[bytes]) -> None:
+        self._call = None
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            call.cancelled() or call.exception()  # looked at, so that nobody reports it as overlooked
+            return
+        error = asyncio.CancelledError() if call.cancelled() else call.exception()
+        if error is None:
+            result = call.result()
+            self.transport.write(b"%b%d\r\n%b\r\n%b" % (self._head(), len(result), self._farewell(), result))
+        else:
+            self._answer_error(error)
+        if self._closing:
+            self.transport.close()
+            return
+        self._expect_more()
+
+    def _head(self) -> bytes:
+        return self.calls.success(self.server_state.default_headers)
+
+    def _farewell(self) -> bytes:
+        return b"connection: close\r\n" if self._closing else b""
+
+    def _answer_error(self, error: BaseException) -> None:
+        problem = invoke_problem(error, *self._target)
+        if problem is None:
+            _log.error("unexpected error in a call of %s", "/".join(self._target), exc_info=error)
+            problem = internal(error)
+        response = problem.response
+        lines = _lines([*self.server_state.default_headers, *response.raw_headers])
+        head = (STATUS_LINE[response.status_code], *lines, self._farewell(), b"\r\n")
+        self.transport.write(b"".join((*head, bytes(response.body))))
+
+    def _expect_more(self) -> None:
+        self._last_answer = self.loop.time()
+        if self._watch is None:
+            self._watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+        if self._held and not self.flow.write_paused:
+            held, self._held = self._held, b""
+            self.transport.resume_reading()
+            self.data_received(held)
+
+    def _check_idle(self) -> None:
+        """One timer for many answers: it looks when the last one was, instead of being set anew by each."""
+        self._watch = None
+        if self.timeout_keep_alive_task is not None or self._in_message or self._parser_answers():
+            return  # uvicorn's turn: it sets its timer after its answer
+        idle_s = 0.0 if self._call is not None else self.loop.time() - self._last_answer
+        if idle_s >= self.timeout_keep_alive:
+            self.timeout_keep_alive_handler()
+        else:
+            self._watch = self.loop.call_later(self.timeout_keep_alive - idle_s, self._check_idle)
+
+    # -- the connection ------------------------------------------------------------------------------------------------
+
+    def _hold(self, data: bytes) -> None:
+        """Pipelined bytes wait for the answer before them; a client that sends on and on is not read any further."""
+        self._held += data
+        if len(self._held) > _MOST_HELD:
+            self.transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._call is None and self._held:
+            self._expect_more()
+
+    def shutdown(self) -> None:
+        """The server stops: what is being answered is answered, then the connection closes."""
+        if self._call is None:
+            super().shutdown()
+        else:
+            self._closing = True
+
+
+def _judge(headers: bytes, body_limit: int) -> int:
+    seen: dict[bytes, bytes] = {}
+    for line in headers.split(b"\r\n"):
+        header = _HEADER.fullmatch(line)
+        name = header[1].lower() if header is not None else b""
+        if header is None or name not in _KNOWN or name in seen:
+            return _NOT_HOT
+        seen[name] = header[2]
+    length = seen.get(b"content-length", b"0")
+    plain = re.fullmatch(rb"0|[1-9][0-9]{0,8}", length) is not None
+    if b"host" not in seen or not plain or seen.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return _NOT_HOT
+    return int(length) if int(length) <= body_limit else _NOT_HOT
+
+
+def _lines(headers: ServerHeaders) -> list[bytes]:
+    return [b"%b: %b\r\n" % header for header in headers]
