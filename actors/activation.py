@@ -27,6 +27,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from actors.definition import versioned_name
 from actors.errors import (
     ActorError,
     ActorFailed,
@@ -34,21 +35,21 @@ from actors.errors import (
     CallerError,
     DeadlineExceeded,
     Deadlock,
+    HostStopping,
     InvalidState,
     MailboxFull,
+    NotOwner,
     OutcomeUnknown,
     ReentrancyDepthExceeded,
 )
 from actors.message import Call, Envelope
 from actors.reminders import advance_reminder
 from actors.state import (
-    STATE_EVENT,
     advance,
     capture,
     changes,
     encode_changes,
     encode_snapshot,
-    event_name,
     fold,
     new_instance,
     restore,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from actors.definition import ActorDefinition, Method
     from actors.host import Host
     from statestores.errors import CommitRefused
+    from statestores.model import Reminder
 
 _YIELD_EVERY = 64
 
@@ -114,9 +116,9 @@ class Activation:
         self.pump: asyncio.Task[None] | None = None
         self.running: Turn | None = None
         self.readers: set[asyncio.Task[None]] | None = None
-        # Reminders changed by decided turns of this activation: name -> due, None for cleared. A tick that is older
-        # than that is stale.
-        self.marks: dict[str, int | None] | None = None
+        # Reminders changed by decided turns of this activation that are not known to be committed: name -> row, None
+        # for cleared. A tick of another row is stale. (What is committed, `Reminders.is_superseded` knows.)
+        self.marks: dict[str, Reminder | None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self.last_used = 0.0
         # A decided turn was refused: what was read from here since then may never have been.
@@ -132,7 +134,7 @@ class Activation:
         return self.pump is None and not self.mailbox and not self.readers and self.uncommitted == 0
 
     def event_name(self, name: str) -> str:
-        return event_name(self.definition, name)
+        return versioned_name(name, self.definition.options.schema)
 
     # -- the way in ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +150,7 @@ class Activation:
                 return
         elif self.running is not None and call.chain_id is not None and self._comes_back(call):
             return
-        if method.interleave and self.phase is Phase.ACTIVE:
+        if method.read_only and self._may_read_now(call, method):
             self._start_reader(call, method)
             return
         self._enqueue(call)
@@ -191,8 +193,15 @@ class Activation:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
+    def _may_read_now(self, call: Call, method: Method) -> bool:
+        """Reads go beside reads. One whose chain has a read under way here may not queue behind a writer either, since
+        that writer waits for the read."""
+        if self.phase is not Phase.ACTIVE:
+            return False
+        return method.interleave or self.pump is None or (bool(self.readers) and self.stream in call.chain)
+
     def _enqueue(self, call: Call) -> None:
-        if call.chain and (cycle := self.host.waits.cycle(call.chain[-1], self.stream)) is not None:
+        if call.waiter and (cycle := self.host.waits.cycle(call.waiter, self.stream)) is not None:
             self.host.fail(call, Deadlock(cycle))
             return
         mailbox = self.mailbox
@@ -202,7 +211,7 @@ class Activation:
             self.host.fail(call, MailboxFull(f"{self.stream} has {len(mailbox)} calls waiting: try again later"))
             return
         mailbox.append(call)
-        if self.pump is None and self.phase is Phase.ACTIVE:
+        if self.pump is None:
             self.pump = self.host.create_task(self._pump())
 
     def _comes_back(self, call: Call) -> bool:
@@ -230,6 +239,12 @@ class Activation:
         return True
 
     async def _load_and_pump(self, after_commits: bool) -> None:
+        if await self._loaded(after_commits):
+            await self._pump()
+
+    async def _loaded(self, after_commits: bool) -> bool:
+        """Load, or load again when recorded events are to replace what failed ones left behind. False: it failed, and
+        everybody who waits has been told."""
         try:
             if after_commits:
                 await self.host.group.drain()
@@ -238,16 +253,19 @@ class Activation:
             self._load_failed(error)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return
-        await self._pump()
+        return not self.dead
 
     def _load_failed(self, error: BaseException) -> None:
         self.phase = Phase.DEAD
         self.pump = None
         self.host.forget(self)
-        failure = OutcomeUnknown(f"{self.stream} cannot be loaded: {error}") if isinstance(error, StoreError) else error
-        if not isinstance(failure, ActorError):
-            failure = _as_actor_error(failure)
+        failure: ActorError
+        if isinstance(error, StoreError):
+            failure = NotOwner(f"{self.stream} cannot be loaded, nothing was applied: {error}")
+        elif isinstance(error, asyncio.CancelledError):
+            failure = HostStopping("this host has stopped")
+        else:
+            failure = _as_actor_error(error)
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.fail(call, failure)
@@ -263,12 +281,11 @@ class Activation:
         self.indexed = history.version > 0
         self.instance = instance
         self.base = [] if definition.event_sourced else capture(definition, instance)
-        if self.dead:
-            return
-        self.phase = Phase.ACTIVE
         hook = definition.methods.get("on_activate")
-        if hook is not None:
+        if hook is not None and not self.dead:
             await self._run_hook(hook)
+        if not self.dead:
+            self.phase = Phase.ACTIVE
 
     async def _run_hook(self, hook: Method) -> None:
         """A hook is a turn. Raises what it raised."""
@@ -277,8 +294,11 @@ class Activation:
         await self._run(call, hook)
         if call.future.done():
             call.future.result()
+        call.future.cancel()  # nobody waits for its commit; if that is refused, the next incarnation runs its own
 
     async def run_deactivation_hook(self) -> None:
+        """The last turn of this incarnation, if its class wants one. Calls that come meanwhile go to the next one, as
+        this one may have let go of what it needs. Raises what the hook raised."""
         hook = self.definition.methods.get("on_deactivate")
         if hook is None:
             return
@@ -287,12 +307,14 @@ class Activation:
             await self._run_hook(hook)
         finally:
             self.pump = None
-        await self.wait_committed()
+            self.retire()
 
     async def _pump(self) -> None:
         turns = 0
         try:
             while self.mailbox:
+                if self.phase is Phase.LOADING and not await self._loaded(after_commits=True):
+                    return
                 call = self.mailbox.popleft()
                 if call.future.done():
                     continue
@@ -304,7 +326,7 @@ class Activation:
             self.pump = None
             if not self.mailbox:
                 self.mailbox = None
-            elif self.phase is Phase.ACTIVE and not self.host.aborted:
+            elif not self.dead and not self.host.aborted:
                 self.pump = self.host.create_task(self._pump())
             self._tell_idle()
 
@@ -316,6 +338,8 @@ class Activation:
             return
         while self.readers and not method.read_only:
             await asyncio.wait(self.readers)
+        if call.future.done():  # its caller gave up while it waited for the readers
+            return
         if self.dead:
             self.host.resubmit(call)
         elif method.inline and call.key is None and not call.redelivered:
@@ -334,7 +358,13 @@ class Activation:
         try:
             result = method.function(self.instance, *call.args)
             if method.is_async:
-                result = _run_to_end(result)
+                try:
+                    result.send(None)
+                except StopIteration as stop:
+                    result = stop.value
+                else:
+                    result.close()
+                    raise RuntimeError(f"{method.name} was found unable to suspend, and did suspend")
         except Exception as error:
             _current.reset(token)
             self._failed(turn, error)
@@ -366,17 +396,18 @@ class Activation:
                 result = await result
             while turn.joined:
                 await asyncio.wait(turn.joined)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             self.running = None
-            if turn.cancelled_by is None:  # the host is being torn down
-                self._roll_back(turn)
+            if turn.cancelled_by is None and task.cancelling():  # the host is being torn down
+                self._torn_down(turn)
                 raise
-            task.uncancel()
+            if turn.cancelled_by is not None:
+                task.uncancel()
             await self._cancel_joined(turn)
-            self._failed(turn, turn.cancelled_by)
+            self._failed(turn, turn.cancelled_by or error)
         except Exception as error:
+            self.running = None  # from here on a deadline comes too late to cancel anything
             await self._cancel_joined(turn)
-            self.running = None
             if turn.cancelled_by is None:
                 self._failed(turn, error)
             else:
@@ -394,9 +425,14 @@ class Activation:
                 self._decide(turn, result)
         finally:
             self.running = None
+            turn.closed = True
             _current.reset(token)
             if watch is not None:
                 watch.cancel()
+
+    def _torn_down(self, turn: Turn) -> None:
+        self._roll_back(turn)
+        self.host.fail(turn.call, HostStopping(f"{self.stream}: this host stopped before the turn had ended"))
 
     async def _run_joined(self, outer: Turn, call: Call) -> None:
         """A call that came back to the turn that caused it: part of that turn, answered at once inside its chain. Its
@@ -441,28 +477,36 @@ class Activation:
         token = _current.set(turn)
         watch = self._watch(turn)
         try:
-            if call.key is not None and await self._answered_before(turn):
+            if call.reminder is not None and self._is_stale(call):
+                self.host.answer(call, None)
+                return
+            if (call.key is not None or call.redelivered) and await self._answered_before(turn):
                 return
             result = method.function(self.instance, *call.args)
             if method.is_async:
                 result = await result
-        except asyncio.CancelledError:
-            if turn.cancelled_by is None:
+        except asyncio.CancelledError as error:
+            if turn.cancelled_by is None and task.cancelling():
+                self._torn_down(turn)
                 raise
-            task.uncancel()
-            self._answer_failure(turn, _as_actor_error(turn.cancelled_by))
+            if turn.cancelled_by is not None:
+                task.uncancel()
+            self._failed(turn, turn.cancelled_by or error)
         except Exception as error:
-            self._answer_failure(turn, _as_actor_error(error, turn.method))
+            self._failed(turn, turn.cancelled_by or error)
         else:
             self._decide(turn, result)
         finally:
+            turn.closed = True
             _current.reset(token)
             if watch is not None:
                 watch.cancel()
 
     def _watch(self, turn: Turn) -> asyncio.TimerHandle | None:
         """Cancel the turn when its caller gives up or it runs longer than its type allows."""
-        turn.call.future.add_done_callback(lambda future: cancel_turn(turn, _GIVEN_UP) if future.cancelled() else None)
+        turn.call.future.add_done_callback(
+            lambda future: cancel_turn(turn, _given_up()) if future.cancelled() else None
+        )
         timeout = turn.method.timeout_s if turn.method.timeout_s is not None else self.definition.options.timeout_s
         if timeout is None:
             return None
@@ -500,7 +544,9 @@ class Activation:
     def _is_stale(self, call: Call) -> bool:
         assert call.reminder is not None
         reminder = call.reminder.reminder
-        return self.marks is not None and self.marks.get(reminder.name, reminder.due_ms) != reminder.due_ms
+        if self.marks is not None and self.marks.get(reminder.name, reminder) != reminder:
+            return True
+        return self.host.reminders.is_superseded(reminder)
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -520,10 +566,29 @@ class Activation:
                 self.host.resubmit(call)
             elif changed is None and not turn.wrote and not _must_record(call):
                 self._answer_read(turn)
+            elif changed is not None and self.indexed and not turn.wrote and not _must_record(call):
+                self._commit_fields(turn, changed)
             else:
                 self._commit(turn, changed, result)
         except Exception as error:  # what cannot be encoded, above all; nothing has been handed to the store yet
             self._failed(turn, error)
+
+    def _commit_fields(self, turn: Turn, changed: dict[str, Any]) -> None:
+        """`_commit` for most turns, which change fields and nothing else: straight, since it is run for every one."""
+        host, call, definition = self.host, turn.call, self.definition
+        expected = self.version
+        self.version = version = expected + 1
+        snapshot: bytes | None = None
+        if version - self.snapshot_version >= definition.options.snapshot_every:
+            snapshot = encode_snapshot(definition, self.instance)
+            self.snapshot_version = version
+        commit = TurnCommit(
+            self.partition, host.epochs[self.partition], self.stream, turn.turn_id, host.clock.now_ms(), expected,
+            call.caller, call.trace_id, (NewEvent(definition.state_event, encode_changes(changed)),), snapshot,
+        )  # fmt: skip
+        advance(definition, self.base, changed)
+        self.uncommitted += 1
+        host.group.submit(commit, turn_committed(turn))
 
     def _commit(self, turn: Turn, changed: dict[str, Any] | None, result: Any) -> None:
         host, call, definition = self.host, turn.call, self.definition
@@ -533,7 +598,7 @@ class Activation:
         events: tuple[NewEvent, ...] = ()
         if not turn.deleting:
             if changed is not None:
-                events = (NewEvent(event_name(definition, STATE_EVENT), encode_changes(changed)),)
+                events = (NewEvent(definition.state_event, encode_changes(changed)),)
             elif turn.events is not None:
                 events = tuple(turn.events)
         expected = self.version
@@ -543,7 +608,9 @@ class Activation:
             snapshot = encode_snapshot(definition, self.instance)
             self.snapshot_version = version
         index: IndexEntry | None = None
-        if (turn.index_name is not None or not self.indexed) and not turn.deleting:
+        # A receipt alone (a keyed read, a tick that came too late) does not bring an actor into being.
+        exists = bool(events) or turn.reminders_set is not None
+        if (turn.index_name is not None or (exists and not self.indexed)) and not turn.deleting:
             index = IndexEntry(self.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)
             self.indexed = True
         if call.reminder is not None:
@@ -553,33 +620,27 @@ class Activation:
             receipt = Receipt(call.outbox_id, b"", now_ms + definition.options.receipts_ms, call.outbox_partition)
         elif call.key is not None:
             receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + definition.options.receipts_ms)
-        if turn.wrote:
-            self._note_marks(turn)
-            commit = TurnCommit(
-                self.partition,
-                host.epochs[self.partition],
-                self.stream,
-                turn.turn_id,
-                now_ms,
-                expected,
-                call.caller,
-                call.trace_id,
-                events,
-                snapshot,
-                index,
-                tuple(turn.reminders_set.values()) if turn.reminders_set else (),
-                tuple(turn.reminders_cleared) if turn.reminders_cleared else (),
-                tuple(m for m, _ in turn.outbox) if turn.outbox else (),
-                tuple(turn.outbox_done) if turn.outbox_done else (),
-                (),
-                receipt,
-                turn.deleting,
-            )
-        else:
-            commit = TurnCommit(
-                self.partition, host.epochs[self.partition], self.stream, turn.turn_id, now_ms, expected,
-                call.caller, call.trace_id, events, snapshot, index, (), (), (), (), (), receipt,
-            )  # fmt: skip  # the common turn, positionally: this line is run for every one
+        self._note_marks(turn)
+        commit = TurnCommit(
+            self.partition,
+            host.epochs[self.partition],
+            self.stream,
+            turn.turn_id,
+            now_ms,
+            expected,
+            call.caller,
+            call.trace_id,
+            events,
+            snapshot,
+            index,
+            tuple(turn.reminders_set.values()) if turn.reminders_set else (),
+            tuple(turn.reminders_cleared) if turn.reminders_cleared else (),
+            tuple(m for m, _ in turn.outbox) if turn.outbox else (),
+            tuple(turn.outbox_done) if turn.outbox_done else (),
+            (),
+            receipt,
+            turn.deleting,
+        )
         self.version = version
         if changed is not None:
             advance(definition, self.base, changed)
@@ -594,7 +655,7 @@ class Activation:
             for name in turn.reminders_cleared or ():
                 self.marks[name] = None
             for name, reminder in (turn.reminders_set or {}).items():
-                self.marks[name] = reminder.due_ms
+                self.marks[name] = reminder
 
     # -- after ---------------------------------------------------------------------------------------------------------
 
@@ -608,8 +669,7 @@ class Activation:
         else:
             self._refused(turn, outcome)
         if self.uncommitted == 0:
-            if self.mailbox is None:
-                self.marks = None
+            self.marks = None
             self._tell_idle()
 
     def _refused(self, turn: Turn, outcome: CommitRefused | StoreUnavailable) -> None:
@@ -619,6 +679,7 @@ class Activation:
             case DuplicateTurn():
                 self._answer_receipt(turn, outcome.receipt)
             case StoreUnavailable():
+                self.host.recover(self.partition)  # it may have been recorded all the same
                 self.host.fail(turn.call, OutcomeUnknown(f"{self.stream}: {outcome}"))
             case StaleEpoch():
                 self.host.lost_partition(self.partition, outcome)
@@ -627,14 +688,15 @@ class Activation:
                 self.host.resubmit(turn.call)
 
     def _answer_read(self, turn: Turn) -> None:
-        """A read waits for what it has read, and is given only while this host is sure to own the actor."""
-        host, call = self.host, turn.call
-        if turn.timers or turn.callbacks:
-            host.act(turn)
-        if self.uncommitted == 0 and host.lease_holds():
-            host.answer(call, turn.result)
+        """A read waits for what it has read, and, unless its method asks for less, is given only while this host is
+        sure to own the actor."""
+        host = self.host
+        if self.uncommitted == 0 and host.may_answer(turn.method):
+            if turn.callbacks is not None:
+                host.act(turn)
+            host.answer(turn.call, turn.result)
         else:
-            host.answer_confirmed(self, call, turn.result)
+            host.answer_confirmed(turn)
 
     def _failed(self, turn: Turn, error: BaseException) -> None:
         turn.closed = True
@@ -642,22 +704,26 @@ class Activation:
         self._answer_failure(turn, _as_actor_error(error, turn.method))
 
     def _roll_back(self, turn: Turn) -> None:
-        """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, by a fresh activation."""
-        if self.instance is None or turn.method.interleave:
+        """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, before the next turn."""
+        if self.instance is None or turn.method.interleave or self.dead:
             return
         if not self.definition.event_sourced:
             restore(self.definition, self.instance, self.base)
         elif turn.events is not None:
-            self.retire()
+            self.phase = Phase.LOADING
 
     def _answer_failure(self, turn: Turn, error: ActorError) -> None:
-        call = turn.call
-        if call.reply_to is not None and not error.retriable and not self.dead:
+        """A failure is an answer: it waits for what the turn had read, like any other. One that was reached on a state
+        that never became durable says nothing, so the turn is run again."""
+        call, cancelled = turn.call, turn.cancelled_by is not None
+        if self.dead and not cancelled:
+            self.host.resubmit(call)
+        elif call.reply_to is not None and not error.retriable and not self.dead:
             self._commit_failure(turn, error)
-        elif self.uncommitted == 0:
+        elif cancelled or (self.uncommitted == 0 and self.host.may_answer(turn.method)):
             self.host.fail(call, error)
         else:
-            self.host.group.submit(None, lambda _: self.host.fail(call, error))  # it rests on what was decided before
+            self.host.answer_confirmed(turn, error)
 
     def _commit_failure(self, turn: Turn, error: ActorError) -> None:
         """The outcome of a durable call is recorded even when it is a failure: the caller gets this one, once."""
@@ -682,7 +748,9 @@ class Activation:
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
 
-_GIVEN_UP = DeadlineExceeded("the caller gave up")
+
+def _given_up() -> DeadlineExceeded:
+    return DeadlineExceeded("the caller gave up")
 
 
 def cancel_turn(turn: Turn, reason: BaseException) -> None:
@@ -705,16 +773,6 @@ def _must_record(call: Call) -> bool:
     """Whether a turn that changes nothing leaves something durable all the same: a receipt, the advance of a
     reminder."""
     return call.key is not None or call.outbox_id is not None or call.reminder is not None
-
-
-def _run_to_end(coroutine: Any) -> Any:
-    """The result of a coroutine that cannot suspend."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise RuntimeError("a method that was found unable to suspend did suspend")
 
 
 def _result_for(call: Call, method: Method, result: Any) -> Any:

@@ -22,7 +22,7 @@ import dis
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, overload
 
 from actors.names import check_name
 from actors.schedule import parse_duration_s
@@ -37,9 +37,18 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
 
+Consistency = Literal["cached", "lease", "linearizable"]
+"""What must be sure when a read is answered. All levels wait until what was read is durable. `cached`: nothing else; a
+host that has lost the actor and does not know it yet may show an old value. `lease`: this host's lease runs, so no
+other can have changed it; when that is not certain, the store is asked. `linearizable`: the store is asked each time;
+for when clocks are not to be trusted."""
+
 Upcaster = Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]] | None]
 """(event name, data) of one schema version -> the same fact in the next one, or None to drop it. A snapshot comes under
 the name ``snapshot``, a change of state-style fields under ``state``; those two may not be dropped or renamed."""
+
+STATE_EVENT = "state"
+"""The event of a turn that changed fields: their new values by name."""
 
 ATTRIBUTE = "__mecha_actor__"
 _METHOD = "__mecha_method__"
@@ -83,6 +92,15 @@ class Field:
         return self.factory() if self.factory is not None else copy.deepcopy(self.default)
 
 
+class _Mark(NamedTuple):
+    """What `@method` leaves on a function."""
+
+    read_only: bool = False
+    interleave: bool = False
+    consistency: Consistency = "lease"
+    timeout: Duration | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Method:
     name: str
@@ -90,6 +108,7 @@ class Method:
     signature: Signature
     read_only: bool
     interleave: bool
+    consistency: Consistency
     timeout_s: float | None
     # Is a coroutine function, and: can run to its end without ever suspending.
     is_async: bool
@@ -127,11 +146,11 @@ class ActorDefinition:
     methods: Mapping[str, Method]
     events: Mapping[str, EventMethod]
     options: Options
+    # Derived, and kept because every turn asks: the fields' names, whether state changes by @event methods, and the
+    # recorded name of a change of fields.
     field_names: tuple[str, ...]
-
-    @property
-    def event_sourced(self) -> bool:
-        return bool(self.events)
+    event_sourced: bool
+    state_event: str
 
 
 @overload
@@ -199,7 +218,11 @@ def actor(
 def method(function: F, /) -> F: ...
 @overload
 def method(
-    *, read_only: bool = False, interleave: bool = False, timeout: Duration | None = None
+    *,
+    read_only: bool = False,
+    interleave: bool = False,
+    timeout: Duration | None = None,
+    consistency: Consistency = "lease",
 ) -> Callable[[F], F]: ...
 def method(
     function: F | None = None,
@@ -208,15 +231,22 @@ def method(
     read_only: bool = False,
     interleave: bool = False,
     timeout: Duration | None = None,
+    consistency: Consistency = "lease",
 ) -> F | Callable[[F], F]:
     """Make a method callable from outside; each call of it is a turn.
 
     `read_only`: runs beside other reads, and may change nothing. `interleave` (a read, too): starts at once, beside any
-    turn; for long waits. `timeout` cancels a turn that runs longer and rolls it back.
+    turn; for long waits. `timeout` cancels a turn that runs longer and rolls it back. `consistency` of reads: see
+    `Consistency`.
     """
+    if consistency not in get_args(Consistency):
+        raise TypeError(f"unknown consistency {consistency!r}: use {', '.join(get_args(Consistency))}")
+    if consistency != "lease" and not (read_only or interleave):
+        raise TypeError("consistency is a choice of reads: a method that writes is always confirmed by its commit")
+    mark_as = _Mark(read_only or interleave, interleave, consistency, timeout)
 
     def mark(function: F) -> F:
-        setattr(function, _METHOD, (read_only or interleave, interleave, timeout))
+        setattr(function, _METHOD, mark_as)
         return function
 
     return mark if function is None else mark(function)
@@ -266,10 +296,17 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         events=events,
         options=options,
         field_names=tuple(f.name for f in fields),
+        event_sourced=bool(events),
+        state_event=versioned_name(STATE_EVENT, options.schema),
     )
-    if events:
+    if events or any(m.interleave for m in definition.methods.values()):
         _guard_fields(cls, definition)
     return definition
+
+
+def versioned_name(name: str, schema: int) -> str:
+    """The recorded name of an event: the schema version is part of it, from the second on."""
+    return name if schema == 1 else f"{name}@{schema}"
 
 
 def _collect_fields(cls: type) -> tuple[Field, ...]:
@@ -300,8 +337,7 @@ def _collect_methods(cls: type) -> dict[str, Method]:
     for name, function in inspect.getmembers(cls, inspect.isfunction):
         mark = getattr(function, _METHOD, None)
         if mark is not None:
-            read_only, interleave, timeout = mark
-            methods[name] = make_method(name, function, read_only=read_only, interleave=interleave, timeout=timeout)
+            methods[name] = make_method(name, function, mark)
         elif name in HOOKS:
             methods[name] = make_method(name, function)
     return methods
@@ -310,21 +346,20 @@ def _collect_methods(cls: type) -> dict[str, Method]:
 def make_method(
     name: str,
     function: Callable[..., Any],
-    *,
-    read_only: bool = False,
-    interleave: bool = False,
-    timeout: Duration | None = None,
+    mark: _Mark | None = None,
 ) -> Method:
+    mark = mark if mark is not None else _Mark()
     is_async = inspect.iscoroutinefunction(function)
     return Method(
         name=name,
         function=function,
         signature=Signature(function),
-        read_only=read_only,
-        interleave=interleave,
-        timeout_s=None if timeout is None else parse_duration_s(timeout),
+        read_only=mark.read_only,
+        interleave=mark.interleave,
+        consistency=mark.consistency,
+        timeout_s=None if mark.timeout is None else parse_duration_s(mark.timeout),
         is_async=is_async,
-        inline=not interleave and (not is_async or not _can_suspend(function)),
+        inline=not mark.interleave and (not is_async or not _can_suspend(function)),
     )
 
 
@@ -367,7 +402,8 @@ def _recording(made: EventMethod) -> Callable[..., Any]:
 
 def _guard_fields(cls: type, definition: ActorDefinition) -> None:
     """Event-sourced state changes only in events: an assignment elsewhere would be lost at the next reload, so it is
-    refused. (A list or dict changed in place outside an event cannot be seen here.)"""
+    refused. So is one by an interleaved turn, which would become part of whatever turn is running. (A list or dict
+    changed in place cannot be seen here.)"""
     from actors.turn import check_assignment
 
     durable = frozenset(f.name for f in definition.fields)

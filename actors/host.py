@@ -98,7 +98,8 @@ class Host:
         self.client: ActorClient = ActorClient(self)
         self.draining = False
         self.aborted = False
-        self._id_prefix = unique[:12] + "-"
+        self._unique = unique
+        self._id_prefix = f"{secrets.token_hex(6)}-"
         self._ids = 0
         # Streams whose former activation still has turns at the store.
         self._unsettled: dict[str, Activation] = {}
@@ -118,6 +119,7 @@ class Host:
         except BaseException:
             await self.group.close()
             raise
+        self._id_prefix = f"{self._unique[:12]}-{self._first_epoch()}-"
         self.ownership.start_renewing()
         self.outbox.start()
         self.outbox.recover(self.ownership.owned)
@@ -143,9 +145,13 @@ class Host:
         await self.ownership.release()
 
     def abort(self) -> None:
-        """Stop at once, as a crash would; memory is dropped, nothing is written any more."""
-        self.aborted = True
+        """Stop at once, as a crash would; memory is dropped, nothing is written any more. Whoever waits is told what is
+        known: `OutcomeUnknown` of a turn that was decided, else that it was not applied."""
+        self.aborted = self.draining = True
         self.group.abort()
+        self.group.abandon()
+        for activation in tuple(self.activations.values()):
+            activation.retire()
         self.ownership.stop()
         for task in tuple(self._tasks):
             task.cancel()
@@ -179,9 +185,8 @@ class Host:
                 raise HostStopping("this host is shutting down")
             if call.method is None:
                 call.method = self._method(activation.definition, call)
-            if call.payload is not None:
+            if call.payload is not None:  # kept: a turn that is run again must not see what the first run made of it
                 call.args = call.method.signature.bind_json(call.payload)
-                call.payload = None
         except ActorError as error:
             self.fail(call, error)
             return
@@ -225,22 +230,32 @@ class Host:
         else:
             self.fail(call, error)
 
-    def answer_confirmed(self, activation: Activation, call: Call, result: Any) -> None:
-        """Answer a read once all it has read is durable and this host has proof that it owns the actor."""
-        self.create_task(self._answer_confirmed(activation, call, result))
+    def may_answer(self, method: Method) -> bool:
+        """Whether what a turn of that method has read may be shown without asking the store who owns the actor."""
+        return method.consistency == "cached" or (method.consistency == "lease" and self.lease_holds())
 
-    async def _answer_confirmed(self, activation: Activation, call: Call, result: Any) -> None:
+    def answer_confirmed(self, turn: Turn, error: ActorError | None = None) -> None:
+        """Answer a read, or a failure, once all it has read is durable and this host has proof that it owns the
+        actor."""
+        self.create_task(self._answer_confirmed(turn, error))
+
+    async def _answer_confirmed(self, turn: Turn, failure: ActorError | None) -> None:
+        activation, call = turn.activation, turn.call
         await activation.wait_committed()
-        if not self.lease_holds():
+        if not self.may_answer(turn.method):
             try:
-                await self.ownership.confirm()
+                await self.ownership.confirm_now()
             except StoreError as error:
                 self.fail(call, NotOwner(f"ownership of {call.stream} cannot be confirmed: {error}"))
                 return
         if activation.was_refused or not self.epochs[activation.partition]:
             self.resubmit(call)
+        elif failure is not None:
+            self.fail(call, failure)
         else:
-            self.answer(call, result)
+            if turn.callbacks is not None:
+                self.act(turn)
+            self.answer(call, turn.result)
 
     # -- what a committed turn sets in motion --------------------------------------------------------------------------
 
@@ -258,7 +273,15 @@ class Host:
         if turn.timers is not None:
             self.timers.apply(turn.stream, turn.timers)
         for callback in turn.callbacks or ():
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("a callback after the commit of %s failed", turn.stream)
+
+    def recover(self, partition: int) -> None:
+        """The outcome of a commit is unknown: what it may have left in the store is found there."""
+        self.outbox.recover([partition])
+        self.reminders.rescan()
 
     # -- activations ---------------------------------------------------------------------------------------------------
 
@@ -267,8 +290,11 @@ class Host:
         turns."""
         if self.activations.get(activation.stream) is activation:
             del self.activations[activation.stream]
-            if activation.uncommitted:
+            if activation.uncommitted:  # a former one that is there has none: this one has waited for it
                 self._unsettled[activation.stream] = activation
+
+    def owns(self, stream: str) -> bool:
+        return self.epochs[partition_of(stream, len(self.epochs))] > 0
 
     def owned(self) -> list[int]:
         return self.ownership.owned
@@ -289,15 +315,18 @@ class Host:
                 f"did not find address for actor '{call.stream}': no host has the type {actor_type!r}"
             )
         check_name("actor id", actor_id)
-        if self.draining and not call.chain and not call.internal:
+        if self.aborted or (self.draining and not call.chain and not call.internal):
             raise HostStopping("this host is shutting down")
         partition = partition_of(call.stream, len(self.epochs))
         if not self.epochs[partition]:
             raise NotOwner(f"this host does not own partition {partition} of {call.stream}")
         activation = Activation(self, definition, call.stream, partition)
         self.activations[call.stream] = activation
-        former = self._unsettled.pop(call.stream, None)
-        activation.start(after_commits=former is not None and former.uncommitted > 0)
+        former = self._unsettled.get(call.stream)
+        if former is not None and not former.uncommitted:
+            del self._unsettled[call.stream]
+            former = None
+        activation.start(after_commits=former is not None)
         return activation
 
     def _method(self, definition: ActorDefinition, call: Call) -> Method:
@@ -312,7 +341,7 @@ class Host:
         try:
             await activation.run_deactivation_hook()
         except ActorError as error:
-            log.warning("on_deactivate of %s failed: %s", activation.stream, error)
+            log.warning("on_deactivate of %s failed, it leaves memory all the same: %s", activation.stream, error)
         if activation.quiet and not activation.dead:
             activation.deactivate()
 
@@ -345,8 +374,12 @@ class Host:
 
     # -- small things --------------------------------------------------------------------------------------------------
 
+    def _first_epoch(self) -> str:
+        """One epoch this host holds. A host that is started again under its old name has newer ones."""
+        return next((f"{partition:x}.{epoch:x}" for partition, epoch in enumerate(self.epochs) if epoch), "")
+
     def new_id(self) -> str:
-        """Unique for ever: a random part per host, then a counter."""
+        """Unique for ever: the host, an epoch that only this start of it ever had (INV-2), a counter."""
         self._ids += 1
         return f"{self._id_prefix}{self._ids:x}"
 

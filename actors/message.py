@@ -43,6 +43,8 @@ class Call:
     trace_id: str = ""
     # Streams whose turns wait for this call, outermost first, and the identity of the chain (Dapr's reentrancy id).
     chain: tuple[str, ...] = ()
+    # The innermost of them that cannot go on before this is answered ("": none): what a deadlock is made of.
+    waiter: str = ""
     chain_id: str | None = None
     # Seconds on the loop's clock.
     deadline: float | None = None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from actors.errors import CallerError, Retriable
 from actors.message import Envelope
 from statestores.codec import encode
-from statestores.errors import StoreError
+from statestores.errors import StoreError, StoreUnavailable
 from statestores.model import OutboxMessage, TurnCommit
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class Outbox:
         self._behind: set[int] = set()
         # Partitions in which something was committed since their current scan read its page.
         self._missed: set[int] = set()
+        # What was finished while a scan was under way: its page may still show it.
+        self._scanning = False
+        self._recently: set[str] = set()
         self._acks: dict[int, list[str]] = {}
         self._wake = asyncio.Event()
         self._scanner: asyncio.Task[None] | None = None
@@ -116,6 +119,8 @@ class Outbox:
         for message_id in message_ids:
             if self._in_flight.pop(message_id, None) is not None:
                 self._check_behind()
+        if self._scanning:
+            self._recently.update(message_ids)
 
     # -- delivering ----------------------------------------------------------------------------------------------------
 
@@ -125,6 +130,9 @@ class Outbox:
 
     def _deliver(self, delivery: _Delivery) -> None:
         if self._stopped or delivery.id not in self._in_flight:
+            return
+        if not self._host.epochs[delivery.partition]:  # its new owner has found the row
+            self.finished([delivery.id])
             return
         delivery.attempts += 1
         if delivery.envelope.kind == "turn":
@@ -234,11 +242,15 @@ class Outbox:
             outbox_done=done,
             outbox_dead=dead,
         )
-        host.group.submit(commit, lambda outcome: self._submitted(outcome, [*done, *(i for i, _ in dead)]))
+        ids = [*done, *(message_id for message_id, _ in dead)]
+        host.group.submit(commit, lambda outcome: self._submitted(partition, outcome, ids))
 
-    def _submitted(self, outcome: StoreError | None, ids: list[str]) -> None:
+    def _submitted(self, partition: int, outcome: StoreError | None, ids: list[str]) -> None:
         # A refusal means the partition is another host's now, which has found the rows itself and delivers them.
         self.finished(ids)
+        if isinstance(outcome, StoreUnavailable):  # the rows may still stand: delivered again, they find their receipts
+            self._recently.difference_update(ids)
+            self.recover([partition])
 
     # -- catching up ---------------------------------------------------------------------------------------------------
 
@@ -259,13 +271,21 @@ class Outbox:
                     log.warning("the outbox of partition %d cannot be scanned, trying again: %s", partition, error)
                     asyncio.get_running_loop().call_later(1.0, self._wake.set)
 
+    async def _page(self, partition: int, after: str) -> list[OutboxMessage]:
+        self._scanning = True
+        self._recently.clear()
+        try:
+            return await self._host.journal.outbox(partition, after, _PAGE)
+        finally:
+            self._scanning = False
+
     async def _scan(self, partition: int) -> None:
         after = ""
         while True:
             self._missed.discard(partition)
-            page = await self._host.journal.outbox(partition, after, _PAGE)
+            page = await self._page(partition, after)
             for message in page:
-                if message.id in self._in_flight:
+                if message.id in self._in_flight or message.id in self._recently:
                     continue
                 if len(self._in_flight) >= self._max_in_flight:
                     return

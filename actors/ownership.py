@@ -36,6 +36,9 @@ class Ownership:
         self._on_lost = on_lost
         self._valid_until = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._asking = asyncio.Lock()
+        # The question to the store that has not been sent yet: whoever needs an answer now joins it.
+        self._next: asyncio.Task[None] | None = None
         self.epochs: list[int] = [0] * journal.partitions
 
     @property
@@ -71,6 +74,17 @@ class Ownership:
                 self.lose(pair[0])
         self._valid_until = self._valid(asked)
 
+    async def confirm_now(self) -> None:
+        """`confirm`, asked after this call: one question answers for all who came while the last one was under way."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._confirm_next(), name="confirm")
+        await asyncio.shield(self._next)
+
+    async def _confirm_next(self) -> None:
+        async with self._asking:
+            self._next = None
+            await self.confirm()
+
     def lose(self, partition: int) -> None:
         if self.epochs[partition]:
             self.epochs[partition] = 0
@@ -87,9 +101,10 @@ class Ownership:
             log.warning("leases could not be released, they end by themselves: %s", error)
 
     def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        for task in (self._task, self._next):
+            if task is not None:
+                task.cancel()
+        self._task = self._next = None
 
     @property
     def _lease_ms(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from actors.definition import HOOKS
 from actors.errors import UnknownMethod
 from actors.turn import current_turn
-from statestores.codec import decode, encode
+from statestores.codec import ATOMS, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +49,7 @@ class ActorRef:
                 raise AttributeError(name)
             return BoundMethod(self, name, None)
         method = definition.methods.get(name)
-        if method is None:
+        if method is None or name in HOOKS:
             raise AttributeError(f"actor {definition.name} has no method {name!r}; mark it with @method")
         return BoundMethod(self, name, method)
 
@@ -69,10 +70,13 @@ class BoundMethod:
         mailbox; once the turn is decided it is too late."""
         ref = self.ref
         call = ref._mecha_client.new_call(ref._mecha_stream, self.name)
-        call.key = ref._mecha_key
+        if ref._mecha_key is not None:
+            call.key = ref._mecha_key
         if self.method is not None:
             call.method = self.method
             call.args = self.method.signature.bind_python(args, kwargs)
+            if not ATOMS.issuperset(map(type, call.args)):
+                call.payload = self.method.signature.encode_bound(call.args)  # a turn that is run again starts afresh
         else:
             call.payload = encode_loose(args, kwargs)
             call.raw = True
@@ -97,14 +101,19 @@ async def _call_from_turn(turn: Turn, client: ActorClient, call: Call, timeout: 
     call.chain_id = turn.chain_id
     if call.key is None and turn.idempotency_key is not None:
         turn.nested_calls += 1
-        call.key = f"{turn.idempotency_key}/{turn.nested_calls}"
+        # Keys belong to one actor's method: those of others may look the same.
+        call.key = f"{turn.stream}.{turn.method.name}:{turn.idempotency_key}/{turn.nested_calls}"
     call.deadline = outer.deadline
+    # An interleaved turn holds up nobody at its own actor, but it may be what an outer turn waits for.
+    call.waiter = outer.waiter if turn.method.interleave else turn.stream
+    if not call.waiter:
+        return await client.start(call, timeout)
     waits = turn.activation.host.waits
-    waits.add(turn.stream, call.stream)
+    waits.add(call.waiter, call.stream)
     try:
         return await client.start(call, timeout)
     finally:
-        waits.remove(turn.stream, call.stream)
+        waits.remove(call.waiter, call.stream)
 
 
 def encode_loose(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:

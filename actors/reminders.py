@@ -102,7 +102,14 @@ class Reminders:
         # (stream, name) -> the row that is in the window; an entry of the heap counts only while it is the row here.
         self._window: dict[tuple[str, str], Reminder] = {}
         self._heap: list[tuple[int, str, str]] = []
-        self._in_flight: set[tuple[str, str]] = set()
+        # The rows whose tick is under way. A commit that sets or clears one takes it out: that tick is too late.
+        self._in_flight: dict[tuple[str, str], Reminder] = {}
+        # Ticks under way, superseded ones included.
+        self._ticking = 0
+        # What commits have changed since the scan under way was sent: its rows of these may be old.
+        self._changed: set[tuple[str, str]] | None = None
+        # Streams deleted meanwhile: none of the scan's rows of these count.
+        self._deleted: set[str] = set()
         # Everything due up to here is in the window (or in flight).
         self._scanned_to_ms = 0
         self._wake = asyncio.Event()
@@ -126,18 +133,29 @@ class Reminders:
         """A committed turn set or cleared reminders."""
         stream = turn.stream
         for name in turn.reminders_cleared or ():
-            self._window.pop((stream, name), None)
+            self._supersede((stream, name))
         for name, reminder in (turn.reminders_set or {}).items():
+            self._supersede((stream, name))
             if reminder.due_ms <= self._scanned_to_ms:
                 self._put(reminder)
                 self._wake.set()
-            else:
-                self._window.pop((stream, name), None)
 
     def forget(self, stream: str) -> None:
         """The stream is gone, with its reminders."""
-        for key in [k for k in self._window if k[0] == stream]:
-            del self._window[key]
+        if self._changed is not None:
+            self._deleted.add(stream)
+        for key in [k for k in (*self._window, *self._in_flight) if k[0] == stream]:
+            self._supersede(key)
+
+    def is_superseded(self, reminder: Reminder) -> bool:
+        """Whether a commit has changed the reminder since the tick of this row began: it must not take effect."""
+        return self._in_flight.get((reminder.stream, reminder.name)) is not reminder
+
+    def _supersede(self, key: tuple[str, str]) -> None:
+        self._window.pop(key, None)
+        self._in_flight.pop(key, None)
+        if self._changed is not None:
+            self._changed.add(key)
 
     async def of(self, stream: str) -> list[ReminderInfo]:
         return [decode_reminder(r) for r in await self._host.journal.reminders(stream)]
@@ -145,6 +163,17 @@ class Reminders:
     def _put(self, reminder: Reminder) -> None:
         self._window[reminder.stream, reminder.name] = reminder
         heapq.heappush(self._heap, (reminder.due_ms, reminder.stream, reminder.name))
+        if len(self._heap) > 3 * _WINDOW:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Keep the soonest; the rest stands in the store, for a later scan."""
+        kept = heapq.nsmallest(_WINDOW, self._window.values(), key=lambda reminder: reminder.due_ms)
+        if len(kept) < len(self._window):
+            self._scanned_to_ms = min(self._scanned_to_ms, kept[-1].due_ms - 1)
+        self._window = {(r.stream, r.name): r for r in kept}
+        self._heap = [(r.due_ms, r.stream, r.name) for r in kept]  # sorted, hence a heap
+        heapq.heapify(self._heap)
 
     async def _run(self) -> None:
         while True:
@@ -164,28 +193,35 @@ class Reminders:
 
     async def _scan(self) -> None:
         now_ms = self._host.clock.now_ms()
-        if self._scanned_to_ms > now_ms + _HORIZON_MS // 2 or len(self._window) >= _WINDOW:
+        # With a backlog the window is refilled when it is half empty, not after every tick.
+        if self._scanned_to_ms > now_ms + _HORIZON_MS // 2 or len(self._window) > _WINDOW // 2:
             return
         until_ms = now_ms + _HORIZON_MS
         # Commits answered while the scan is under way must find their place: they compare with the new mark.
         before, self._scanned_to_ms = self._scanned_to_ms, until_ms
         room = _WINDOW + len(self._in_flight)
+        changed: set[tuple[str, str]] = set()
+        deleted: set[str] = set()
+        self._changed, self._deleted = changed, deleted
         try:
             found = await self._host.journal.due_reminders(self._host.owned(), until_ms, room)
         except BaseException:
             self._scanned_to_ms = before
             raise
+        finally:
+            self._changed = None
         for reminder in found:
             key = (reminder.stream, reminder.name)
-            if key not in self._window and key not in self._in_flight:
-                self._put(reminder)
+            if key in changed or reminder.stream in deleted or key in self._window or key in self._in_flight:
+                continue
+            self._put(reminder)
         if len(found) == room:  # there is more before the horizon: the window reaches only to the last one found
             self._scanned_to_ms = found[-1].due_ms - 1
 
     def _fire(self) -> float:
         """Fire what is due; seconds until there is something to do again."""
         now_ms = self._host.clock.now_ms()
-        while self._heap and len(self._in_flight) < _MOST_IN_FLIGHT:
+        while self._heap and self._ticking < _MOST_IN_FLIGHT:
             due_ms, stream, name = self._heap[0]
             reminder = self._window.get((stream, name))
             if reminder is None or reminder.due_ms != due_ms:
@@ -195,9 +231,12 @@ class Reminders:
                 return min((due_ms - now_ms) / 1000, _HORIZON_MS / 2000)
             heapq.heappop(self._heap)
             del self._window[stream, name]
-            self._in_flight.add((stream, name))
+            if not self._host.owns(stream):  # its new owner has found it in the store
+                continue
+            self._in_flight[stream, name] = reminder
+            self._ticking += 1
             self._host.create_task(self._tick(reminder))
-        if len(self._in_flight) >= _MOST_IN_FLIGHT:
+        if self._ticking >= _MOST_IN_FLIGHT:
             return _HORIZON_MS / 1000  # a finished tick wakes the loop
         return 0.0 if len(self._window) == 0 and self._scanned_to_ms <= now_ms else _HORIZON_MS / 2000
 
@@ -208,10 +247,13 @@ class Reminders:
                 await self._advance_only(Tick(reminder, info.schedule, skipping=True))
             else:
                 await self._fire_turn(reminder, info)
-        except Exception:
-            log.exception("reminder %s of %s could not be fired", reminder.name, reminder.stream)
+        except (ActorError, StoreError) as error:
+            log.warning("reminder %s of %s cannot be fired, trying again: %s", reminder.name, reminder.stream, error)
+            await asyncio.sleep(_RETRY_DELAY_S)
         finally:
-            self._in_flight.discard((reminder.stream, reminder.name))
+            self._ticking -= 1
+            if not self.is_superseded(reminder):  # it failed: the row still stands, and the next scan finds it
+                del self._in_flight[reminder.stream, reminder.name]
             self._wake.set()
 
     async def _fire_turn(self, reminder: Reminder, info: ReminderInfo) -> None:
@@ -219,18 +261,26 @@ class Reminders:
         while True:
             try:
                 await self._host.place(self._tick_call(reminder, info))
-            except (CallerError, ActorError) as error:
-                if isinstance(error, Retriable):
-                    await asyncio.sleep(_RETRY_DELAY_S)
-                    continue
+            except Retriable as error:
+                log.info("reminder %s of %s is tried again: %s", reminder.name, reminder.stream, error)
+            except ActorError as error:
                 failures += 1
                 log.warning("reminder %s of %s failed (%d): %s", reminder.name, reminder.stream, failures, error)
                 if failures > _RETRIES or isinstance(error, CallerError):
                     await self._advance_only(Tick(reminder, info.schedule))
                     return
-                await asyncio.sleep(_RETRY_DELAY_S)
             else:
                 return
+            await asyncio.sleep(_RETRY_DELAY_S)
+            if not await self._stands(reminder):
+                return
+
+    async def _stands(self, reminder: Reminder) -> bool:
+        """Whether the tick is still to be fired. The store is asked, since it may have recorded a tick whose commit it
+        did not answer."""
+        if self.is_superseded(reminder) or not self._host.owns(reminder.stream):
+            return False
+        return reminder in await self._host.journal.reminders(reminder.stream)
 
     async def _advance_only(self, tick: Tick) -> None:
         """Go on with the schedule without running the actor's method."""

@@ -70,6 +70,8 @@ class Signature:
     def bind_python(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Arguments of a call in Python. Raises `InvalidArguments`."""
         if not kwargs and len(args) == len(self.atoms):
+            if self._single_atom is not None and type(args[0]) is self._single_atom:
+                return args
             for value, atom in zip(args, self.atoms, strict=True):
                 if type(value) is not atom:
                     break
@@ -104,10 +106,15 @@ class Signature:
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """The request body of a call: what `bind_json` turns back into these arguments. Raises `InvalidArguments`."""
-        bound = self.bind_python(args, kwargs)
+        return self.encode_bound(self.bind_python(args, kwargs))
+
+    def encode_bound(self, bound: tuple[Any, ...]) -> bytes:
         if not bound:
             return b""
-        return encode(bound[0] if len(bound) == 1 else bound)
+        try:
+            return encode(bound[0] if len(bound) == 1 else bound)
+        except CodecError as error:
+            raise InvalidArguments(f"{self.function_name}: {error}") from None
 
     def encode_result(self, result: Any) -> bytes:
         """Raises `UnserializableResult`."""

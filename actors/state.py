@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from actors.definition import STATE_EVENT
 from actors.errors import InvalidState, UnserializableResult
 from statestores.codec import ATOMS, CodecError, encode
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from actors.definition import ActorDefinition
     from statestores.model import Event, StreamState
 
-STATE_EVENT = "state"
 _SNAPSHOT = "snapshot"
 
 
@@ -113,12 +113,6 @@ def encode_snapshot(definition: ActorDefinition, instance: Any) -> bytes:
     values = instance.__dict__
     state = {f.name: values[f.name] for f in definition.fields if f.name in values}
     return encode({"v": definition.options.schema, "s": state})
-
-
-def event_name(definition: ActorDefinition, name: str) -> str:
-    """The recorded name: the schema version is part of it, from the second on."""
-    schema = definition.options.schema
-    return name if schema == 1 else f"{name}@{schema}"
 
 
 def fold(definition: ActorDefinition, instance: Any, history: StreamState) -> None:

@@ -132,9 +132,10 @@ class Turn:
     @property
     def turn_id(self) -> str:
         """Unique for ever; recorded with the turn's events."""
-        if self._turn_id is None:
-            self._turn_id = self.activation.host.new_id()
-        return self._turn_id
+        turn_id = self._turn_id
+        if turn_id is None:
+            turn_id = self._turn_id = self.activation.host.new_id()
+        return turn_id
 
     @property
     def caller(self) -> str:
@@ -348,9 +349,16 @@ def recording_turn(instance: Any, event_name: str) -> Turn:
 
 
 def check_assignment(instance: Any, field: str) -> None:
-    """Refuse an assignment to an event-sourced field outside an event. While a history is folded no turn runs."""
+    """Refuse an assignment to an event-sourced field outside an event, and any by an interleaved turn. While a history
+    is folded no turn runs."""
     turn = _current.get()
-    if turn is not None and turn.activation.instance is instance and not turn.applying:
+    if turn is None or turn.activation.instance is not instance:
+        return
+    if turn.method.interleave:
+        raise InvalidState(
+            f"{turn.actor_type}.{turn.method.name} interleaves: it is read_only, and may not set {field}"
+        )
+    if turn.activation.definition.event_sourced and not turn.applying:
         raise InvalidState(
             f"{turn.actor_type}.{field} is event-sourced: change it inside an @event method, or the "
             f"change would be lost"
