@@ -34,7 +34,8 @@ class Encoded:
     __slots__ = ("json",)
 
     def __init__(self, json: bytes) -> None:
-        self.json = json
+        # A copy: what orjson returns sits in a block of kilobytes, and this is kept as long as the activation.
+        self.json = bytes(memoryview(json))
 
 
 _ABSENT: Any = Encoded(b"")
