@@ -1,0 +1,1 @@
+"""Programs that use the runtime; each runs with ``python -m examples.<name>``."""
