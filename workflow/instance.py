@@ -62,6 +62,7 @@ _NEVER = 2**62
 # Results are bounded by the activities in flight, not by the mailbox; to refuse one would only run its activity again.
 _MAILBOX_LIMIT = 1_000_000
 _RECHECK_S = 30.0
+_POISONED = 3
 # Inputs and commands that change what is shown of an instance.
 _TELLING = frozenset(
     {"started", "begun", "paused", "resumed", "terminated", "stalled", "recovered", "status", "completed", "failed"}
@@ -106,6 +107,8 @@ class WorkflowInstance:
     _live: Live | None = None
     # The replay of a stalled instance was tried in this activation: not again before somebody says `resume`.
     _tried: bool = False
+    # Errors of ours that made turns fail, in this activation: not for ever.
+    _poison: tuple[str, ...] = ()
 
     # -- the history --------------------------------------------------------------------------------------------------
 
@@ -176,7 +179,7 @@ class WorkflowInstance:
         """`error`: type, message, traceback. `retry_ms`: try again after so long; -1: this was the last attempt."""
         turn = context()
         turn.done(message)
-        if not self._expects(execution, step):
+        if not self._expects(execution, step, attempt):
             return
         if retry_ms < 0:
             self._advance(turn, [("failed", step, *error)])
@@ -236,6 +239,7 @@ class WorkflowInstance:
         if self.status in TERMINAL:
             return ""
         self._tried = False
+        self._poison = ()
         if self._folded().paused:
             self._advance(context(), [("resumed",)])
         elif self.status == STALLED:
@@ -253,7 +257,8 @@ class WorkflowInstance:
         for reminder in await turn.reminders():
             turn.clear_reminder(reminder.name)
         self._drop()
-        self._record(turn, encode_inputs([("terminated", orjson.Fragment(output))]), "", True, "")
+        text = encode_inputs([("terminated", orjson.Fragment(output))])
+        self._record(turn, self._now_ms(turn), text, "", True, "")
         return ""
 
     @method
@@ -307,9 +312,9 @@ class WorkflowInstance:
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
-    def _expects(self, execution: str, step: str) -> bool:
+    def _expects(self, execution: str, step: str, attempt: int = 0) -> bool:
         """Whether the outcome of a step is still wanted: of this execution, not ended, and (where the code can be
-        asked) not given up by it."""
+        asked) not given up by it. `attempt`: a failure of that one; the same attempt, delivered twice, fails once."""
         if execution != self.execution or self.status in TERMINAL:
             return False
         if self.status == STALLED:
@@ -318,13 +323,16 @@ class WorkflowInstance:
             program = self._program()
         except Stall:
             return True  # the turn finds it out again, and records it
-        return program.parked or program.is_pending(step)
+        pending = program.pending(step)
+        return program.parked or (pending is not None and (not attempt or pending.awaits(attempt)))
 
     def _advance(self, turn: Turn, inputs: list[Input], starting: str = "") -> None:
         """Apply inputs, record them with what the code commanded, and do that. `starting`: name of a workflow that
         begins."""
         items = inputs
         try:
+            if len(self._poison) >= _POISONED:
+                raise Stall("EngineError", self._poison[-1])
             if self.status == STALLED:
                 if self._tried:
                     self._park(turn, inputs)
@@ -332,7 +340,9 @@ class WorkflowInstance:
                 items = [("recovered",), *inputs]
             text = encode_inputs(items)
             program = self._program(starting)
-            commands = program.apply(max(turn.now_ms(), self.updated_ms), parse(text))
+            # Read once: the time the code saw is the time that is recorded.
+            now_ms = self._now_ms(turn)
+            commands = program.apply(now_ms, parse(text))
         except Stall as stall:
             self._stall(turn, inputs, stall)
             return
@@ -344,7 +354,11 @@ class WorkflowInstance:
             raise
         try:
             self._perform(turn, program, commands)
-            self._record(turn, text, encode_commands(commands), _is_telling(items, commands), program.traceback)
+            self._record(turn, now_ms, text, encode_commands(commands), _is_telling(items, commands), program.traceback)
+        except Exception as error:
+            self._drop()
+            self._poison = (*self._poison, f"{type(error).__name__}: {error}")
+            raise
         except BaseException:
             self._drop()
             raise
@@ -361,13 +375,17 @@ class WorkflowInstance:
             inputs = [("stalled", stall.kind, stall.message), *inputs]  # the marker first: what follows it is parked
         self._park(turn, inputs)
 
+    def _now_ms(self, turn: Turn) -> int:
+        """Time as the history tells it: it never goes back."""
+        return max(turn.now_ms(), self.updated_ms)
+
     def _park(self, turn: Turn, inputs: list[Input]) -> None:
         if inputs:
-            self._record(turn, encode_inputs(inputs), "", _is_telling(inputs, []), "")
+            self._record(turn, self._now_ms(turn), encode_inputs(inputs), "", _is_telling(inputs, []), "")
 
-    def _record(self, turn: Turn, inputs: str, commands: str, telling: bool, trace: str) -> None:
+    def _record(self, turn: Turn, now_ms: int, inputs: str, commands: str, telling: bool, trace: str) -> None:
         before = self.status
-        self.advanced(max(turn.now_ms(), self.updated_ms), inputs, commands, "1" if telling else "", trace)
+        self.advanced(now_ms, inputs, commands, "1" if telling else "", trace)
         if self.status != before:
             turn.set_index(name=self.name, status=self.status)
             if self._is_over():

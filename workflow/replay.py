@@ -73,6 +73,10 @@ class Step:
         self.attempt = 1
         self.retrying = False
 
+    def awaits(self, attempt: int) -> bool:
+        """Whether that attempt is the one under way."""
+        return self.attempt == attempt and not self.retrying
+
 
 class Program:
     """One execution of a workflow, live in memory. Not thread-safe; between turns it may move to another thread."""
@@ -113,9 +117,6 @@ class Program:
             return self._apply(time_ms, inputs)
         finally:
             self.loop.leave(outside)
-
-    def is_pending(self, step: str) -> bool:
-        return step in self._steps
 
     def pending(self, step: str) -> Step | None:
         return self._steps.get(step)
@@ -325,7 +326,7 @@ class Program:
 
     def _feed_again(self, item: Input) -> None:
         step = self._steps.get(item[1])
-        if step is not None:
+        if step is not None and step.retrying and step.attempt == item[2] - 1:
             step.attempt, step.retrying = item[2], False
             self._issue(("activity", item[1], step.name, orjson.Fragment(step.arguments)), None)
 
@@ -355,7 +356,7 @@ class Program:
     def _feed_retry(self, item: Input) -> None:
         """The attempt has failed and another will follow: the code sees nothing of it."""
         step = self._steps.get(item[1])
-        if step is not None:
+        if step is not None and step.awaits(item[2] - 1):
             step.retrying = True
 
     def _finish(self, root: asyncio.Task[Any]) -> None:

@@ -39,7 +39,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "os.urandom": lambda: os.urandom(4),
     "thread": lambda: threading.Thread(target=print).start(),
     "socket": lambda: socket.socket(),
-    "open": lambda: open(os.devnull),
+    "open": lambda: open(os.devnull),  # noqa: SIM115
     "process": lambda: subprocess.run([sys.executable, "-c", ""], check=False),
     "executor": lambda: asyncio.get_running_loop().run_in_executor(None, print),
 }
@@ -147,7 +147,7 @@ async def clock_by_name(_: None) -> float:
 
 @workflow
 async def sleep_imported(_: None) -> None:
-    sleep_by_name(1)
+    sleep_by_name(1)  # noqa: ASYNC251
 
 
 @workflow
@@ -164,7 +164,9 @@ async def now_in_a_helper(_: None) -> str:
     return helper()
 
 
-@pytest.mark.parametrize("definition", [clock_by_name, sleep_imported, now_of_the_class, now_in_a_helper], ids=lambda d: str(d.name))
+@pytest.mark.parametrize(
+    "definition", [clock_by_name, sleep_imported, now_of_the_class, now_in_a_helper], ids=lambda d: str(d.name)
+)
 def test_scan_finds_what_cannot_be_patched(definition: Any) -> None:
     """A clock imported by name and datetime.now stall the instance before it runs, with the line."""
     run = Rehearsal(definition)

@@ -1,4 +1,4 @@
-"""Random programs, random orders: a run that is evicted anywhere issues the commands it issued when it was not (INV-10)."""
+"""Random programs, random orders: a run evicted anywhere issues the commands it issued when it was not (INV-10)."""
 
 from __future__ import annotations
 

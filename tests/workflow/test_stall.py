@@ -68,7 +68,9 @@ def test_stalled_instance_goes_on_with_mended_code() -> None:
     good, run.definition = run.definition, other_activity
     with pytest.raises(Stall):
         replay(run.definition, run.instance_id, run.records)
-    run.records.append(Record(run.now_ms, encode_inputs([("stalled", "NondeterminismError", "x"), ("done", "original.double", 2)]), ""))
+    run.records.append(
+        Record(run.now_ms, encode_inputs([("stalled", "NondeterminismError", "x"), ("done", "original.double", 2)]), "")
+    )
     run.summary.apply(run.records[-1])
     assert run.status == "STALLED"
     run.definition = good
@@ -86,7 +88,7 @@ async def stuck(_: None) -> None:
 
 @workflow
 async def spins(_: None) -> None:
-    while True:
+    while True:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
