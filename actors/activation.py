@@ -800,6 +800,8 @@ def _as_actor_error(error: BaseException, method: Method | None = None) -> Actor
     built_in = method is not None and method.name.startswith("$")
     if isinstance(error, ActorError) and (built_in or not isinstance(error, CallerError)):
         return error
+    if isinstance(error, StoreError):  # a turn that could not look for its receipt, say: no fault of the method
+        return OutcomeUnknown(f"the store did not answer: {error}")
     failed = ActorFailed(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
     failed.__cause__ = error
     return failed
