@@ -232,7 +232,7 @@ class Activation:
             )
         else:
             turn.depth += 1
-            task = self.host.create_task(self._run_joined(turn, call))
+            task = self.host.create_task_for(call, self._run_joined(turn, call))
             turn.joined = turn.joined or set()
             turn.joined.add(task)
             task.add_done_callback(turn.joined.discard)
@@ -455,7 +455,7 @@ class Activation:
             outer.depth -= 1
 
     def _start_reader(self, call: Call, method: Method) -> None:
-        task = self.host.create_task(self._run_reader(call, method))
+        task = self.host.create_task_for(call, self._run_reader(call, method))
         if method.interleave:  # overlaps writers, so nobody waits for it
             return
         self.readers = self.readers or set()

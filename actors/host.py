@@ -237,7 +237,7 @@ class Host:
     def answer_confirmed(self, turn: Turn, error: ActorError | None = None) -> None:
         """Answer a read, or a failure, once all it has read is durable and this host has proof that it owns the
         actor."""
-        self.create_task(self._answer_confirmed(turn, error))
+        self.create_task_for(turn.call, self._answer_confirmed(turn, error))
 
     async def _answer_confirmed(self, turn: Turn, failure: ActorError | None) -> None:
         activation, call = turn.activation, turn.call
@@ -390,6 +390,15 @@ class Host:
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
+
+    def create_task_for(self, call: Call, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that will answer the call. Cancelled with the host, even before its first step, it says so."""
+        task = self.create_task(work)
+        task.add_done_callback(lambda task: self._torn_down(call) if task.cancelled() else None)
+        return task
+
+    def _torn_down(self, call: Call) -> None:
+        self.fail(call, HostStopping(f"{call.stream}: this host stopped before it had answered"))
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
