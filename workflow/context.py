@@ -17,12 +17,11 @@ from statestores.codec import adapter, encode
 from workflow.loop import running_program
 
 if TYPE_CHECKING:
-    import random
     import types
     from collections.abc import Callable, Coroutine, MutableMapping
 
     from actors.definition import Method
-    from workflow.replay import Program
+    from workflow.replay import DeterministicRandom, Program
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,7 +63,7 @@ class WorkflowInfo:
         return self._program.replaying
 
     @property
-    def random(self) -> random.Random:
+    def random(self) -> DeterministicRandom:
         """A generator seeded with the execution id. ``current().random()`` is a float, too."""
         return self._program.random
 

@@ -129,7 +129,7 @@ class _Swap:
     __slots__ = ("_guards", "_names", "_namespace", "_read", "_saved")
 
     def __init__(self, module: types.ModuleType | type, refused: dict[str, str]) -> None:
-        self._namespace: dict[str, Any] = vars(module)  # type: ignore[assignment]  # of a module
+        self._namespace: dict[str, Any] = vars(module)
         self._names = tuple(refused)
         self._guards = {name: _guarded(module, name, instead) for name, instead in refused.items()}
         self._read = operator.itemgetter(*refused)

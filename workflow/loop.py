@@ -81,6 +81,8 @@ class _Task(asyncio.Task[T]):
     high bits, which asyncio's own set of all tasks needs and a set of this program's tasks does not see."""
 
     __slots__ = ("_hash", "scope")
+    _hash: int
+    scope: Scope
 
     def __hash__(self) -> int:
         return self._hash

@@ -51,12 +51,12 @@ class Ledger:
         self.total += amount
 
     @method
-    def book(self, amount: int) -> int:
+    async def book(self, amount: int) -> int:
         if amount < 0:
             raise ValueError("no negative bookings")
         self.booked(amount)
         return self.total
 
     @method(read_only=True)
-    def read(self) -> int:
+    async def read(self) -> int:
         return self.total
