@@ -22,6 +22,7 @@ which lives as long as there is work.
 from __future__ import annotations
 
 import asyncio
+import logging
 import traceback
 from collections import deque
 from enum import Enum
@@ -55,7 +56,7 @@ from actors.state import (
     restore,
 )
 from actors.turn import Turn, _current
-from statestores.codec import ATOMS, encode
+from statestores.codec import CodecError, encode
 from statestores.errors import DuplicateTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, Receipt, TurnCommit
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from actors.host import Host
     from statestores.errors import CommitRefused
     from statestores.model import Reminder
+
+log = logging.getLogger(__name__)
 
 _YIELD_EVERY = 64
 
@@ -555,7 +558,10 @@ class Activation:
         call, method = turn.call, turn.method
         changed: dict[str, Any] | None = None
         try:
-            turn.result = result if type(result) in ATOMS and not call.raw else _result_for(call, method, result)
+            if type(result) in method.signature.plain_results and not call.raw:
+                turn.result = result
+            else:
+                turn.result = _result_for(call, method, result)
             if not self.definition.event_sourced and not method.interleave:
                 changed = changes(self.definition, self.instance, self.base)
                 if changed is not None and method.read_only:
@@ -576,15 +582,18 @@ class Activation:
     def _commit_fields(self, turn: Turn, changed: dict[str, Any]) -> None:
         """`_commit` for most turns, which change fields and nothing else: straight, since it is run for every one."""
         host, call, definition = self.host, turn.call, self.definition
+        event = NewEvent(
+            definition.state_event, encode_changes(definition, changed)
+        )  # may fail: nothing is changed yet
         expected = self.version
         self.version = version = expected + 1
         snapshot: bytes | None = None
         if version - self.snapshot_version >= definition.options.snapshot_every:
-            snapshot = encode_snapshot(definition, self.instance)
+            snapshot = self._snapshot()
             self.snapshot_version = version
         commit = TurnCommit(
             self.partition, host.epochs[self.partition], self.stream, turn.turn_id, host.clock.now_ms(), expected,
-            call.caller, call.trace_id, (NewEvent(definition.state_event, encode_changes(changed)),), snapshot,
+            call.caller, call.trace_id, (event,), snapshot,
         )  # fmt: skip
         advance(definition, self.base, changed)
         self.uncommitted += 1
@@ -598,14 +607,14 @@ class Activation:
         events: tuple[NewEvent, ...] = ()
         if not turn.deleting:
             if changed is not None:
-                events = (NewEvent(definition.state_event, encode_changes(changed)),)
+                events = (NewEvent(definition.state_event, encode_changes(definition, changed)),)
             elif turn.events is not None:
                 events = tuple(turn.events)
         expected = self.version
         version = expected + len(events)
         snapshot: bytes | None = None
         if events and version - self.snapshot_version >= definition.options.snapshot_every:
-            snapshot = encode_snapshot(definition, self.instance)
+            snapshot = self._snapshot()
             self.snapshot_version = version
         index: IndexEntry | None = None
         # A receipt alone (a keyed read, a tick that came too late) does not bring an actor into being.
@@ -648,6 +657,14 @@ class Activation:
         host.group.submit(commit, turn_committed(turn))
         if turn.deleting:
             self.retire()
+
+    def _snapshot(self) -> bytes | None:
+        """None when the state has no JSON form: event-sourced state needs none, it is the fold of its events."""
+        try:
+            return encode_snapshot(self.definition, self.instance)
+        except CodecError as error:
+            log.warning("%s goes without snapshots, and loads ever slower: %s", self.stream, error)
+            return None
 
     def _note_marks(self, turn: Turn) -> None:
         if turn.reminders_set or turn.reminders_cleared:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, g
 
 from actors.names import check_name
 from actors.schedule import parse_duration_s
-from actors.signature import Signature
+from actors.signature import Signature, by_position
 from statestores.codec import Adapter, adapter
 
 if TYPE_CHECKING:
@@ -146,9 +146,10 @@ class ActorDefinition:
     methods: Mapping[str, Method]
     events: Mapping[str, EventMethod]
     options: Options
-    # Derived, and kept because every turn asks: the fields' names, whether state changes by @event methods, and the
-    # recorded name of a change of fields.
+    # Derived, and kept because every turn asks: the fields' names and adapters, whether state changes by @event
+    # methods, and the recorded name of a change of fields.
     field_names: tuple[str, ...]
+    adapters: Mapping[str, Adapter[Any]]
     event_sourced: bool
     state_event: str
 
@@ -296,6 +297,7 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         events=events,
         options=options,
         field_names=tuple(f.name for f in fields),
+        adapters={f.name: f.adapter for f in fields},
         event_sourced=bool(events),
         state_event=versioned_name(STATE_EVENT, options.schema),
     )
@@ -352,7 +354,7 @@ def make_method(
     is_async = inspect.iscoroutinefunction(function)
     return Method(
         name=name,
-        function=function,
+        function=by_position(function),
         signature=Signature(function),
         read_only=mark.read_only,
         interleave=mark.interleave,
@@ -374,7 +376,7 @@ def _collect_events(cls: type) -> dict[str, EventMethod]:
             raise TypeError(f"{original.__qualname__}: an event is applied, not awaited; make it a plain def")
         if name in events:
             raise TypeError(f"{cls.__qualname__}: two events are named {name!r}")
-        made = EventMethod(name, original, Signature(original))
+        made = EventMethod(name, by_position(original), Signature(original))
         events[name] = made
         setattr(cls, attribute, _recording(made))
     return events

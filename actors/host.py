@@ -72,7 +72,7 @@ class Host:
         host_id: str | None = None,
         lease_s: float = 10.0,
         workers: Mapping[str, Worker] | None = None,
-        max_in_flight_messages: int = 1024,
+        max_in_flight_messages: int = 8192,
         store_patience_s: float = 30.0,
     ) -> None:
         from actors.client import ActorClient
@@ -121,8 +121,7 @@ class Host:
             raise
         self._id_prefix = f"{self._unique[:12]}-{self._first_epoch()}-"
         self.ownership.start_renewing()
-        self.outbox.start()
-        self.outbox.recover(self.ownership.owned)
+        self.outbox.start(self.ownership.owned)
         self.reminders.start()
         self.create_task(self._sweep())
         self.create_task(self._purge())
@@ -382,6 +381,10 @@ class Host:
         """Unique for ever: the host, an epoch that only this start of it ever had (INV-2), a counter."""
         self._ids += 1
         return f"{self._id_prefix}{self._ids:x}"
+
+    def has_made(self, message_id: str) -> bool:
+        """Whether a message was posted here, since this start of this host."""
+        return message_id.startswith(self._id_prefix)
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of this host: cancelled with it."""

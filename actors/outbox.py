@@ -74,6 +74,8 @@ class Outbox:
         self._behind: set[int] = set()
         # Partitions in which something was committed since their current scan read its page.
         self._missed: set[int] = set()
+        # Partitions in which messages made by this host may have been delivered already, by it or by another owner.
+        self._doubted: set[int] = set()
         # What was finished while a scan was under way: its page may still show it.
         self._scanning = False
         self._recently: set[str] = set()
@@ -82,7 +84,10 @@ class Outbox:
         self._scanner: asyncio.Task[None] | None = None
         self._stopped = False
 
-    def start(self) -> None:
+    def start(self, partitions: list[int]) -> None:
+        """Begin, with what stands in the rows of the partitions this host owns."""
+        self._behind.update(partitions)
+        self._wake.set()
         self._scanner = self._host.create_task(self._scan_all())
 
     async def stop(self) -> None:
@@ -99,6 +104,7 @@ class Outbox:
 
     def recover(self, partitions: list[int]) -> None:
         """Deliver what stands in the rows of newly owned partitions."""
+        self._doubted.update(partitions)
         self._behind.update(partitions)
         self._wake.set()
 
@@ -289,7 +295,8 @@ class Outbox:
                     continue
                 if len(self._in_flight) >= self._max_in_flight:
                     return
-                self._begin(_Delivery(message, Envelope.decode(message.body), partition, redelivered=True))
+                again = partition in self._doubted or not self._host.has_made(message.id)
+                self._begin(_Delivery(message, Envelope.decode(message.body), partition, redelivered=again))
             if page:
                 after = page[-1].id
             if len(page) < _PAGE and partition not in self._missed:

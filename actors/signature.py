@@ -6,6 +6,7 @@ goes through its JSON form, so a call behaves the same whether the target is in 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +37,16 @@ class Parameter(NamedTuple):
 class Signature:
     """Parameters and result of one function, `self` left out. Made once per function."""
 
-    __slots__ = ("_names", "_required", "_single_atom", "atoms", "function_name", "parameters", "result")
+    __slots__ = (
+        "_names",
+        "_required",
+        "_single_atom",
+        "atoms",
+        "function_name",
+        "parameters",
+        "plain_results",
+        "result",
+    )
 
     def __init__(self, function: Callable[..., Any], *, bound: bool = True) -> None:
         self.function_name = function.__qualname__
@@ -49,6 +59,8 @@ class Signature:
                 )
         self.parameters = tuple(Parameter(p.name, adapter(hints.get(p.name, Any)), p.default) for p in declared)
         self.result = adapter(hints.get("return", Any))
+        # Results of these types are what the annotation asks for, and need no copy. (A float may be infinite.)
+        self.plain_results = _plain_results(self.result) - {float}
         self.atoms = tuple(p.adapter.atom for p in self.parameters)
         self._names = {p.name: i for i, p in enumerate(self.parameters)}
         self._required = sum(p.default is _REQUIRED for p in self.parameters)
@@ -117,7 +129,13 @@ class Signature:
             raise InvalidArguments(f"{self.function_name}: {error}") from None
 
     def encode_result(self, result: Any) -> bytes:
-        """Raises `UnserializableResult`."""
+        """Raises `UnserializableResult`, also when the annotation refuses the result."""
+        data = self._encode_any(result)
+        if type(result) not in self.plain_results and self.result.annotation is not Any:
+            self.decode_result(data)
+        return data
+
+    def _encode_any(self, result: Any) -> bytes:
         try:
             return encode(result)
         except CodecError as error:
@@ -127,9 +145,9 @@ class Signature:
 
     def copy_result(self, result: Any) -> Any:
         """The caller's own copy of a result, as it would arrive from another process."""
-        if type(result) in ATOMS:
+        if type(result) in self.plain_results:
             return result
-        return self.decode_result(self.encode_result(result))
+        return self.decode_result(self._encode_any(result))
 
     def decode_result(self, data: bytes) -> Any:
         try:
@@ -203,6 +221,29 @@ class Signature:
 
     def _describe(self) -> str:
         return f"({', '.join(self._names)})" if self.parameters else "no arguments"
+
+
+def _plain_results(result: Adapter[Any]) -> frozenset[type]:
+    if result.annotation is Any:
+        return ATOMS
+    if result.annotation in (None, type(None)):
+        return frozenset({type(None)})
+    return frozenset() if result.atom is None else frozenset({result.atom})
+
+
+def by_position(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function such that every parameter can be given by position, as bound arguments are."""
+    parameters = list(inspect.signature(function).parameters.values())
+    named = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if not named:
+        return function
+    first = len(parameters) - len(named)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args[:first], **dict(zip(named, args[first:], strict=True)))
+
+    return call
 
 
 def _by_value(value: Any, name: str) -> Any:

@@ -81,7 +81,22 @@ def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str,
         if changed is None:
             changed = {}
         changed[name] = new
+    if changed is not None:
+        _check_annotations(definition, changed)
     return changed
+
+
+def _check_annotations(definition: ActorDefinition, changed: dict[str, Any]) -> None:
+    """What is recorded must be readable again: a value its annotation refuses would make the actor one that cannot be
+    loaded. Raises `InvalidState`."""
+    for name, value in changed.items():
+        adapter = definition.adapters[name]
+        if type(value) is adapter.atom or value is _ABSENT or adapter.annotation is Any:
+            continue
+        try:
+            adapter.decode(value.json if type(value) is Encoded else encode(value))
+        except CodecError as error:
+            raise InvalidState(f"{definition.name}.{name} may not be set to this: {error}") from None
 
 
 def advance(definition: ActorDefinition, base: Base, changed: dict[str, Any]) -> None:
@@ -106,11 +121,19 @@ def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:
             values[field.name] = old
 
 
-def encode_changes(changed: dict[str, Any]) -> bytes:
-    return orjson.dumps(changed, _recorded_form)
+def encode_changes(definition: ActorDefinition, changed: dict[str, Any]) -> bytes:
+    """Raises `UnserializableResult`."""
+    try:
+        return orjson.dumps(changed, _recorded_form)
+    except TypeError:  # an integer beyond 64 bits, half a surrogate pair: say where
+        for name, value in changed.items():
+            if type(value) is not Encoded:
+                _encode_field(definition, name, value)
+        raise
 
 
 def encode_snapshot(definition: ActorDefinition, instance: Any) -> bytes:
+    """Raises `CodecError`: event-sourced state may hold what has no JSON form."""
     values = instance.__dict__
     state = {f.name: values[f.name] for f in definition.fields if f.name in values}
     return encode({"v": definition.options.schema, "s": state})

@@ -5,8 +5,8 @@ decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's ow
 written under their own pydantic configuration; bytes become base64, sets lists, Decimals strings, timedeltas ISO 8601
 durations.
 
-Refused, with `CodecError`: integers beyond 64 bits, top-level NaN and infinities (JSON has none, and null would be a
-silent loss), and objects no rule covers.
+Refused, with `CodecError`: integers beyond 64 bits, NaN and infinities (JSON has none, and null would be a silent
+loss), and objects no rule covers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 T = TypeVar("T")
 
@@ -39,9 +42,12 @@ def encode(value: object) -> bytes:
     if type(value) is float and not math.isfinite(value):
         raise CodecError(f"{value} has no JSON form")
     try:
-        return orjson.dumps(value, _default, _OPTIONS)
+        data = orjson.dumps(value, _default, _OPTIONS)
     except TypeError as error:  # JSONEncodeError is a TypeError
         raise CodecError(_explain(value, error)) from error
+    if b"null" in data and (path := _non_finite(value)) is not None:
+        raise CodecError(f"{path.lstrip('.') or 'the value'} is not a finite number, which JSON has no form for")
+    return data
 
 
 def decode(data: bytes | bytearray | memoryview | str) -> Any:
@@ -118,6 +124,25 @@ def _ordered(values: set[Any] | frozenset[Any]) -> list[Any]:
         return sorted(values)
     except TypeError:
         return sorted(values, key=repr)
+
+
+def _non_finite(value: Any) -> str | None:
+    """Where a NaN or an infinity is, which orjson would write as null; None: nowhere."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        items = enumerate(value)
+    elif isinstance(value, BaseModel):
+        items = value.__dict__.items()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    for name, item in items:
+        if (path := _non_finite(item)) is not None:
+            return f".{name}{path}"
+    return None
 
 
 def _explain(value: object, error: Exception) -> str:

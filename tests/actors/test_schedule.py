@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.errors import InvalidSchedule
 from actors.schedule import (
     MAX_MS,
     Calendar,
     Cron,
     Every,
-    InvalidSchedule,
     Misfire,
     Schedule,
     decode_schedule,

@@ -1,0 +1,524 @@
+"""Calls: keys make them happen once, deadlines and cancellation undo them, mailboxes refuse, bad input is named."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from actors import (
+    ActorFailed,
+    DeadlineExceeded,
+    InvalidArguments,
+    InvalidName,
+    LoopClock,
+    MailboxFull,
+    UnknownActorType,
+    UnknownMethod,
+    UnserializableResult,
+    actor,
+    context,
+    method,
+)
+from statestores.model import IndexQuery
+from tests.actors.worlds import settled, until
+
+if TYPE_CHECKING:
+    from tests.actors.worlds import World
+
+
+@actor(mailbox_limit=3, receipts="1h")
+class Till:
+    cash: int = 0
+    note: str = ""
+
+    def on_activate(self) -> None:
+        self._gate = asyncio.Event()
+        self._cancelled = 0
+
+    @method
+    async def pay(self, amount: int) -> int:
+        self.cash += amount
+        return self.cash
+
+    @method
+    async def pay_slowly(self, amount: int) -> int:
+        self.cash += amount
+        try:
+            await self._gate.wait()
+        except asyncio.CancelledError:
+            self._cancelled += 1
+            raise
+        return self.cash
+
+    @method
+    async def pay_deaf(self, amount: int) -> int:
+        """Swallows the cancellation."""
+        self.cash += amount
+        try:
+            await self._gate.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        return self.cash
+
+    @method
+    async def pay_and_turn_the_cancellation_into_an_error(self) -> None:
+        self.cash += 1
+        try:
+            await self._gate.wait()
+        except asyncio.CancelledError:
+            raise ValueError("cleaning up failed") from None
+
+    @method(timeout="20ms")
+    async def pay_too_slowly(self) -> None:
+        self.cash += 1
+        await self._gate.wait()
+
+    @method
+    async def cancel_itself(self) -> None:
+        self.cash += 1
+        waiting = asyncio.ensure_future(asyncio.sleep(60))
+        waiting.cancel()
+        await waiting
+
+    @method
+    async def set_note(self, note: str) -> str:
+        self.note = note
+        return note
+
+    @method(interleave=True)
+    async def open_gate(self) -> None:
+        self._gate.set()
+
+    @method(read_only=True)
+    async def read(self) -> int:
+        return self.cash
+
+    @method(read_only=True)
+    async def read_slowly(self) -> int:
+        await self._gate.wait()
+        return self.cash
+
+    @method(read_only=True)
+    async def times_cancelled(self) -> int:
+        return self._cancelled
+
+    @method
+    async def fail_once(self, amount: int) -> int:
+        if not hasattr(self, "_failed"):
+            self._failed = True
+            raise ValueError("the first time")
+        self.cash += amount
+        return self.cash
+
+
+@actor
+class Shop:
+    sales: int = 0
+
+    @method
+    async def sell(self, till: str, amount: int) -> int:
+        ref = context().actor(Till, till)
+        first = await ref.pay(amount)
+        second = await ref.pay(amount)
+        self.sales += 1
+        return first + second
+
+    @method
+    async def sell_and_fail_once(self, till: str) -> int:
+        paid = await context().actor(Till, till).pay(1)
+        if not hasattr(self, "_failed"):
+            self._failed = True
+            raise ValueError("after the nested call")
+        return paid
+
+    @method
+    async def wait_for_till(self, till: str) -> int:
+        self.sales += 1
+        return await context().actor(Till, till).pay_slowly(1)
+
+
+@actor
+class Picky:
+    level: int = 0
+
+    @method
+    async def set_level(self, level: int, reason: str = "", *, loud: bool = False) -> str:
+        self.level = level
+        return f"{level} {reason} {loud}"
+
+    @method
+    async def wrong_result(self, what: Any) -> int:
+        self.level += 1
+        return what  # type: ignore[no-any-return]
+
+    @method
+    async def object_result(self) -> Any:
+        self.level += 1
+        return object()
+
+    @method
+    async def infinite_result(self) -> float:
+        self.level += 1
+        return float("inf")
+
+    @method
+    async def nested_nan(self) -> list[float]:
+        self.level += 1
+        return [1.0, float("nan")]
+
+    @method
+    async def result_of(self, value: dict[str, list[int]]) -> dict[str, list[int]]:
+        value["seen"] = [1]
+        return value
+
+    @method
+    async def raise_name_error(self) -> None:
+        await context().actor("Picky", "other").no_such_method()
+
+
+# -- idempotency keys --------------------------------------------------------------------------------------------------
+
+
+async def test_keyed_call_takes_effect_once(world: World) -> None:
+    """INV-8: the same key gets the first answer again; another key, or another method, is another call."""
+    client = await world.client(Till)
+    assert await client.actor(Till, "t", idempotency_key="k1").pay(5) == 5
+    assert await client.actor(Till, "t", idempotency_key="k1").pay(5) == 5
+    assert await client.actor(Till, "t", idempotency_key="k2").pay(5) == 10
+    assert await client.actor(Till, "t", idempotency_key="k1").set_note("n") == "n"
+    assert await client.call("Till", "t", "pay", b"5", idempotency_key="k2") == b"10"
+    assert await client.actor(Till, "t").read() == 10
+
+
+async def test_keyed_call_is_remembered_after_a_restart(world: World) -> None:
+    """The receipt is in the same commit as the effect."""
+    host = await world.host(Till)
+    assert await host.client.actor(Till, "t", idempotency_key="k").pay(5) == 5
+    await world.crash(host)
+    client = await world.client(Till)
+    assert await client.actor(Till, "t", idempotency_key="k").pay(5) == 5
+    assert await client.actor(Till, "t").read() == 5
+
+
+async def test_keyed_duplicates_in_flight_at_once(world: World) -> None:
+    """INV-8 among calls that overlap: queued, running, decided and not committed yet."""
+    client = await world.client(Till)
+    await client.actor(Till, "t").pay(1)
+    world.lever.hold()
+    calls = [asyncio.ensure_future(client.actor(Till, "t", idempotency_key="k").pay(5)) for _ in range(2)]
+    await settled()
+    calls += [asyncio.ensure_future(client.actor(Till, "t", idempotency_key="k").pay(5)) for _ in range(2)]
+    await settled()
+    world.lever.let_go()
+    assert await asyncio.gather(*calls) == [6] * 4
+    assert await client.actor(Till, "t").read() == 6
+
+
+async def test_keyed_call_whose_answer_was_lost(world: World) -> None:
+    """The commit happened, the caller was told that nobody knows: its retry gets the answer, not a second effect."""
+    client = await world.client(Till, store_patience_s=0.01)
+    await client.actor(Till, "t").pay(1)
+    world.lever.lose_answers = 5
+    with pytest.raises(Exception, match="lost"):
+        await client.actor(Till, "t", idempotency_key="k").pay(5)
+    world.lever.lose_answers = 0
+    assert await client.actor(Till, "t", idempotency_key="k").pay(5) == 6
+    assert await client.actor(Till, "t").read() == 6
+
+
+async def test_failed_keyed_call_may_be_tried_again(world: World) -> None:
+    """A failed turn leaves no trace, no receipt either."""
+    client = await world.client(Till)
+    with pytest.raises(ActorFailed):
+        await client.actor(Till, "t", idempotency_key="k").fail_once(5)
+    assert await client.actor(Till, "t", idempotency_key="k").fail_once(5) == 5
+    assert await client.actor(Till, "t", idempotency_key="k").fail_once(5) == 5
+
+
+async def test_nested_calls_of_a_keyed_call_happen_once(world: World) -> None:
+    """Below a keyed call every call has a key of its place in the turn: a repeated turn repeats no effects."""
+    client = await world.client(Till, Shop)
+    with pytest.raises(ActorFailed):
+        await client.actor(Shop, "s", idempotency_key="k").sell_and_fail_once("t")
+    assert await client.actor(Till, "t").read() == 1
+    assert await client.actor(Shop, "s", idempotency_key="k").sell_and_fail_once("t") == 1
+    assert await client.actor(Till, "t").read() == 1
+    assert await client.actor(Shop, "s", idempotency_key="two").sell("t", 10) == 11 + 21
+    assert await client.actor(Till, "t").read() == 21
+
+
+async def test_equal_keys_of_different_callers_are_different_calls(world: World) -> None:
+    """One key given to two actors: what both call on a third happens twice."""
+    client = await world.client(Till, Shop)
+    await client.actor(Shop, "one", idempotency_key="order-7").sell("t", 1)
+    await client.actor(Shop, "two", idempotency_key="order-7").sell("t", 1)
+    assert await client.actor(Till, "t").read() == 4
+
+
+async def test_receipts_are_kept_for_their_retention_and_purged(world: World) -> None:
+    """`receipts=` says how long a key is remembered; after that a purge forgets it."""
+    host = await world.host(Till)
+    await host.client.actor(Till, "t", idempotency_key="k").pay(5)
+    now_ms, hour_ms = host.clock.now_ms(), 3_600_000
+    purged = [await world.journal.purge_receipts(p, now_ms + hour_ms - 60_000, 10) for p in range(4)]
+    assert sum(purged) == 0
+    purged = [await world.journal.purge_receipts(p, now_ms + hour_ms + 60_000, 10) for p in range(4)]
+    assert sum(purged) == 1
+    assert await host.client.actor(Till, "t", idempotency_key="k").pay(5) == 10
+
+
+async def test_host_purges_receipts_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to ask."""
+    monkeypatch.setattr("actors.host._PURGE_EVERY_S", 0.01)
+    client = await world.client(Till, clock=LoopClock(1_000))
+    await client.actor(Till, "t", idempotency_key="k").pay(5)
+    await until(lambda: world.lever.calls.get("purge_receipts", 0) >= 4)
+
+
+async def test_keyed_read_does_not_bring_an_actor_into_being(world: World) -> None:
+    """A receipt is no state: nothing is listed."""
+    client = await world.client(Till)
+    assert await client.actor(Till, "t", idempotency_key="k").read() == 0
+    assert await client.listing(IndexQuery("Till")) == []
+
+
+# -- deadlines and cancellation ----------------------------------------------------------------------------------------
+
+
+async def test_deadline_cancels_a_running_turn_and_rolls_it_back(world: World) -> None:
+    """INV-6: the method gets a CancelledError, nothing of it stays, the next turn runs."""
+    client = await world.client(Till)
+    with pytest.raises(DeadlineExceeded):
+        await client.actor(Till, "t", timeout=0.02).pay_slowly(5)
+    assert await client.actor(Till, "t").read() == 0
+    assert await client.actor(Till, "t").times_cancelled() == 1
+
+
+async def test_deadline_takes_a_waiting_call_out_of_the_mailbox(world: World) -> None:
+    """A call that never began is not run after its deadline."""
+    client = await world.client(Till)
+    await client.actor(Till, "t").read()
+    running = asyncio.ensure_future(client.actor(Till, "t").pay_slowly(5))
+    await settled()
+    with pytest.raises(DeadlineExceeded):
+        await client.actor(Till, "t", timeout=0.01).pay(100)
+    await client.actor(Till, "t").open_gate()
+    assert await running == 5
+    assert await client.actor(Till, "t").read() == 5
+
+
+async def test_deadline_of_a_call_that_waits_for_readers(world: World) -> None:
+    """Out of the mailbox and not begun yet: it is not run either."""
+    client = await world.client(Till)
+    await client.actor(Till, "t").read()
+    reading = asyncio.ensure_future(client.actor(Till, "t").read_slowly())
+    await settled()
+    with pytest.raises(DeadlineExceeded):
+        await client.actor(Till, "t", timeout=0.01).pay(100)
+    await client.actor(Till, "t").open_gate()
+    assert await reading == 0
+    assert await client.actor(Till, "t").pay(1) == 1
+
+
+async def test_caller_that_is_cancelled_takes_its_turn_along(world: World) -> None:
+    """Cancelling the awaiting task cancels the turn, waiting or running."""
+    client = await world.client(Till)
+    await client.actor(Till, "t").read()
+    running = asyncio.ensure_future(client.actor(Till, "t").pay_slowly(5))
+    await settled()
+    waiting = asyncio.ensure_future(client.actor(Till, "t").pay(7))
+    await settled()
+    waiting.cancel()
+    running.cancel()
+    await asyncio.gather(running, waiting, return_exceptions=True)
+    assert await client.actor(Till, "t").read() == 0
+
+
+async def test_deadline_reaches_nested_calls(world: World) -> None:
+    """What is left of the outer deadline bounds the inner call; both are rolled back."""
+    client = await world.client(Till, Shop)
+    with pytest.raises(DeadlineExceeded):
+        await client.actor(Shop, "s", timeout=0.03).wait_for_till("t")
+    await until(lambda: client._host.activations["Till/t"].quiet)
+    assert await client.actor(Till, "t").read() == 0
+    assert await client.actor(Till, "t").times_cancelled() == 1
+    assert await client.state("Shop", "s") is None
+
+
+@pytest.mark.parametrize("name", ["pay_deaf", "pay_and_turn_the_cancellation_into_an_error"])
+async def test_method_that_swallows_the_cancellation_is_rolled_back(world: World, name: str) -> None:
+    """The caller was promised that nothing stays, whatever the method makes of it."""
+    client = await world.client(Till)
+    arguments = b"5" if name == "pay_deaf" else b""
+    with pytest.raises(DeadlineExceeded):
+        await client.call("Till", "t", name, arguments, timeout=0.02)
+    assert await client.actor(Till, "t").read() == 0
+    assert await client.actor(Till, "t").pay(1) == 1
+
+
+async def test_method_timeout(world: World) -> None:
+    """A method's own timeout counts from the start of its turn."""
+    client = await world.client(Till)
+    with pytest.raises(DeadlineExceeded, match=r"ran longer than 0\.02 s"):
+        await client.actor(Till, "t").pay_too_slowly()
+    assert await client.actor(Till, "t").read() == 0
+
+
+async def test_cancellation_the_method_made_itself_is_its_failure(world: World) -> None:
+    """A CancelledError out of something the method awaited is an error like any other, not a silence."""
+    client = await world.client(Till)
+    async with asyncio.timeout(5):
+        with pytest.raises(ActorFailed, match="CancelledError"):
+            await client.actor(Till, "t").cancel_itself()
+    assert await client.actor(Till, "t").read() == 0
+
+
+async def test_deadline_after_the_decision_is_told_and_the_effect_stays(world: World) -> None:
+    """Once decided it is too late to roll back: the caller learns that it was not answered in time."""
+    client = await world.client(Till)
+    await client.actor(Till, "t").pay(1)
+    world.lever.hold()
+    with pytest.raises(DeadlineExceeded):
+        await client.actor(Till, "t", timeout=0.01).pay(5)
+    world.lever.let_go()
+    assert await client.actor(Till, "t").read() == 6
+
+
+async def test_mailbox_refuses_when_full(world: World) -> None:
+    """One more than `mailbox_limit` is refused with a retriable error; the others are served."""
+    client = await world.client(Till)
+    await client.actor(Till, "t").read()
+    running = asyncio.ensure_future(client.actor(Till, "t").pay_slowly(1))
+    await settled()
+    waiting = [asyncio.ensure_future(client.actor(Till, "t").pay(1)) for _ in range(3)]
+    await settled()
+    with pytest.raises(MailboxFull) as refused:
+        await client.actor(Till, "t").pay(1)
+    assert refused.value.retriable
+    await client.actor(Till, "t").open_gate()
+    assert [await running, *await asyncio.gather(*waiting)] == [1, 2, 3, 4]
+
+
+# -- names, arguments, results -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a#b", "a?b", "a\\b", "a\nb", "x" * 1025])
+async def test_names_with_forbidden_characters(world: World, name: str) -> None:
+    """A bad id is the caller's error, by reference and by name; a good call works afterwards."""
+    client = await world.client(Till)
+    with pytest.raises(InvalidName):
+        client.actor(Till, name)
+    with pytest.raises(InvalidName):
+        await client.delete("Till", name)
+    assert await client.actor(Till, "t").pay(1) == 1
+
+
+async def test_unknown_type_and_method(world: World) -> None:
+    """Said by name."""
+    client = await world.client(Till)
+    with pytest.raises(UnknownActorType, match="'Nope'"):
+        await client.actor("Nope", "x").anything()
+    with pytest.raises(UnknownMethod, match=r"Till\.t\.nothing"):
+        await client.actor("Till", "t").nothing()
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = client.actor(Till, "t").nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["on_activate", "$delete", "$patch", "receive_reminder"])
+async def test_hooks_and_built_in_methods_cannot_be_called_from_outside(world: World, name: str) -> None:
+    """They are the runtime's."""
+    client = await world.client(Till)
+    with pytest.raises(UnknownMethod):
+        await client.call("Till", "t", name, b"")
+    with pytest.raises(AttributeError):
+        getattr(client.actor(Till, "t"), name)
+
+
+@pytest.mark.parametrize(
+    ("payload", "answer"),
+    [
+        (b"[3]", b'"3  False"'),
+        (b"3", b'"3  False"'),
+        (b'{"level": 3, "reason": "x", "loud": true}', b'"3 x True"'),
+        (b'[3, "x", true]', b'"3 x True"'),
+        (b'{"level": 3}', b'"3  False"'),
+    ],
+)
+async def test_request_body_is_the_arguments(world: World, payload: bytes, answer: bytes) -> None:
+    """By name, by position, or the value itself."""
+    assert await (await world.client(Picky)).call("Picky", "p", "set_level", payload) == answer
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b'{"level": "high"}', "'level'"),
+        (b'{"level": 1, "colour": 2}', "colour"),
+        (b'{"reason": "x"}', "missing: level"),
+        (b"[1, 2, 3, 4]", "got 4"),
+        (b"", "missing: level"),
+        (b"99999999999999999999999", "level"),
+    ],
+)
+async def test_bad_arguments_are_the_callers_error(world: World, payload: bytes, message: str) -> None:
+    """Nothing runs, the error names what is wrong, a later good request works."""
+    client = await world.client(Picky)
+    with pytest.raises(InvalidArguments, match=message):
+        await client.call("Picky", "p", "set_level", payload)
+    assert await client.call("Picky", "p", "set_level", b"[1]") == b'"1  False"'
+
+
+async def test_bad_arguments_in_python(world: World) -> None:
+    """The same by reference."""
+    picky: Any = (await world.client(Picky)).actor(Picky, "p")
+    with pytest.raises(InvalidArguments, match="level"):
+        await picky.set_level("high")
+    with pytest.raises(InvalidArguments, match="missing: level"):
+        await picky.set_level()
+    with pytest.raises(InvalidArguments, match="colour"):
+        await picky.set_level(1, colour=2)
+    with pytest.raises(InvalidArguments, match="level"):
+        await picky.set_level(object())
+    assert await picky.set_level(1, loud=True) == "1  True"
+
+
+@pytest.mark.parametrize("name", ["object_result", "infinite_result", "nested_nan"])
+async def test_result_without_json_form_rolls_the_turn_back(world: World, name: str) -> None:
+    """INV-6: what cannot be sent is an error that names the method, in Python and by name."""
+    client = await world.client(Picky)
+    with pytest.raises(UnserializableResult, match=name):
+        await getattr(client.actor(Picky, "p"), name)()
+    with pytest.raises(UnserializableResult, match=name):
+        await client.call("Picky", "p", name)
+    assert await client.state("Picky", "p") is None
+
+
+@pytest.mark.parametrize("wrong", ["text", None, [1], 1.5])
+async def test_result_its_annotation_refuses(world: World, wrong: Any) -> None:
+    """Results are validated like arguments, in Python and by name; the turn leaves no trace."""
+    client = await world.client(Picky)
+    with pytest.raises(UnserializableResult, match="wrong_result"):
+        await client.actor(Picky, "p").wrong_result(wrong)
+    with pytest.raises(UnserializableResult, match="wrong_result"):
+        await client.actor("Picky", "p").wrong_result(wrong)
+    assert await client.state("Picky", "p") is None
+    assert await client.actor(Picky, "p").wrong_result(7) == 7
+
+
+async def test_arguments_and_results_cross_by_value(world: World) -> None:
+    """Neither side sees what the other does to its copy later."""
+    client = await world.client(Picky)
+    mine = {"a": [1]}
+    answer = await client.actor(Picky, "p").result_of(mine)
+    assert answer == {"a": [1], "seen": [1]}
+    assert mine == {"a": [1]}
+
+
+async def test_mistake_a_method_made_as_a_caller_is_its_own_failure(world: World) -> None:
+    """The outer caller did nothing wrong."""
+    client = await world.client(Picky)
+    with pytest.raises(ActorFailed, match="no_such_method"):
+        await client.actor(Picky, "p").raise_name_error()
