@@ -29,6 +29,7 @@ _SEGMENT = r"((?!\.\.?(?:/|$))[A-Za-z0-9_.~:@$!*'(),;=&-]+)"
 _log = logging.getLogger("mecha.http")
 ACTOR_METHOD = re.compile(rf"/v1\.0/actors/{_SEGMENT}/{_SEGMENT}/method/{_SEGMENT}")
 STATE_KEY = re.compile(rf"/v1\.0/state/{_SEGMENT}/{_SEGMENT}")
+_MOST_DIGITS = 5
 _METHOD_VERBS = frozenset({"GET", "POST", "PUT", "DELETE"})
 _JSON = (b"content-type", b"application/json")
 
@@ -98,7 +99,10 @@ class HotPath:
         """None: the general path has to look at this request."""
         if not self._token.admits(headers):
             return None
-        for name, _ in headers:
+        for name, value in headers:
+            # A long body comes in pieces, and may be refused before it is read.
+            if name == b"content-length" and len(value) > _MOST_DIGITS:
+                return None
             if name in CALL_HEADERS:
                 try:
                     return call_options(headers)

@@ -22,14 +22,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from runtime_api.problems import internal, invoke_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     Invoke = Callable[[str, str, str, bytes], asyncio.Future[bytes]]
     ServerHeaders = list[tuple[bytes, bytes]]
@@ -54,7 +54,7 @@ _NOT_HOT = -1
 class HotCalls:
     """What the connections of one server share: where calls go, and what was found out about header blocks."""
 
-    def __init__(self, invoke: Invoke, types: Any, body_limit: int) -> None:
+    def __init__(self, invoke: Invoke, types: Container[str], body_limit: int) -> None:
         self.invoke = invoke
         self.types = types
         self._body_limit = body_limit
@@ -124,7 +124,7 @@ class _HotProtocol(HttpToolsProtocol):
             return False
         calls = self.calls
         length = calls.content_length(data[line.end() : head_end])
-        if length < 0 or len(data) != head_end + 4 + length or self.access_log or self._crowded():
+        if length < 0 or len(data) != head_end + 4 + length or self.access_log or self._pressed():
             return False
         self._target = target = (line[1].decode(), line[2].decode(), line[3].decode())
         if target[0] not in calls.types:
@@ -138,8 +138,11 @@ class _HotProtocol(HttpToolsProtocol):
         """A request that went to uvicorn's parser is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _crowded(self) -> bool:
-        return self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency
+    def _pressed(self) -> bool:
+        """The client does not take its answers, or there are too many clients: uvicorn knows what to do."""
+        limit = self.limit_concurrency
+        crowded = limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
+        return crowded or self.flow.write_paused
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -180,9 +183,9 @@ class _HotProtocol(HttpToolsProtocol):
         self._last_answer = self.loop.time()
         if self._watch is None:
             self._watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
-        if self._held and not self.flow.write_paused:
+        if self._held:
             held, self._held = self._held, b""
-            self.transport.resume_reading()
+            self.flow.resume_reading()
             self.data_received(held)
 
     def _check_idle(self) -> None:
@@ -202,17 +205,18 @@ class _HotProtocol(HttpToolsProtocol):
         """Pipelined bytes wait for the answer before them; a client that sends on and on is not read any further."""
         self._held += data
         if len(self._held) > _MOST_HELD:
-            self.transport.pause_reading()
+            self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
+        self._held = b""
+        if self._call is not None:
+            # It runs on, counted where uvicorn counts what runs on: its limit holds, a shutdown waits for it.
+            left = cast("asyncio.Task[None]", self._call)
+            self.tasks.add(left)
+            left.add_done_callback(self.tasks.discard)
         super().connection_lost(exc)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._call is None and self._held:
-            self._expect_more()
 
     def shutdown(self) -> None:
         """The server stops: what is being answered is answered, then the connection closes."""

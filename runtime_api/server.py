@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from runtime_api.settings import Settings
 
 _FORCED_EXIT_DELAY_S = 0.1
+_LEAST_DRAIN_S = 0.1
+_ANSWERING_S = 5.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("mecha.server")
 
@@ -100,7 +102,7 @@ async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) 
         server.handle_signals()
         await server.serve(sockets=[listener])
     finally:
-        await runtime.stop(server.remaining_s() if server is not None else None)
+        await (server.end_runtime() if server is not None else runtime.stop())
 
 
 class Server(uvicorn.Server):
@@ -124,7 +126,7 @@ class Server(uvicorn.Server):
                 access_log=settings.access_log,
                 server_header=False,
                 timeout_keep_alive=max(1, round(settings.keep_alive)),
-                timeout_graceful_shutdown=max(1, round(settings.drain)),
+                timeout_graceful_shutdown=round(settings.drain + _ANSWERING_S),
                 limit_concurrency=settings.max_connections,
             )
         )
@@ -132,6 +134,7 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._drain_s = settings.drain
         self._stop_at: float | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; only then say so."""
@@ -148,12 +151,18 @@ class Server(uvicorn.Server):
             self._stop_at = loop.time() + self._drain_s
             self._runtime.begin_stop()
             self.should_exit = True
+            # When the time is over, the runtime rolls back what still runs and tells its callers: so every request
+            # that was accepted gets an answer, and uvicorn, waiting for them, comes to its end.
+            loop.call_at(self._stop_at, lambda: loop.create_task(self.end_runtime()))
 
-    def remaining_s(self) -> float:
-        """What is left of the time for draining."""
-        if self._stop_at is None:
-            return self._drain_s
-        return max(1.0, self._stop_at - asyncio.get_running_loop().time())
+    async def end_runtime(self) -> None:
+        """Drain the runtime in what is left of the time. Every caller waits for the one drain."""
+        if self._ending is None:
+            left_s = self._drain_s
+            if self._stop_at is not None:
+                left_s = max(_LEAST_DRAIN_S, self._stop_at - asyncio.get_running_loop().time())
+            self._ending = asyncio.create_task(self._runtime.stop(left_s))
+        await self._ending
 
     def handle_signals(self) -> None:
         """Ours until the loop closes: the second signal must end a drain of the runtime, too."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from actors import actor, context, event, method
+from workflow import activity, set_status, wait_event, workflow
 
 
 @actor
@@ -92,6 +93,12 @@ class Gate:
         self.passed += 1
         return self.passed
 
+    @method
+    async def linger(self, seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        self.passed += 1
+        return self.passed
+
     @method(interleave=True)
     async def release(self) -> bool:
         self._open.set()
@@ -105,3 +112,30 @@ class Odd:
     @method
     async def get(self) -> str:
         return "odd"
+
+
+@activity
+async def double(value: int) -> int:
+    return value * 2
+
+
+@workflow
+async def doubling(value: int = 1) -> int:
+    return await double(await double(value))
+
+
+@workflow
+async def breaking(text: str) -> None:
+    raise LookupError(text)
+
+
+@workflow
+async def approval(value: dict[str, Any]) -> dict[str, Any]:
+    set_status("waiting")
+    answer = await wait_event("approve")
+    return {"asked": value, "answer": answer}
+
+
+@workflow
+async def echoing(value: Any) -> Any:
+    return value

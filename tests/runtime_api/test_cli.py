@@ -1,0 +1,166 @@
+"""The `mecha` command against a running server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from typer.testing import CliRunner
+
+from runtime_api.cli import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import ServerThread
+    from typer.testing import Result
+
+    Mecha = Callable[..., str]
+
+
+def invoke(url: str, *arguments: str, stdin: str = "") -> Result:
+    """A command in this process: the same code, without the second that an interpreter takes to start."""
+    return CliRunner().invoke(cli, arguments, input=stdin, env={"MECHA_URL": url, "COLUMNS": "200"})
+
+
+@pytest.fixture
+def done(shared_server: ServerThread) -> Mecha:
+    """Runs a command against the server, expects success, and gives what it printed."""
+
+    def run(*arguments: str, stdin: str = "") -> str:
+        ended = invoke(shared_server.url, *arguments, stdin=stdin)
+        assert (ended.exit_code, ended.stderr) == (0, "")
+        return ended.stdout
+
+    return run
+
+
+@pytest.fixture
+def failed(shared_server: ServerThread) -> Callable[..., tuple[int, str]]:
+    """Runs a command against the server, expects failure, and gives the exit code and the one line it said."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        ended = invoke(shared_server.url, *arguments)
+        assert ended.exit_code != 0
+        assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+        return ended.exit_code, ended.stderr.strip()
+
+    return run
+
+
+def test_help() -> None:
+    """Every command is explained."""
+    shown = invoke("", "--help").stdout
+    assert all(command in shown for command in ("run", "actor", "workflow", "bench"))
+    for group, commands in {
+        "actor": ("call", "send", "list", "get", "history", "delete"),
+        "workflow": ("start", "get", "list", "wait", "raise-event", "pause", "resume", "terminate", "purge", "history"),
+    }.items():
+        shown = invoke("", group, "--help").stdout
+        assert all(command in shown for command in commands)
+
+
+def test_actor_commands(done: Mecha) -> None:
+    """Call, send, get, history, list, delete: for people as tables, for programs as JSON."""
+    name = uuid4().hex
+    assert done("actor", "call", "Account", name, "deposit", "5") == "5\n"
+    assert done("actor", "call", "Account", name, "rename", "alice", "2") == '"alice:7"\n'
+    assert done("actor", "call", "Account", name, "rename", "--data", "-", stdin='{"owner": "bob"}') == '"bob:7"\n'
+    for _ in range(2):
+        assert done("actor", "call", "Account", name, "deposit", "1", "--idempotency-key", "k") == "8\n"
+    got = json.loads(done("actor", "get", "Account", name, "--json"))
+    assert got["state"]["balance"] == 8
+    assert json.loads(done("actor", "get", "Account", name, "--version", "1", "--json"))["state"]["balance"] == 5
+    table = done("actor", "get", "Account", name)
+    assert "balance" in table
+    assert "bob" in table
+    history = json.loads(done("actor", "history", "Account", name, "--json"))
+    assert [event["version"] for event in history] == list(range(1, got["version"] + 1))
+    assert "VERSION" in done("actor", "history", "Account", name)
+    assert [line["id"] for line in json.loads(done("actor", "list", "Account", "--prefix", name, "--json"))] == [name]
+    assert name in done("actor", "list", "Account", "--prefix", name)
+    assert "Ledger" in done("actor", "list")
+    done("actor", "send", "Account", name, "deposit", "1")
+    done("actor", "delete", "Account", name)
+
+
+def test_listing_goes_over_pages(done: Mecha, shared_server: ServerThread) -> None:
+    """The limit counts lines, not pages."""
+    mark = uuid4().hex[:8]
+    for n in range(3):
+        done("actor", "call", "Ledger", f"{mark}{n}", "post", "1")
+    assert len(json.loads(done("actor", "list", "Ledger", "--prefix", mark, "--limit", "2", "--json"))) == 2
+
+
+def test_workflow_commands(done: Mecha) -> None:
+    """Start, get, list, events, pause, resume, wait, history, terminate, purge."""
+    name = uuid4().hex
+    assert done("workflow", "start", "approval", '{"n": 1}', "--id", name) == f"{name}\n"
+    assert "waiting" in done("workflow", "get", name)
+    done("workflow", "pause", name)
+    assert json.loads(done("workflow", "get", name, "--json"))["runtimeStatus"] == "SUSPENDED"
+    done("workflow", "resume", name)
+    done("workflow", "raise-event", name, "approve", "yes")
+    assert json.loads(done("workflow", "wait", name)) == {"asked": {"n": 1}, "answer": "yes"}
+    assert json.loads(done("workflow", "list", "--prefix", name, "--json"))[0]["runtimeStatus"] == "COMPLETED"
+    assert name in done("workflow", "list", "--prefix", name)
+    assert json.loads(done("workflow", "history", name, "--json"))[0]["version"] == 1
+    assert "started" in done("workflow", "history", name)
+    done("workflow", "purge", name)
+    assert done("workflow", "start", "doubling", "3", "--wait") == "12\n"
+    done("workflow", "start", "approval", "{}", "--id", f"{name}-2")
+    done("workflow", "terminate", f"{name}-2")
+
+
+def test_errors_are_one_line_with_the_code(failed: Callable[..., tuple[int, str]]) -> None:
+    """What the server refuses is exit code 1 and its code; wrong usage is 2; unfinished is 4."""
+    name = uuid4().hex
+    code, line = failed("actor", "call", "Account", name, "fail", "no funds")
+    assert (code, line.startswith("mecha: ERR_ACTOR_INVOKE_METHOD (500): ")) == (1, True)
+    assert "ValueError: no funds" in line
+    assert failed("actor", "get", "Account", name)[0] == 1
+    assert "ERR_INSTANCE_ID_NOT_FOUND" in failed("workflow", "get", name)[1]
+    assert failed("actor", "call", "Account", name, "deposit", "1", "--data", "1")[0] == 2
+    code, line = failed("workflow", "start", "breaking", "gone", "--wait")
+    assert code == 1
+    assert "FAILED: LookupError: gone" in line
+    assert failed("workflow", "start", "approval", "{}", "--id", name, "--wait", "--timeout", "10ms")[0] == 4
+    assert failed("workflow", "wait", name, "--timeout", "never")[0] == 2
+
+
+def test_no_server(mecha: Callable[..., Any]) -> None:
+    """Nobody there is exit code 3, and says so."""
+    ended = mecha("actor", "list", "--url", "http://127.0.0.1:1")
+    assert ended.returncode == 3
+    assert "cannot reach http://127.0.0.1:1" in ended.stderr
+    assert mecha("actor", "list", "--url", "nonsense://x").returncode == 3
+
+
+def test_token_is_sent(mecha: Callable[..., Any], serve: Callable[..., Any]) -> None:
+    """DAPR_API_TOKEN is the client's token, too."""
+    with serve(api_token="secret") as server:
+        assert mecha("actor", "list", "--url", server.url, DAPR_API_TOKEN="secret").returncode == 0
+        refused = mecha("actor", "list", "--url", server.url)
+        assert (refused.returncode, "401" in refused.stderr) == (1, True)
+
+
+def test_bench(mecha: Callable[..., Any]) -> None:
+    """The benchmark measures each case and prints what it found."""
+    ended = mecha("bench", "--seconds", "0.3", "--actors", "10", "--connections", "4", "--json")
+    assert ended.returncode == 0, ended.stderr
+    lines = json.loads(ended.stdout)
+    assert len(lines) == 4
+    assert all(line["calls_per_s"] > 0 and 0 < line["p50_ms"] <= line["p99_ms"] for line in lines)
+
+
+def test_help_is_quick_because_it_imports_little() -> None:
+    """The command line loads neither the web framework nor the runtime until a command needs them."""
+    code = "import sys, runtime_api.cli; print(sorted({'fastapi', 'uvicorn', 'httpx', 'actors'} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True).stdout
+    assert shown.strip() == "[]"

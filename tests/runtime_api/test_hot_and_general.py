@@ -1,0 +1,139 @@
+"""The hot path gives the answers of the general path, only sooner; and no request gets an answer that is not ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime_api.hotpath import ACTOR_METHOD, STATE_KEY
+
+if TYPE_CHECKING:
+    from conftest import ServerThread
+
+_IGNORED = {"date"}
+
+
+def told(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
+    headers = {name: value for name, value in response.headers.items() if name not in _IGNORED}
+    return response.status_code, headers, response.content
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "headers"),
+    [
+        ("POST", "actors/Account/ID/method/deposit", b"5", {}),
+        ("PUT", "actors/Account/ID/method/deposit", b"5", {"mecha-timeout": "5s"}),
+        ("GET", "actors/Account/ID/method/statement", b"", {}),
+        ("DELETE", "actors/Account/ID/method/statement", b"", {}),
+        ("POST", "actors/Account/ID/method/nothing", b"", {}),
+        ("POST", "actors/Account/ID/method/deposit", b'"x"', {}),
+        ("POST", "actors/Account/ID/method/deposit", b"{", {}),
+        ("POST", "actors/Account/ID/method/fail", b'"text"', {}),
+        ("POST", "actors/Account/ID/method/unserialisable", b"", {}),
+        ("POST", "actors/Account/ID/method/nix", b"", {}),
+        ("POST", "actors/Nobody/ID/method/nix", b"", {}),
+        ("POST", "actors/Account/../method/deposit", b"1", {}),
+        ("POST", "actors/mecha.workflow/ID/method/pause", b"1", {}),
+        ("POST", "actors/Odd.Type-1/~ID$!*'(),;=:@_-./method/get", b"", {}),
+        ("POST", "actors/Account/ID/method/deposit", b"1", {"mecha-timeout": "never"}),
+        ("POST", "actors/Account/ID/method/deposit", b"1", {"baggage": "bad"}),
+        ("POST", "actors/Account/ID/method/trace", b"", {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}),
+        ("POST", "actors/Gate/ID/method/enter", b"", {"mecha-timeout": "1ms"}),
+        ("PATCH", "actors/Account/ID/method/deposit", b"1", {}),
+        ("GET", "state/statestore/ID", b"", {}),
+        ("GET", "state/nowhere/ID", b"", {}),
+        ("GET", "state/statestore/kept", b"", {}),
+    ],
+)
+def test_same_answers(api: httpx.Client, verb: str, path: str, body: bytes, headers: dict[str, str]) -> None:
+    """Status, headers and body are the same on both paths; the second slash is what sends a request to the general
+    one."""
+    api.post("/v1.0/state/statestore", json=[{"key": "kept", "value": 1, "metadata": {"ttlInSeconds": "1000"}}])
+    one, other = uuid4().hex, uuid4().hex
+    hot = api.request(verb, f"/v1.0/{path}".replace("ID", one), content=body, headers=headers)
+    general = api.request(verb, f"/v1.0//{path}".replace("ID", other), content=body, headers=headers)
+    assert told(hot) == (general.status_code, told(general)[1], general.content.replace(other.encode(), one.encode()))
+
+
+def test_which_requests_are_hot() -> None:
+    """Plain segments are; dots alone, escapes and empty segments are not."""
+    for path in ("/v1.0/actors/A/1/method/m", "/v1.0/actors/A.b/a..b/method/m", "/v1.0/actors/A/.../method/m"):
+        assert ACTOR_METHOD.fullmatch(path)
+    for path in (
+        "/v1.0/actors/./1/method/m",
+        "/v1.0/actors/A/../method/m",
+        "/v1.0/actors/A//method/m",
+        "/v1.0/actors/A/1/method/m/",
+        "/v1.0/actors/A/1/method/..",
+        "/v1.0/actors/A/a+b/method/m",
+        "/v1.0/actors/A/a%2Fb/method/m",
+        "/v1.0/actors/A/1/method/m\n",
+    ):
+        assert not ACTOR_METHOD.fullmatch(path)
+    assert STATE_KEY.fullmatch("/v1.0/state/s/k")
+    assert not STATE_KEY.fullmatch("/v1.0/state/s/a||b")
+
+
+segments = st.one_of(
+    st.sampled_from(
+        [
+            "v1.0", "v1.0-alpha1", "v1.0-beta1", "actors", "Account", "Ledger", "method", "deposit", "echo", "state",
+            "statestore", "reminders", "timers", "workflows", "dapr", "doubling", "start", "bulk", "query",
+            "transaction",            "mecha", "history", "result", "healthz", "metadata", "raiseEvent", "pause", "a", "", ".", "..",
+            "%2F", "%00",
+        ]
+    ),
+    st.text(alphabet="abz019%+~|\\#?é /", max_size=6),
+)  # fmt: skip
+bodies = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [b"1", b"null", b"[]", b"{}", b'"x"', b"[1,2]", b'[{"key":"k","value":1}]', b'{"keys":["k"]}', b"\xed\xa0\x80",
+         b'"\\ud800"', b"[" * 2000, b'{"operations":[{"operation":"upsert","request":{"key":"\\ud800"}}]}',
+         b"1e999", b"-0",         b'{"dueTime":"R/P1Y"}', b'{"filter":{"EQ":{"a":{}}}}', b"9" * 400]
+    ),
+)  # fmt: skip
+headers = st.dictionaries(
+    st.sampled_from(["idempotency-key", "mecha-timeout", "traceparent", "baggage", "if-match", "content-type"]),
+    st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
+    max_size=2,
+)
+KNOWN_STATUSES = {200, 202, 204, 400, 403, 404, 409, 413, 429, 500, 503, 504}
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH"]),
+    st.lists(segments, max_size=8),
+    st.text(alphabet="abtimeoul=&%+.0139", max_size=20),
+    bodies,
+    headers,
+)
+def test_no_request_breaks_the_server(
+    shared_server: ServerThread,
+    verb: str,
+    path: list[str],
+    query: str,
+    body: bytes,
+    extra: dict[str, str],
+) -> None:
+    """Whatever is asked, the answer is one of ours: an error is JSON with a code (never the unclassified one), or
+    one of the few plain texts; and the next request is served."""
+    target = "/" + "/".join(path) + (f"?{query}" if query else "")
+    raw_target = b"".join(bytes([b]) if 33 <= b < 127 and b != 35 else b"%%%02X" % b for b in target.encode())
+    url = httpx.URL(shared_server.url).copy_with(raw_path=raw_target)
+    with httpx.Client(timeout=30, trust_env=False) as client:
+        # A wait of the default length would only make the test slow.
+        extra.setdefault("mecha-timeout", "2s")
+        answer = client.request(verb, url, content=body, headers=extra)
+        assert answer.status_code in KNOWN_STATUSES, answer.text
+        if answer.status_code >= 400 and not answer.headers["content-type"].startswith("text/plain"):
+            found = answer.json()
+            assert found["errorCode"].startswith("ERR_"), found
+            assert found["message"]
+        assert client.get(f"{shared_server.url}/v1.0/healthz").status_code == 204

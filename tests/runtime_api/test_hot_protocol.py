@@ -1,0 +1,525 @@
+"""The protocol before the parser and uvicorn's parser are one server: the same bytes get the same answers in the same order,
+whatever they are and however they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+import uvicorn
+import uvloop
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from actors import actor, method
+from actors.errors import ActorError
+from runtime_api import Runtime
+from runtime_api.edge import Token
+from runtime_api.hotpath import HotPath
+from runtime_api.hotprotocol import HotCalls, hot_protocol
+from runtime_api.problems import TABLE, Problem
+from runtime_api.server import Server, bind
+from runtime_api.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+T = TypeVar("T")
+
+_DATE = re.compile(rb"date: [^\r]*\r\n")
+_BODY_LIMIT = 5000
+_PATIENCE_S = 20.0
+_doors: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+
+@actor(mailbox_limit=1)
+class Part:
+    """One method for each way a call can go."""
+
+    total: int = 0
+
+    @method
+    async def add(self, by: int = 1) -> int:
+        self.total += by
+        return self.total
+
+    @method
+    async def echo(self, value: Any) -> Any:
+        return value
+
+    @method
+    async def fill(self, size: int) -> str:
+        return "x" * size
+
+    @method
+    async def fail(self, text: str) -> None:
+        raise ValueError(text)
+
+    @method
+    async def unserialisable(self) -> Any:
+        return object()
+
+    @method
+    async def enter(self, door: str) -> str:
+        await _doors[door].wait()
+        return door
+
+    @method
+    async def enter_and_fail(self, door: str) -> str:
+        await _doors[door].wait()
+        raise ValueError(door)
+
+
+# -- a server in the test's loop, and clients that see how far it is -----------------------------------------------------
+
+
+def _watched(protocol: type[HttpToolsProtocol]) -> type[HttpToolsProtocol]:
+    """`protocol`, telling how many bytes it was given, and whether anything is left to do about them."""
+
+    class Watched(protocol):  # type: ignore[valid-type,misc]
+        received = 0
+        hot_answers = 0
+
+        def data_received(self, data: bytes) -> None:
+            self.received += len(data)
+            super().data_received(data)
+
+        def _expect_more(self) -> None:
+            self.hot_answers += 1
+            self.received -= len(self._held)
+            super()._expect_more()
+
+        def settled(self, sent: int) -> bool:
+            """All that was sent is here, and answered as far as it can be without more."""
+            if self.transport.is_closing():
+                return True
+            waits_for_more = self.cycle is None or self.cycle.response_complete
+            if not waits_for_more:
+                waits_for_more = self.cycle.more_body and not self.cycle.message_event.is_set()
+            in_hand = self.pipeline or getattr(self, "_call", None) is not None
+            return self.received == sent and waits_for_more and not in_hand
+
+    return Watched
+
+
+async def until(condition: Callable[[], bool], times: int = 1) -> None:
+    """Let the loop turn until `condition` has held for `times` turns on end."""
+    async with asyncio.timeout(_PATIENCE_S):
+        held = 0
+        while held < times:
+            held = held + 1 if condition() else 0
+            await asyncio.sleep(0)
+
+
+class Client:
+    def __init__(self, server: uvicorn.Server, connection: socket.socket, protocol: Any) -> None:
+        self.server, self.protocol = server, protocol
+        self._connection = connection
+        self._sent = 0
+
+    async def send(self, data: bytes, *, answered: bool = True) -> None:
+        """Send, and wait until the server has it; with `answered`, until it has done what it can about it."""
+        if self.protocol.transport.is_closing():
+            return
+        await asyncio.get_running_loop().sock_sendall(self._connection, data)
+        self._sent += len(data)
+        protocol = self.protocol
+        await until(lambda: protocol.received >= self._sent or protocol.transport.is_closing())
+        if answered:
+            await self.settle()
+
+    async def settle(self) -> None:
+        await until(lambda: bool(self.protocol.settled(self._sent)), times=20)
+
+    async def read(self, size: int) -> bytes:
+        found = b""
+        async with asyncio.timeout(_PATIENCE_S):
+            while len(found) < size:
+                chunk = await asyncio.get_running_loop().sock_recv(self._connection, min(65536, size - len(found)))
+                if not chunk:
+                    break
+                found += chunk
+        return found
+
+    async def rest(self) -> bytes:
+        """Everything until the server closes."""
+        return await self.read(1 << 40)
+
+    async def all_answers(self) -> bytes:
+        """Everything, once nothing more is to come; then the connection is closed."""
+        await self.settle()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+        return _DATE.sub(b"", await self.rest())
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+async def connect(server: uvicorn.Server) -> Client:
+    address = server.servers[0].sockets[0].getsockname()
+    connection = socket.socket()
+    connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    await asyncio.get_running_loop().sock_connect(connection, address)
+    mine = connection.getsockname()
+
+    def found() -> list[Any]:
+        return [p for p in server.server_state.connections if p.client == mine]
+
+    await until(lambda: bool(found()))
+    return Client(server, connection, found()[0])
+
+
+@contextlib.asynccontextmanager
+async def connected(server: uvicorn.Server) -> AsyncIterator[Client]:
+    client = await connect(server)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextlib.asynccontextmanager
+async def running(server: uvicorn.Server) -> AsyncIterator[uvicorn.Server]:
+    with bind("127.0.0.1", 0) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await until(lambda: server.started or serving.done())
+            yield server
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@contextlib.asynccontextmanager
+async def serving(hot: bool = True, keep_alive_s: float = 75.0, **changes: Any) -> AsyncIterator[Server]:
+    """The server of `mecha run`; without `hot`, uvicorn's protocol serves everything."""
+    wanted = {"port": 0, "store": "memory://", "drain": 5.0, "max_body_size": _BODY_LIMIT, "api_token": None, **changes}
+    async with Runtime([Part], store="memory://", app_id="test") as runtime:
+        server = Server(runtime, load_settings(wanted))
+        chosen = server.config.http if hot else HttpToolsProtocol
+        server.config.http = _watched(chosen) if isinstance(chosen, type) else chosen
+        server.config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]
+        async with running(server):
+            yield server
+
+
+Run = "Callable[[Coroutine[Any, Any, T]], T]"
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """A loop of each kind. What fails in a callback, or a failed call nobody looked at, fails the module."""
+    overlooked: list[dict[str, Any]] = []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if request.param == "uvloop" else None) as made:
+        made.get_loop().set_exception_handler(lambda _, report: overlooked.append(report))
+        yield made
+    assert overlooked == []
+
+
+class Pair:
+    """A server with the short cut and one without."""
+
+    def __init__(self, runner: asyncio.Runner, hot: Server, general: Server) -> None:
+        self.runner, self.hot, self.general = runner, hot, general
+
+    def told(self, segments: Sequence[bytes], waits: Sequence[bool] = ()) -> tuple[bytes, bytes, int]:
+        """What each says to the segments, and how many answers the short cut gave."""
+
+        async def talk() -> tuple[bytes, bytes, int]:
+            (hot, count), (general, _) = [await _say(s, segments, waits) for s in (self.hot, self.general)]
+            return hot, general, count
+
+        return self.runner.run(talk())
+
+
+async def _say(server: Server, segments: Sequence[bytes], waits: Sequence[bool]) -> tuple[bytes, int]:
+    async with connected(server) as client:
+        for at, segment in enumerate(segments):
+            await client.send(segment, answered=at < len(waits) and waits[at])
+        answers = await client.all_answers()
+        return answers, getattr(client.protocol, "hot_answers", 0)
+
+
+@pytest.fixture(scope="module")
+def pair(runner: asyncio.Runner) -> Iterator[Pair]:
+    stack = contextlib.AsyncExitStack()
+
+    async def begin() -> Pair:
+        hot = await stack.enter_async_context(serving())
+        general = await stack.enter_async_context(serving(hot=False))
+        return Pair(runner, hot, general)
+
+    yield runner.run(begin())
+    runner.run(stack.aclose())
+
+
+# -- what is said to them ------------------------------------------------------------------------------------------------
+
+
+def call(method: bytes = b"add", body: bytes = b"1", *headers: bytes, line: bytes = b"", length: bool = True) -> bytes:
+    """A request that is hot unless `headers` or `line` make it something else."""
+    first = line or b"POST /v1.0/actors/Part/ID/method/" + method + b" HTTP/1.1"
+    lines = [first, b"host: x", *headers]
+    if length:
+        lines.append(b"content-length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", body])
+
+
+HEALTH = b"GET /v1.0/healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+CHUNKED = call(b"add", b"1\r\n5\r\n0\r\n\r\n", b"transfer-encoding: chunked", length=False)
+_TARGET = b"/v1.0/actors/Part/ID/method/add"
+
+HOT = [
+    call(),
+    call(b"add", b""),
+    call(b"add", b"", length=False),
+    call(line=b"PUT " + _TARGET + b" HTTP/1.1"),
+    call(
+        b"echo", b'{"a": [1, "\xc3\xa9"]}', b"content-type: application/json", b"accept: */*", b"user-agent: x y/1 (z)"
+    ),
+    call(b"echo", b"\r\n\r\n1", b"ACCEPT-Encoding:gzip", b"Connection: Keep-Alive", b"accept-language:  \t en"),
+    call(b"add", b'"x"'),
+    call(b"add", b"{"),
+    call(b"add", b"\xff\x00"),
+    call(b"echo", b'"\\ud800"'),
+    call(b"fail", b'"text"'),
+    call(b"unserialisable", b""),
+    call(b"nix"),
+    call(b"fill", b"100000"),
+    call(b"fill", b"0"),
+    call(b"echo", b'"' + b"x" * (_BODY_LIMIT - 2) + b'"'),
+    call(line=b"POST /v1.0/actors/Part/" + b"i" * 1024 + b"/method/add HTTP/1.1"),
+    call(line=b"POST /v1.0/actors/Part/" + b"i" * 1025 + b"/method/add HTTP/1.1"),
+    call(line=b"POST /v1.0/actors/Part/~ID$!*'(),;=:@&_-./method/... HTTP/1.1"),
+    call(line=b"POST /v1.0/actors/Part/ID/method/$delete HTTP/1.1"),
+    call(line=b"POST /v1.0/actors/Part/ID/method/_private HTTP/1.1"),
+    call(line=b"POST /v1.0/actors/Part/ID/method/on_activate HTTP/1.1"),
+]
+
+NOT_HOT = [
+    # framing
+    CHUNKED,
+    call(b"add", b"1\r\n5\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"),
+    call(b"add", b"1", b"transfer-encoding: identity"),
+    call(b"add", b"1", b"transfer-encoding : chunked"),
+    call(b"add", b"1", b"content-length: 1"),
+    call(b"add", b"1", b"content-length: 0"),
+    call(b"add", b"1", b"content-length: 2"),
+    call(b"add", b"1", b"Content-Length : 1"),
+    *(
+        call(b"add", b"1", b"content-length:" + value, length=False)
+        for value in (b"+1", b" 01", b"-1", b"1 ", b" 1,1", b"0x1", b"", b" 1 1", b"\t1", b"1_0", b"\xb2", b"1\x00")
+    ),
+    *(
+        call(b"add", b"1", b"content-length: " + value, length=False)
+        for value in (b"5001", b"99999999", b"9" * 10, b"18446744073709551616", b"9" * 400)
+    ),
+    call(b"add", b"", b"content-length: 1", length=False),
+    # headers
+    call(b"add", b"1", b" folded: 1"),
+    call(b"add", b"1", b"accept: a", b" b"),
+    call(b"add", b"1", b"accept: a", b"\tb"),
+    call(b"add", b"1", b"host: y"),
+    call(b"add", b"1", b"accept: a", b"accept: b"),
+    call(b"add", b"1", b"user-agent: \xff"),
+    call(b"add", b"1", b"user-agent: \x00"),
+    call(b"add", b"1", b"user-agent: \x7f"),
+    call(b"add", b"1", b"user-agent: a\rb"),
+    call(b"add", b"1", b"user-agent: a\nb: c"),
+    call(b"add", b"1", b"user-agent: a\tb"),
+    call(b"add", b"1", b"user-agent:"),
+    call(b"add", b"1", b"user-agent : a"),
+    call(b"add", b"1", b"user\xc3\xa9: a"),
+    call(b"add", b"1", b"no colon"),
+    call(b"add", b"1", b": nameless"),
+    call(b"add", b"1", b"accept: " + b"a" * 5000),
+    call(b"add", b"1", b"x-unknown: 1"),
+    call(b"add", b"1", b"idempotency-key: k"),
+    call(b"add", b"1", b"mecha-timeout: never"),
+    call(b"add", b"1", b"baggage: bad"),
+    call(b"add", b"1", b"expect: 100-continue"),
+    call(b"add", b"1", b"connection: close"),
+    call(b"add", b"1", b"connection: keep-alive, close"),
+    call(b"add", b"1", b"connection: upgrade", b"upgrade: h2c"),
+    call(b"add", b"1", b"connection: upgrade", b"upgrade: websocket"),
+    b"POST " + _TARGET + b" HTTP/1.1\r\ncontent-length: 1\r\n\r\n1",
+    b"POST " + _TARGET + b" HTTP/1.1\r\nhost:\r\ncontent-length: 1\r\n\r\n1",
+    b"POST " + _TARGET + b" HTTP/1.1\r\n\r\n",
+    b"POST " + _TARGET + b" HTTP/1.1\nhost: x\ncontent-length: 1\n\n1",
+    b"POST " + _TARGET + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\n1",
+    b"POST " + _TARGET + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 1\n\r\n1",
+    # the request line
+    *(
+        call(line=line)
+        for line in (
+            b"GET " + _TARGET + b" HTTP/1.1",
+            b"DELETE " + _TARGET + b" HTTP/1.1",
+            b"HEAD " + _TARGET + b" HTTP/1.1",
+            b"PATCH " + _TARGET + b" HTTP/1.1",
+            b"OPTIONS * HTTP/1.1",
+            b"CONNECT x:1 HTTP/1.1",
+            b"post " + _TARGET + b" HTTP/1.1",
+            b"POST  " + _TARGET + b" HTTP/1.1",
+            b"POST " + _TARGET + b"  HTTP/1.1",
+            b"POST " + _TARGET + b" HTTP/1.0",
+            b"POST " + _TARGET + b" HTTP/1.2",
+            b"POST " + _TARGET + b" HTTP/2.0",
+            b"POST " + _TARGET + b" http/1.1",
+            b"POST " + _TARGET + b" HTTP/1.1 ",
+            b"POST " + _TARGET,
+            b"POST http://x" + _TARGET + b" HTTP/1.1",
+            b"POST /" + _TARGET + b" HTTP/1.1",
+            b"POST " + _TARGET + b"/ HTTP/1.1",
+            b"POST " + _TARGET + b"?a=1 HTTP/1.1",
+            b"POST " + _TARGET + b"#a HTTP/1.1",
+            b"POST /v1.0/actors/Part/../method/add HTTP/1.1",
+            b"POST /v1.0/actors/Part/./method/add HTTP/1.1",
+            b"POST /v1.0/actors/Part/ID/method/.. HTTP/1.1",
+            b"POST /v1.0/actors/Part/ID/method/a/b HTTP/1.1",
+            b"POST /v1.0/actors/Part/ID%20/method/add HTTP/1.1",
+            b"POST /v1.0/actors/Part/a+b/method/add HTTP/1.1",
+            b"POST /v1.0/actors/Part/%zz/method/add HTTP/1.1",
+            b"POST /v1.0/actors/Part/\xc3\xa9/method/add HTTP/1.1",
+            b"POST /v1.0/actors/Nobody/ID/method/add HTTP/1.1",
+            b"POST /v1.0/actors/mecha.workflow/ID/method/pause HTTP/1.1",
+        )
+    ),
+    b"\r\n" + call(),
+    b"\n" + call(),
+    b" " + call(),
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"\x00",
+    HEALTH,
+]
+
+
+@pytest.mark.parametrize("request_", HOT, ids=range(len(HOT)))
+def test_hot_requests(pair: Pair, request_: bytes) -> None:
+    """Each is answered from the short cut, as the general path answers it; and so is the next."""
+    hot, general, count = pair.told([request_, call()], [True])
+    assert hot == general
+    assert count == 2
+
+
+@pytest.mark.parametrize("request_", NOT_HOT, ids=range(len(NOT_HOT)))
+def test_other_requests(pair: Pair, request_: bytes) -> None:
+    """Each goes to the parser, whatever it makes of it, and whether or not it is the first of its connection."""
+    hot, general, count = pair.told([request_], [True])
+    assert (hot, count) == (general, 0)
+    hot, general, _ = pair.told([call(), request_, call(), HEALTH], [True, True])
+    assert hot == general
+
+
+def test_any_cut(pair: Pair) -> None:
+    """Three requests in two segments, cut anywhere, are answered in their order."""
+    for data in (
+        call() + HEALTH + call(),
+        call(b"add", b"2") + call(b"add", b"3"),
+        CHUNKED + call() + call(b"fail", b'"a"'),
+    ):
+        whole = pair.told([data.replace(b"ID", b"whole")])
+        assert whole[0] == whole[1]
+        for at in range(1, len(data)):
+            request = data.replace(b"ID", b"%05d" % at)
+            hot, general, _ = pair.told([request[:at], request[at:]], [at % 2 == 0])
+            assert hot == general
+            assert len(hot) == len(whole[0])
+
+
+_requests = st.sampled_from([*HOT, *NOT_HOT])
+_insertions = st.sampled_from(
+    [b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b"\xff", b"%", b"/", b"0", b"1", b"+", b"-", b",", b"\x7f", b"."]
+    + [
+        b"host: x\r\n",
+        b"content-length: 1\r\n",
+        b"transfer-encoding: chunked\r\n",
+        b"connection: close\r\n",
+        b"HTTP/1.1",
+    ]
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[list[bytes], list[bool]]:
+    """Requests, some bytes of them changed, in segments; and whether the client waits for answers after each."""
+    data = bytearray(b"".join(draw(st.lists(_requests, min_size=1, max_size=4))).replace(b"ID", b"id"))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, min(len(data), 400)))
+        data[at : at + draw(st.integers(0, 2))] = draw(_insertions | st.just(b""))
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(data) - 1)), max_size=4)))
+    segments = [bytes(data[a:b]) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if a < b]
+    return segments, draw(st.lists(st.booleans(), min_size=len(segments), max_size=len(segments)))
+
+
+@settings(deadline=None, max_examples=250)
+@given(conversations())
+@example(([call() + HEALTH[:10], HEALTH[10:] + call()], [False, False]))
+@example(([call(), call(), HEALTH, CHUNKED, call()], [False] * 5))
+def test_any_conversation(pair: Pair, conversation: tuple[list[bytes], list[bool]]) -> None:
+    """Whatever is sent, changed and cut at random, both servers say the same."""
+    hot, general, _ = pair.told(*conversation)
+    assert hot == general
+
+
+def test_counted_alike(pair: Pair) -> None:
+    """Answers from the short cut count as requests of the server."""
+    before = [server.server_state.total_requests for server in (pair.hot, pair.general)]
+    pair.told([call(), HEALTH, call(b"fail", b'"a"')], [True, True, True])
+    after = [server.server_state.total_requests for server in (pair.hot, pair.general)]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 3]
+
+
+# -- errors --------------------------------------------------------------------------------------------------------------
+
+_TEXT = "é\ud800 \x00 'text'"
+
+
+def _errors() -> list[Exception]:
+    """One of each kind that has a line in the table, and some that have none."""
+    made = [row.error.__new__(row.error, _TEXT) for row in TABLE]
+    for error in made:
+        error.instance_id = "i"  # type: ignore[attr-defined]  # what one text of the table shows
+    return [
+        *made,
+        Problem(418, "ERR_X", _TEXT, details=[{"a": 1}], retry=True),
+        KeyError(_TEXT),
+        ExceptionGroup("g", made[:1]),
+    ]
+
+
+@pytest.mark.parametrize("error", _errors(), ids=lambda error: type(error).__name__)
+def test_errors(runner: asyncio.Runner, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Every error is told in the same bytes by the short cut and by the ASGI application."""
+
+    def invoke(*_: object) -> asyncio.Future[bytes]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(error)
+        return future
+
+    async def unreachable(*_: Any) -> None:
+        raise AssertionError
+
+    async def told(http: type[HttpToolsProtocol]) -> bytes:
+        app = HotPath(unreachable, {"Part"}, invoke, unreachable, Token(None), _BODY_LIMIT)
+        config = uvicorn.Config(
+            app, http=_watched(http), ws="none", lifespan="off", loop="none", log_config=None, access_log=False
+        )
+        async with running(uvicorn.Server(config)) as server, connected(server) as client:
+            await client.send(call())
+            return await client.all_answers()
+
+    hot = runner.run(told(hot_protocol(HotCalls(invoke, {"Part"}, _BODY_LIMIT))))
+    logged = len([r for r in caplog.records if r.name == "mecha.http"])
+    general = runner.run(told(HttpToolsProtocol))
+    assert hot == general
+    assert hot.startswith(b"HTTP/1.1 ")
+    assert len([r for r in caplog.records if r.name == "mecha.http"]) == 2 * logged
+    assert bool(logged) == (not isinstance(error, (ActorError, Problem, *(row.error for row in TABLE))))

@@ -1,0 +1,153 @@
+"""The embedded form: `async with Runtime(...)`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors import ActorFailed, actor, method
+from runtime_api import Runtime
+from runtime_api.loader import Application
+from statestores.components import open_url
+from statestores.errors import ComponentError
+from workflow import activity, workflow
+
+
+@actor
+class Tally:
+    count: int = 0
+
+    @method
+    async def add(self, by: int) -> int:
+        self.count += by
+        return self.count
+
+    @method
+    async def refuse(self) -> None:
+        raise ValueError("no")
+
+
+@activity
+async def triple(value: int) -> int:
+    return 3 * value
+
+
+@workflow
+async def tripling(value: int) -> int:
+    return await triple(value)
+
+
+async def test_the_callers_module_is_the_application() -> None:
+    """Without `app`, what is decorated in the module that makes the runtime is served."""
+    async with Runtime(store="memory://") as runtime:
+        assert await runtime.actor(Tally, "a").add(2) == 2
+        assert await runtime.actor("Tally", "a").add(3) == 5
+        assert await runtime.workflows.run(tripling, 5) == 15
+        with pytest.raises(ActorFailed, match="no"):
+            await runtime.actor(Tally, "a").refuse()
+
+
+async def test_chosen_application() -> None:
+    """With `app`, only what is listed."""
+    runtime = Runtime([Tally], store="memory://")
+    assert [d.name for d in runtime.application.actors] == ["Tally"]
+    assert runtime.application.workflows == ()
+
+
+async def test_send_takes_effect(tmp_path: Path) -> None:
+    """A sent message is durable when `send` returns: a later runtime on the same store has it."""
+    store = f"sqlite:///{tmp_path / 'send.db'}"
+    async with Runtime([Tally], store=store) as runtime:
+        await runtime.send(runtime.actor(Tally, "a").add, 4)
+    async with Runtime([Tally], store=store) as runtime:
+        while await runtime.actor(Tally, "a").add(0) != 4:
+            pass
+
+
+async def test_what_was_done_is_there_next_time(tmp_path: Path) -> None:
+    """State outlives the runtime."""
+    store = f"sqlite:///{tmp_path / 'bank.db'}"
+    for expected in (1, 2, 3):
+        async with Runtime([Tally], store=store) as runtime:
+            assert await runtime.actor(Tally, "a").add(1) == expected
+
+
+async def test_outside_of_its_life() -> None:
+    """Before start and after stop, use is an error that says what to do; starting twice and stopping twice are safe."""
+    runtime = Runtime([Tally], store="memory://")
+    with pytest.raises(RuntimeError, match="async with"):
+        runtime.actor(Tally, "a")
+    assert not runtime.is_ready
+    async with runtime:
+        assert runtime.is_ready
+        with pytest.raises(RuntimeError, match="already"):
+            await runtime.start()
+        runtime.begin_stop()
+        assert not runtime.is_ready
+    await runtime.stop()
+    for use in (lambda: runtime.actors, lambda: runtime.workflows, lambda: runtime.store):
+        with pytest.raises(RuntimeError, match="not running"):
+            use()
+
+
+async def test_a_store_that_is_given_stays_the_callers() -> None:
+    """A store object is used and left open."""
+    store = open_url("memory://")
+    async with Runtime([Tally], store=store) as runtime:
+        assert runtime.store is store
+        await runtime.actor(Tally, "a").add(1)
+    assert (await store.journal.load("Tally/a")).version == 1
+    await store.close()
+
+
+def component(directory: Path, name: str, kind: str, **metadata: str) -> None:
+    items = ", ".join(f'{{name: {key}, value: "{value}"}}' for key, value in metadata.items())
+    (directory / f"{name}.yaml").write_text(
+        f"apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: {name}}}\n"
+        f"spec: {{type: {kind}, version: v1, metadata: [{items}]}}\n"
+    )
+
+
+async def test_actors_live_in_the_component_that_says_so(tmp_path: Path) -> None:
+    """`actorStateStore` chooses the store, unless a store is given."""
+    database = tmp_path / "actors.db"
+    component(tmp_path, "plain", "state.in-memory")
+    component(tmp_path, "durable", "state.sqlite", connectionString=str(database), actorStateStore="true")
+    async with Runtime([Tally], resources_path=tmp_path) as runtime:
+        assert runtime.store is runtime.components["durable"].store
+        await runtime.actor(Tally, "a").add(1)
+    async with Runtime([Tally], resources_path=tmp_path, store="memory://") as runtime:
+        assert await runtime.actor(Tally, "a").add(1) == 1
+    async with Runtime([Tally], resources_path=tmp_path) as runtime:
+        assert await runtime.actor(Tally, "a").add(1) == 2
+
+
+async def test_a_bad_component_closes_what_was_opened(tmp_path: Path) -> None:
+    """Nothing stays open after a start that failed, and it can be tried again."""
+    component(tmp_path, "good", "state.in-memory")
+    component(tmp_path, "worse", "state.nothing")
+    runtime = Runtime([Tally], resources_path=tmp_path, store="memory://")
+    with pytest.raises(ComponentError, match="worse"):
+        await runtime.start()
+    (tmp_path / "worse.yaml").unlink()
+    async with runtime:
+        assert await runtime.actor(Tally, "a").add(1) == 1
+
+
+async def test_an_empty_application_can_be_run() -> None:
+    """State alone is a use, too."""
+    async with Runtime(Application(), store="memory://") as runtime:
+        assert set(runtime.components) == {"statestore"}
+
+
+def test_embedding_needs_no_web_framework() -> None:
+    """`from runtime_api import Runtime` loads neither FastAPI nor uvicorn."""
+    code = (
+        "import sys; from runtime_api import Runtime; print(sorted({'fastapi', 'uvicorn', 'typer'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True).stdout
+    assert shown.strip() == "[]"
