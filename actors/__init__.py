@@ -30,7 +30,7 @@ from actors.errors import (
     UnserializableResult,
 )
 from actors.host import Host
-from actors.outbox import Work, Worker
+from actors.outbox import DeadLetter, Work, Worker
 from actors.placement.local import StoreInUse
 from actors.turn import Turn, context, send
 
@@ -43,6 +43,7 @@ __all__ = [
     "ActorNotActive",
     "CallerError",
     "Clock",
+    "DeadLetter",
     "DeadlineExceeded",
     "Deadlock",
     "Host",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from actors.definition import make_method
-from actors.errors import InvalidState, ReminderExists
+from actors.definition import HOOKS, make_method
+from actors.errors import InvalidState, ReminderExists, UnknownMethod
 from actors.state import patch_field
 from actors.turn import context
 from statestores.codec import encode
@@ -20,17 +20,22 @@ if TYPE_CHECKING:
     from actors.definition import Method
 
 
-def _delete(_: Any) -> bool:
-    """True when there was anything to delete."""
+async def _delete(_: Any) -> bool:
+    """True when there was anything to delete. An actor without history may have reminders, and is listed then."""
     turn = context()
-    existed = turn.activation.indexed
+    existed = turn.activation.indexed or await turn.is_listed()
     turn.delete()
     return existed
 
 
 def _accept(_: Any, method: str, payload: str) -> None:
-    """A one-way message from outside: once this is committed it stands in the actor's own outbox."""
+    """A one-way message from outside: once this is committed it stands in the actor's own outbox. What could never be
+    delivered is refused here, while somebody listens."""
     turn = context()
+    definition = turn.activation.definition
+    if method not in definition.methods or method in HOOKS:
+        raise UnknownMethod(f"actor method not found: {turn.stream.replace('/', '.', 1)}.{method}")
+    definition.methods[method].signature.bind_json(payload.encode())
     turn.send_raw(turn.actor_type, turn.actor_id, method, payload.encode())
 
 

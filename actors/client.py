@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actors.definition import ActorDefinition
     from actors.host import Host
     from actors.message import Call
+    from actors.outbox import DeadLetter
     from actors.reminders import ReminderInfo
     from statestores.model import Event, IndexEntry, IndexQuery, StreamState
 
@@ -114,7 +115,7 @@ class ActorClient:
         await self.send_raw(actor_type, actor_id, name, payload)
 
     async def send_raw(self, actor_type: str, actor_id: str, method: str, payload: bytes = b"") -> None:
-        """`send` with JSON arguments. Raises `UnknownActorType`, `InvalidName`."""
+        """`send` with JSON arguments. Raises `UnknownActorType`, `InvalidName`, `UnknownMethod`, `InvalidArguments`."""
         await self._builtin(actor_type, actor_id, "$accept", [method, payload.decode()])
 
     # -- looking -------------------------------------------------------------------------------------------------------
@@ -152,6 +153,17 @@ class ActorClient:
         for activation in self._host.activations.values():
             counts[activation.definition.name] += 1
         return counts
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Messages that were given up: they could never succeed, or failed too often."""
+        return await self._host.outbox.dead_letters(limit)
+
+    async def resend_dead_letter(self, letter: DeadLetter) -> None:
+        """Let a message leave again, once what was wrong with it has been mended."""
+        await self._host.outbox.settle_dead_letter(letter, resend=True)
+
+    async def discard_dead_letter(self, letter: DeadLetter) -> None:
+        await self._host.outbox.settle_dead_letter(letter, resend=False)
 
     # -- changing from outside: turns like any other -------------------------------------------------------------------
 

@@ -47,6 +47,20 @@ class Work(NamedTuple):
     redelivered: bool
 
 
+class DeadLetter(NamedTuple):
+    """A message that was given up. `actor` and `method` are empty for posted work; `payload` is JSON."""
+
+    id: str
+    partition: int
+    sender: str
+    kind: str
+    actor: str
+    method: str
+    payload: bytes
+    reason: str
+    body: bytes
+
+
 Worker = Callable[[Work], Awaitable[None]]
 """Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises."""
 
@@ -258,6 +272,39 @@ class Outbox:
             self._recently.difference_update(ids)
             self.recover([partition])
 
+    # -- dead letters --------------------------------------------------------------------------------------------------
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Of the partitions this host owns, at most `limit`."""
+        found: list[DeadLetter] = []
+        for partition in self._host.owned():
+            rows = await self._host.journal.outbox(partition, "", limit - len(found), dead=True)
+            found += [_dead_letter(partition, row) for row in rows]
+            if len(found) >= limit:
+                break
+        return found
+
+    async def settle_dead_letter(self, letter: DeadLetter, *, resend: bool) -> None:
+        """Remove it; with `resend` it leaves again, under a new id (the old one is known to have had no effect). Raises
+        `CommitRefused`, `StoreUnavailable`."""
+        host = self._host
+        message = OutboxMessage(f"{host.new_id()}.again", letter.sender, letter.body)
+        commit = TurnCommit(
+            letter.partition,
+            host.epochs[letter.partition],
+            "",
+            host.new_id(),
+            host.clock.now_ms(),
+            outbox=(message,) if resend else (),
+            outbox_done=(letter.id,),
+        )
+        answer: asyncio.Future[StoreError | None] = asyncio.get_running_loop().create_future()
+        host.group.submit(commit, answer.set_result)
+        if (refusal := await answer) is not None:
+            raise refusal
+        if resend:
+            self.recover([letter.partition])
+
     # -- catching up ---------------------------------------------------------------------------------------------------
 
     def _check_behind(self) -> None:
@@ -302,3 +349,18 @@ class Outbox:
             if len(page) < _PAGE and partition not in self._missed:
                 self._behind.discard(partition)
                 return
+
+
+def _dead_letter(partition: int, row: OutboxMessage) -> DeadLetter:
+    envelope = Envelope.decode(row.body)
+    return DeadLetter(
+        row.id,
+        partition,
+        row.stream,
+        envelope.kind,
+        envelope.stream,
+        envelope.method,
+        envelope.payload,
+        row.dead,
+        row.body,
+    )

@@ -20,7 +20,7 @@ from actors.errors import ActorMoved, InvalidState
 from actors.message import Envelope
 from actors.names import check_name, stream_of
 from actors.schedule import Misfire, make_schedule
-from statestores.model import NewEvent, OutboxMessage
+from statestores.model import IndexQuery, NewEvent, OutboxMessage
 
 if TYPE_CHECKING:
     import asyncio
@@ -255,6 +255,12 @@ class Turn:
         """The reminders this actor had when the turn began."""
         await self.wait_committed()
         return await self.activation.host.reminders.of(self.stream)
+
+    async def is_listed(self) -> bool:
+        """Whether the actor had anything durable when the turn began."""
+        await self.wait_committed()
+        query = IndexQuery(self.actor_type, id_prefix=self.actor_id, limit=1)  # itself comes first, if it is there
+        return any(entry.stream == self.stream for entry in await self.activation.host.journal.index(query))
 
     def set_timer(
         self,

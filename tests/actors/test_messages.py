@@ -1,0 +1,361 @@
+"""Messages: sent with the turn, delivered whatever happens, in effect exactly once; durable calls and posted work."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from actors import Host, InvalidArguments, UnknownMethod, Work, actor, context, method, send
+from tests.actors.worlds import settled, until
+
+if TYPE_CHECKING:
+    from tests.actors.worlds import World
+
+
+@actor
+class Sender:
+    sent: int = 0
+    outcomes: list[list[Any]] = field(default_factory=list)
+
+    @method
+    async def tell(self, who: str, amounts: list[int]) -> None:
+        for amount in amounts:
+            send(context().actor(Receiver, who).take, amount)
+        self.sent += len(amounts)
+
+    @method
+    async def tell_and_fail(self, who: str) -> None:
+        send(context().actor(Receiver, who).take, 1)
+        raise ValueError("no")
+
+    @method
+    async def tell_by_name(self, actor_type: str, who: str, name: str) -> None:
+        context().send_raw(actor_type, who, name, b"1")
+
+    @method
+    async def ask(self, who: str, name: str, argument: int, token: str) -> None:
+        context().call_durably("Receiver", who, name, b"%d" % argument, reply_method="outcome", token=token)
+
+    @method
+    async def ask_type(self, actor_type: str, token: str) -> None:
+        context().call_durably(actor_type, "x", "take", b"1", reply_method="outcome", token=token)
+
+    @method
+    async def outcome(self, token: str, result: Any, error: dict[str, str] | None) -> None:
+        self.outcomes.append([token, result, None if error is None else [error["type"], error["message"]]])
+
+    @method
+    async def post(self, what: str) -> str:
+        return context().post("job", b'"%b"' % what.encode())
+
+    @method
+    async def finish(self, message_id: str, what: str) -> None:
+        context().done(message_id)
+        self.outcomes.append([what])
+
+    @method(read_only=True)
+    async def heard(self) -> list[list[Any]]:
+        return self.outcomes
+
+
+@actor
+class Receiver:
+    taken: list[int] = field(default_factory=list)
+    senders: list[str] = field(default_factory=list)
+
+    @method
+    async def take(self, amount: int) -> int:
+        self.taken.append(amount)
+        if context().caller not in self.senders:
+            self.senders.append(context().caller)
+        return sum(self.taken)
+
+    @method
+    async def refuse(self, amount: int) -> int:
+        self.taken.append(amount)
+        raise ValueError(f"not {amount}")
+
+    @method
+    async def refuse_at_first(self, amount: int) -> int:
+        self._tries = getattr(self, "_tries", 0) + 1
+        if self._tries == 1:
+            raise ValueError("later")
+        self.taken.append(amount)
+        return amount
+
+    @method
+    async def relay(self, amount: int) -> None:
+        self.taken.append(amount)
+        if amount:
+            send(context().actor(Receiver, "next").relay, amount - 1)
+
+    @method
+    async def remove(self) -> None:
+        context().delete()
+
+    @method(read_only=True)
+    async def all(self) -> list[int]:
+        return self.taken
+
+    @method(read_only=True)
+    async def who(self) -> list[str]:
+        return self.senders
+
+
+async def outbox_is_empty(world: World) -> bool:
+    return not [m for p in range(4) for m in await world.journal.outbox(p)]
+
+
+async def until_delivered(world: World) -> None:
+    async with asyncio.timeout(5):
+        while not await outbox_is_empty(world):  # noqa: ASYNC110  # the store tells nobody
+            await asyncio.sleep(0.002)
+
+
+async def test_messages_arrive_once_and_in_order(world: World) -> None:
+    """Each takes effect once, in the order it was sent, and the sender is known."""
+    client = await world.client(Sender, Receiver)
+    await client.actor(Sender, "s").tell("r", list(range(50)))
+    await client.actor(Sender, "s").tell("r", list(range(50, 100)))
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == list(range(100))
+    assert await client.actor(Receiver, "r").who() == ["Sender/s"]
+
+
+async def test_message_leaves_after_the_commit_only(world: World) -> None:
+    """INV-7: nothing arrives of a turn that is not durable, nothing at all of one that failed."""
+    client = await world.client(Sender, Receiver)
+    with pytest.raises(Exception, match="no"):
+        await client.actor(Sender, "s").tell_and_fail("r")
+    await client.actor(Sender, "s").tell("r", [])
+    world.lever.hold()
+    told = asyncio.ensure_future(client.actor(Sender, "s").tell("r", [1]))
+    await settled()
+    assert "Receiver/r" not in client._host.activations
+    world.lever.let_go()
+    await told
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [1]
+
+
+async def test_crash_between_commit_and_delivery(world: World) -> None:
+    """INV-9: what was committed and not delivered is found in the store by the next host."""
+    host = await world.host(Sender)  # it has no Receiver: nothing can be delivered
+    await host.client.actor(Sender, "s").tell("r", [1, 2, 3])
+    await world.crash(host)
+    client = await world.client(Sender, Receiver)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [1, 2, 3]
+
+
+async def test_crash_between_delivery_and_acknowledgement(world: World) -> None:
+    """INV-8: delivered again after the crash, the message finds its receipt and has no second effect."""
+    host = await world.host(Sender, Receiver)
+    world.lever.refuse = lambda turn: bool(turn.outbox_done)  # the sender never learns of the delivery
+    await host.client.actor(Sender, "s").tell("r", [1, 2])
+    await until(lambda: any(c.receipt for c in world.lever.commits if c.stream == "Receiver/r"))
+    assert await host.client.actor(Receiver, "r").all() == [1, 2]
+    assert not await outbox_is_empty(world)
+    await world.crash(host)
+    world.lever.refuse = None
+    client = await world.client(Sender, Receiver)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [1, 2]
+
+
+@pytest.mark.parametrize("crash_after", range(8))
+async def test_crash_anywhere_in_a_relay(world: World, crash_after: int) -> None:
+    """Whichever commit is the last before the crash, each step of a chain of messages happens exactly once."""
+    host = await world.host(Receiver)
+    commits = 0
+
+    def count(turns: Any) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == crash_after + 2:
+            host.abort()
+
+    world.lever.on_commit = count
+    await host.client.send(host.client.actor(Receiver, "next").relay, 3)
+    await until(lambda: host.aborted or (commits >= 4 and not host.outbox.in_flight))
+    world.lever.on_commit = None
+    if not host.aborted:
+        await world.crash(host)
+    client = await world.client(Receiver)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "next").all() == [3, 2, 1, 0]
+
+
+async def test_unknown_outcome_of_the_sending_turn(world: World) -> None:
+    """The commit happened, its answer was lost for good: its messages are found and delivered without a restart."""
+    client = await world.client(Sender, Receiver, store_patience_s=0.01)
+    await client.actor(Sender, "s").tell("other", [])
+    world.lever.lose_answers = 1
+    with pytest.raises(Exception, match="lost"):
+        await client.actor(Sender, "s").tell("r", [7])
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [7]
+
+
+async def test_more_messages_than_may_be_in_flight(world: World) -> None:
+    """What does not fit waits in the store; memory holds `max_in_flight_messages`."""
+    client = await world.client(Sender, Receiver, max_in_flight_messages=8)
+    most = 0
+
+    def watch(_: Any) -> None:
+        nonlocal most
+        most = max(most, client._host.outbox.in_flight)
+
+    world.lever.on_commit = watch
+    for start in range(0, 100, 20):
+        await client.actor(Sender, "s").tell("r", list(range(start, start + 20)))
+    await until_delivered(world)
+    assert sorted(await client.actor(Receiver, "r").all()) == list(range(100))
+    assert most <= 8
+
+
+async def test_message_to_nowhere_becomes_a_dead_letter(world: World) -> None:
+    """What can never succeed is given up, kept, and shown with its reason; it can be sent again or thrown away."""
+    host = await world.host(Sender, Receiver)
+    client = host.client
+    await client.actor(Sender, "s").tell_by_name("Nowhere", "x", "take")
+    await client.actor(Sender, "s").tell_by_name("Receiver", "x", "no_such")
+    await until_delivered(world)
+    letters = await client.dead_letters()
+    assert {(d.sender, d.actor, d.method) for d in letters} == {
+        ("Sender/s", "Nowhere/x", "take"),
+        ("Sender/s", "Receiver/x", "no_such"),
+    }
+    assert {d.reason.split(":")[0] for d in letters} == {"UnknownActorType", "UnknownMethod"}
+    (lost,) = [d for d in letters if d.method == "no_such"]
+    await client.discard_dead_letter(lost)
+    assert [d.method for d in await client.dead_letters()] == ["take"]
+
+
+async def test_dead_letter_is_sent_again(world: World) -> None:
+    """After the reason is gone: here a type that is deployed now."""
+    host = await world.host(Sender)
+    await host.client.actor(Sender, "s").tell("r", [5])
+    await until_delivered(world)
+    await host.stop()
+    client = await world.client(Sender, Receiver)
+    (letter,) = await client.dead_letters()
+    await client.resend_dead_letter(letter)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [5]
+    assert await client.dead_letters() == []
+
+
+async def test_message_whose_turn_keeps_failing_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many attempts; a failed turn leaves no trace each time, and the ones after it are delivered."""
+    monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 0.001)
+    client = await world.client(Sender, Receiver)
+    await client.actor(Sender, "s").tell_by_name("Receiver", "r", "refuse")
+    await client.actor(Sender, "s").tell_by_name("Receiver", "r", "refuse_at_first")
+    await until_delivered(world)
+    (letter,) = await client.dead_letters()
+    assert letter.reason == "ActorFailed: ValueError: not 1"
+    assert await client.actor(Receiver, "r").all() == [1]
+
+
+async def test_durable_call_brings_its_outcome(world: World) -> None:
+    """Result or failure comes back once, as a message; a failure of the target's turn left no trace there."""
+    client = await world.client(Sender, Receiver)
+    sender = client.actor(Sender, "s")
+    await sender.ask("r", "take", 4, "t1")
+    await until_delivered(world)
+    await sender.ask("r", "refuse", 5, "t2")
+    await until_delivered(world)
+    await sender.ask("r", "no_such", 5, "t3")
+    await sender.ask_type("Nowhere", "t4")
+    await until_delivered(world)
+    heard = await sender.heard()
+    assert sorted(heard)[:2] == [["t1", 4, None], ["t2", None, ["ValueError", "not 5"]]]
+    assert [h[2][0] for h in sorted(heard)[2:]] == ["UnknownMethod", "UnknownActorType"]
+    assert await client.actor(Receiver, "r").all() == [4]
+
+
+async def test_durable_call_across_a_crash(world: World) -> None:
+    """The target's turn and the outcome's arrival happen once each, whatever was lost in between."""
+    host = await world.host(Sender)
+    await host.client.actor(Sender, "s").ask("r", "take", 4, "t")
+    await world.crash(host)
+    host = await world.host(Sender, Receiver)
+    await until(lambda: any(c.stream == "Receiver/r" for c in world.lever.commits))
+    await world.crash(host)
+    client = await world.client(Sender, Receiver)
+    await until_delivered(world)
+    assert await client.actor(Sender, "s").heard() == [["t", 4, None]]
+    assert await client.actor(Receiver, "r").all() == [4]
+
+
+async def test_posted_work_is_done_again_until_done_is_committed(world: World) -> None:
+    """A worker that fails is called again; after a crash the work is found; `done` ends it."""
+    seen: list[Work] = []
+    hosts: list[Host] = []
+
+    async def worker(work: Work) -> None:
+        seen.append(work)
+        if len(seen) < 3:
+            raise RuntimeError("not yet")
+        await hosts[-1].client.actor(Sender, "s").finish(work.id, "done")
+
+    async def never(work: Work) -> None:
+        await asyncio.Event().wait()
+
+    first = await world.host(Sender, workers={"job": never})
+    message_id = await first.client.actor(Sender, "s").post("x")
+    await world.crash(first)
+    hosts.append(await world.host(Sender, workers={"job": worker}))
+    await until_delivered(world)
+    assert [(w.id, w.body, w.kind, w.stream) for w in seen] == [(message_id, b'"x"', "job", "Sender/s")] * 3
+    assert all(w.redelivered for w in seen)
+    assert await hosts[0].client.actor(Sender, "s").heard() == [["done"]]
+    assert hosts[0].outbox.in_flight == 0
+
+
+async def test_send_from_outside(world: World) -> None:
+    """Accepted durably, delivered once; a mistake in it is the caller's error at once."""
+    client = await world.client(Receiver)
+    await client.send(client.actor(Receiver, "r").take, 5)
+    await client.send(client.actor("Receiver", "r").take, 6)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [5, 6]
+    with pytest.raises(UnknownMethod):
+        await client.send(client.actor("Receiver", "r").nothing, 6)
+    with pytest.raises(InvalidArguments):
+        await client.send(client.actor("Receiver", "r").take, "many")
+    with pytest.raises(TypeError, match="method of an actor reference"):
+        await client.send(print, 6)
+
+
+async def test_message_of_an_actor_that_deletes_itself_still_leaves(world: World) -> None:
+    """Deletion takes what is waiting to be sent with it, but not what its own turn sends."""
+    client = await world.client(Sender, Receiver)
+    await client.actor(Receiver, "r").take(1)
+    await client.actor(Receiver, "r").remove()
+    assert await client.actor(Receiver, "r").all() == []
+    assert await client.state("Receiver", "r") is None
+
+
+async def test_delivery_to_a_full_mailbox_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mailbox that refuses loses nothing."""
+    monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 0.001)
+
+    @actor(name="Narrow", mailbox_limit=1)
+    class Narrow:
+        taken: int = 0
+
+        @method
+        async def take(self, amount: int) -> None:
+            await asyncio.sleep(0)
+            self.taken += amount
+
+    client = await world.client(Sender, Narrow)
+    for _ in range(10):
+        await client.actor(Sender, "s").tell_by_name("Narrow", "n", "take")
+    await until_delivered(world)
+    assert await client.state("Narrow", "n") == (10, {"taken": 10})
