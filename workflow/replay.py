@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import math
 import os
 import random
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from workflow.definition import Activity, Workflow
 
 _PACKAGE = os.path.dirname(__file__)
+_LONG = 1000
 _WITHDRAWN: Command = ("",)
 _CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
 
@@ -444,16 +446,21 @@ def replay(
         return program
     program.replaying = True
     outside = program.loop.enter()
+    collects = gc.isenabled() and len(records) > _LONG
+    if collects:
+        # A replay makes many objects and little garbage: the collector would go over all of them again and again.
+        gc.disable()
     try:
         for record in records:
-            inputs = parse(record.inputs)
-            commands = program._apply(record.time_ms, inputs)
-            if encode_commands(commands) != record.commands:
+            commands = program._apply(record.time_ms, orjson.loads(record.inputs))
+            if (orjson.dumps(commands).decode() if commands else "") != record.commands:
                 raise _difference(program, commands, record)
     except BaseException:
         program.close()
         raise
     finally:
+        if collects:
+            gc.enable()
         program.loop.leave(outside)
     program.replaying = False
     return program
