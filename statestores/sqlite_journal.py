@@ -309,9 +309,9 @@ def _verdict(connection: sqlite3.Connection, turn: TurnCommit, objection: Except
             return None if kept[-1] == turn.turn_id else DuplicateTurn(turn.stream, Receipt(*kept[:-1]))
     if turn.expected_version is not None:
         head, recorded_by = connection.execute(
-            "SELECT coalesce(max(version), 0), (SELECT turn_id FROM events WHERE stream = ?1 AND version = ?2)"
-            " FROM events WHERE stream = ?1",
-            (turn.stream, turn.expected_version + 1),
+            "SELECT coalesce(max(version), 0), (SELECT turn_id FROM events WHERE stream = :stream AND version = :next)"
+            " FROM events WHERE stream = :stream",
+            {"stream": turn.stream, "next": turn.expected_version + 1},
         ).fetchone()
         if turn.events and recorded_by == turn.turn_id:
             return None
@@ -328,15 +328,16 @@ _NO_LIMIT = 2**63 - 1
 
 # One statement, so that it sees one moment. The snapshot, if usable, comes first: its name is NULL.
 _LOAD = f"""
-    SELECT version, NULL AS name, data, NULL, NULL, NULL, NULL FROM snapshots WHERE stream = ?1 AND version <= ?2
+    SELECT version, NULL AS name, data, NULL, NULL, NULL, NULL FROM snapshots WHERE stream = :stream AND version <= :at
     UNION ALL
-    SELECT {_EVENT_COLUMNS} FROM events WHERE stream = ?1 AND version <= ?2
-        AND version > coalesce((SELECT version FROM snapshots WHERE stream = ?1 AND version <= ?2), 0)
+    SELECT {_EVENT_COLUMNS} FROM events WHERE stream = :stream AND version <= :at
+        AND version > coalesce((SELECT version FROM snapshots WHERE stream = :stream AND version <= :at), 0)
     ORDER BY version"""
 
 
 def _load(connection: sqlite3.Connection, stream: str, at_version: int | None) -> StreamState:
-    rows = connection.execute(_LOAD, (stream, _NO_LIMIT if at_version is None else at_version)).fetchall()
+    wanted = {"stream": stream, "at": _NO_LIMIT if at_version is None else at_version}
+    rows = connection.execute(_LOAD, wanted).fetchall()
     snapshot = None
     if rows and rows[0][1] is None:
         version, _, data, *_ = rows.pop(0)
@@ -499,10 +500,12 @@ class SqliteJournal:
         self, partition: int, after: str = "", limit: int = 1000, *, dead: bool = False
     ) -> list[OutboxMessage]:
         select = (
-            "SELECT id, stream, body, dead FROM outbox WHERE partition = ?1 AND given_up = ?2 AND position >"
-            " coalesce((SELECT position FROM outbox WHERE id = ?3 AND partition = ?1), 0) ORDER BY position LIMIT ?4"
+            "SELECT id, stream, body, dead FROM outbox WHERE partition = :partition AND given_up = :dead AND position >"
+            " coalesce((SELECT position FROM outbox WHERE id = :after AND partition = :partition), 0)"
+            " ORDER BY position LIMIT :limit"
         )
-        rows = await self._store.read(lambda c: c.execute(select, (partition, dead, after, limit)).fetchall())
+        wanted = {"partition": partition, "dead": dead, "after": after, "limit": limit}
+        rows = await self._store.read(lambda c: c.execute(select, wanted).fetchall())
         return [OutboxMessage._make(row) for row in rows]
 
     async def due_reminders(self, partitions: Sequence[int], until_ms: int, limit: int) -> list[Reminder]:
