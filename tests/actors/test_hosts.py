@@ -1,0 +1,499 @@
+"""Hosts: fencing and take-over, leases and reads, outages, draining, what leaves memory and what a crash leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from actors import ActorFailed, HostStopping, NotOwner, OutcomeUnknown, Retriable, StoreInUse, actor, context, method
+from actors.placement.local import is_gone
+from statestores.errors import StaleEpoch, StoreUnavailable
+from statestores.model import partition_of
+from tests.actors.worlds import settled, until
+
+if TYPE_CHECKING:
+    from actors import Host
+    from tests.actors.worlds import World
+
+
+class HandClock:
+    """Both clocks in a tester's hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now_ms(self) -> int:
+        return int(self.seconds * 1000)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@actor(idle_timeout="50ms")
+class Cell:
+    value: int = 0
+
+    @method
+    async def add(self, amount: int = 1) -> int:
+        self.value += amount
+        return self.value
+
+    @method
+    async def add_and_hang(self) -> int:
+        self.value += 100
+        await asyncio.Event().wait()
+        return self.value
+
+    @method
+    async def add_slowly(self) -> int:
+        self.value += 1
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return self.value
+
+    @method
+    async def check(self) -> None:
+        raise ValueError(f"value is {self.value}")
+
+    @method(read_only=True)
+    async def read(self) -> int:
+        return self.value
+
+    @method(read_only=True, consistency="cached")
+    async def read_cached(self) -> int:
+        return self.value
+
+    @method(read_only=True, consistency="linearizable")
+    async def read_surely(self) -> int:
+        return self.value
+
+
+@actor(idle_timeout="50ms")
+class Hooked:
+    starts: int = 0
+    stops: int = 0
+    fail_start: bool = False
+    fail_stop: bool = False
+
+    async def on_activate(self) -> None:
+        if self.fail_start:
+            raise ValueError("cannot start")
+        self.starts += 1
+        self._open = True
+
+    async def on_deactivate(self) -> None:
+        self._open = False
+        self.stops += 1
+        await asyncio.sleep(0.01)
+        if self.fail_stop:
+            raise ValueError("cannot stop")
+
+    @method
+    async def set(self, name: str, value: bool) -> None:
+        setattr(self, name, value)
+
+    @method
+    async def counts(self) -> list[int]:
+        assert self._open, "a call ran in an incarnation that had been closed"
+        return [self.starts, self.stops]
+
+
+async def take_over(world: World, host: Host) -> None:
+    """Another host takes everything, without asking."""
+    await world.journal.acquire(range(4), "other", host.clock.now_ms(), 60_000, force=True)
+
+
+# -- fencing -----------------------------------------------------------------------------------------------------------
+
+
+async def test_host_that_lost_its_partitions_cannot_write(world: World) -> None:
+    """INV-2, INV-3: its commits are refused, its callers may retry elsewhere, its activations are dropped."""
+    host = await world.host(Cell)
+    cell = host.client.actor(Cell, "c")
+    await cell.add()
+    await take_over(world, host)
+    with pytest.raises(NotOwner) as refused:
+        await cell.add()
+    assert refused.value.retriable
+    assert host.client.is_active("Cell", "c") is False
+    with pytest.raises(NotOwner):
+        await cell.read()
+    assert len(await host.client.history("Cell", "c")) == 1
+
+
+async def test_new_host_goes_on_where_the_old_one_was_fenced(world: World) -> None:
+    """Both live: what the old one decides after the take-over never happened."""
+    old = await world.host(Cell)
+    await old.client.actor(Cell, "c").add()
+    world.lever.hold()
+    late = asyncio.ensure_future(old.client.actor(Cell, "c").add(100))
+    await settled()
+    new = await world.host(Cell)
+    world.lever.let_go()
+    with pytest.raises(Retriable):
+        await late
+    assert await new.client.actor(Cell, "c").read() == 1
+    assert await new.client.actor(Cell, "c").add() == 2
+    with pytest.raises(Retriable):
+        await old.client.actor(Cell, "c").add()
+
+
+async def test_identities_are_new_after_every_start(world: World) -> None:
+    """A host started again under its old name gives turns and messages ids that were never used."""
+    first = await world.host(Cell, name="same")
+    await first.client.actor(Cell, "c").add()
+    await first.client.actor(Cell, "c").add()
+    await world.crash(first)
+    second = await world.host(Cell, name="same")
+    assert await second.client.actor(Cell, "c").add() == 3
+    turns = [e.turn_id for e in await second.client.history("Cell", "c")]
+    assert len(set(turns)) == 3
+
+
+async def test_second_host_waits_for_the_lease_of_one_that_went_silent(world: World) -> None:
+    """A crashed host of another machine is waited for: as long as its lease runs, no longer."""
+    first = await world.host(Cell, name="first", lease_s=0.2)
+    await first.client.actor(Cell, "c").add()
+    await world.crash(first)
+    started = asyncio.get_running_loop().time()
+    second = await world.host(Cell, name="second", lease_s=0.2)
+    assert asyncio.get_running_loop().time() - started > 0.1
+    assert await second.client.actor(Cell, "c").add() == 2
+
+
+async def test_living_owner_is_not_robbed(world: World) -> None:
+    """A second host of a store in use says so, and the first one goes on."""
+    first = await world.host(Cell, name="first", lease_s=0.2)
+    with pytest.raises(StoreInUse, match="in use"):
+        await world.host(Cell, name="second", lease_s=0.2)
+    world.hosts.pop()
+    assert await first.client.actor(Cell, "c").add() == 1
+
+
+async def test_stopped_host_leaves_at_once(world: World) -> None:
+    """Its leases end with it: the next one does not wait."""
+    first = await world.host(Cell, name="first", lease_s=600)
+    await first.client.actor(Cell, "c").add()
+    await first.stop()
+    async with asyncio.timeout(3):
+        second = await world.host(Cell, name="second", lease_s=600)
+    assert await second.client.actor(Cell, "c").add() == 2
+
+
+def test_process_that_has_ended_is_known_to_be_gone() -> None:
+    """Only certainty counts: another machine, a living process and ourselves are not gone."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    me = socket.gethostname()
+    assert is_gone(f"{me}:{ended.pid}:x")
+    assert not is_gone(f"{me}:{os.getpid()}:x")
+    assert not is_gone(f"{me}:{os.getppid()}:x")
+    assert not is_gone(f"elsewhere:{ended.pid}:x")
+    assert not is_gone("nonsense")
+
+
+# -- leases and reads --------------------------------------------------------------------------------------------------
+
+
+async def test_read_under_a_running_lease_asks_nobody(world: World) -> None:
+    """The default level serves from memory while the lease runs."""
+    clock = HandClock()
+    host = await world.host(Cell, clock=clock, lease_s=10)
+    await host.client.actor(Cell, "c").add()
+    assert await host.client.actor(Cell, "c").read() == 1
+    assert "renew" not in world.lever.calls
+
+
+async def test_read_after_the_lease_is_confirmed_with_the_store(world: World) -> None:
+    """A host whose clock says that its lease may have ended asks before it answers, and knows for a while again."""
+    clock = HandClock()
+    host = await world.host(Cell, clock=clock, lease_s=10)
+    await host.client.actor(Cell, "c").add()
+    clock.seconds += 9.5
+    assert await asyncio.gather(*(host.client.actor(Cell, "c").read() for _ in range(20))) == [1] * 20
+    assert world.lever.calls["renew"] <= 2
+    assert await host.client.actor(Cell, "c").read() == 1
+    assert world.lever.calls["renew"] <= 2
+
+
+@pytest.mark.parametrize("name", ["read", "read_surely", "check"])
+async def test_lost_actor_is_not_read(world: World, name: str) -> None:
+    """INV-3: after its lease an old host does not show a value that a new one may have overwritten, in an error
+    neither."""
+    clock = HandClock()
+    host = await world.host(Cell, clock=clock, lease_s=10)
+    await host.client.actor(Cell, "c").add()
+    await take_over(world, host)
+    clock.seconds += 11
+    with pytest.raises(NotOwner):
+        await getattr(host.client.actor(Cell, "c"), name)()
+
+
+async def test_read_levels(world: World) -> None:
+    """`cached` answers from memory whatever the lease says; `linearizable` asks the store however long it runs."""
+    clock = HandClock()
+    host = await world.host(Cell, clock=clock, lease_s=10)
+    cell = host.client.actor(Cell, "c")
+    await cell.add()
+    assert await cell.read_surely() == 1
+    assert world.lever.calls["renew"] == 1
+    clock.seconds += 11
+    assert await cell.read_cached() == 1
+    assert world.lever.calls["renew"] == 1
+    await take_over(world, host)
+    assert await cell.read_cached() == 1
+    with pytest.raises(NotOwner):
+        await cell.read_surely()
+
+
+async def test_read_that_cannot_be_confirmed_is_refused(world: World) -> None:
+    """Without lease and without store there is no answer, but an error that may be retried."""
+    clock = HandClock()
+    host = await world.host(Cell, clock=clock, lease_s=10)
+    await host.client.actor(Cell, "c").add()
+    clock.seconds += 11
+    world.lever.down = True
+    with pytest.raises(NotOwner, match="cannot be confirmed"):
+        await host.client.actor(Cell, "c").read()
+    world.lever.down = False
+    assert await host.client.actor(Cell, "c").read() == 1
+
+
+def test_read_levels_are_checked_at_decoration() -> None:
+    """A level that does not exist, or on a method that writes, is refused."""
+    with pytest.raises(TypeError, match="unknown consistency"):
+        method(read_only=True, consistency="eventual")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="choice of reads"):
+        method(consistency="cached")
+
+
+# -- outages -----------------------------------------------------------------------------------------------------------
+
+
+async def test_actor_that_cannot_be_loaded(world: World) -> None:
+    """The store is away when an actor is activated: retriable, nothing was applied, later it works."""
+    host = await world.host(Cell)
+    world.lever.down = True
+    with pytest.raises(NotOwner, match="cannot be loaded"):
+        await host.client.actor(Cell, "c").add()
+    world.lever.down = False
+    assert await host.client.actor(Cell, "c").add() == 1
+
+
+async def test_lease_is_renewed_by_itself(world: World) -> None:
+    """An idle host keeps its partitions, through an outage shorter than the lease."""
+    host = await world.host(Cell, lease_s=0.15)
+    await until(lambda: world.lever.calls.get("renew", 0) >= 2)
+    world.lever.down = True
+    await asyncio.sleep(0.06)
+    world.lever.down = False
+    await until(lambda: world.lever.calls["renew"] >= 4)
+    assert host.owned() == [0, 1, 2, 3]
+
+
+async def test_idle_host_learns_that_it_was_replaced(world: World) -> None:
+    """The renewal says so; everything in memory is dropped."""
+    host = await world.host(Cell, lease_s=0.1)
+    await host.client.actor(Cell, "c").add()
+    await take_over(world, host)
+    await until(lambda: host.owned() == [])
+    assert host.activations == {}
+    with pytest.raises(NotOwner):
+        await host.client.actor(Cell, "c").read()
+
+
+async def test_one_lost_partition_leaves_the_others(world: World) -> None:
+    """Partitions are lost one by one; actors of the others go on."""
+    host = await world.host(Cell)
+    for number in range(8):
+        await host.client.actor(Cell, f"c{number}").add()
+    host.lost_partition(0, StaleEpoch(0, 1, 2))
+    assert host.owned() == [1, 2, 3]
+    outcomes = await asyncio.gather(*(host.client.actor(Cell, f"c{n}").add() for n in range(8)), return_exceptions=True)
+    for number, outcome in enumerate(outcomes):
+        lost = partition_of(f"Cell/c{number}", 4) == 0
+        assert isinstance(outcome, NotOwner) if lost else outcome == 2
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+async def test_stop_finishes_what_is_queued(world: World) -> None:
+    """Drain: every call that was accepted gets its answer, new ones are refused with a retriable error."""
+    host = await world.host(Cell)
+    cell = host.client.actor(Cell, "c")
+    await cell.add(0)
+    accepted = [asyncio.ensure_future(cell.add_slowly()) for _ in range(20)]
+    await settled(2)
+    stopping = asyncio.ensure_future(host.stop())
+    await settled(2)
+    with pytest.raises(HostStopping):
+        await cell.add()
+    with pytest.raises(HostStopping):
+        await host.client.set_reminder("Cell", "other", "r", {"due": 1})
+    assert await asyncio.gather(*accepted) == list(range(1, 21))
+    await stopping
+    assert await (await world.client(Cell)).actor(Cell, "c").read() == 20
+
+
+async def test_stop_with_a_turn_that_hangs(world: World) -> None:
+    """After the time limit it is rolled back, and its caller, and those behind it, are told to go elsewhere."""
+    host = await world.host(Cell)
+    hanging = asyncio.ensure_future(host.client.actor(Cell, "c").add_and_hang())
+    await until(lambda: host.client.is_active("Cell", "c") and host.activations["Cell/c"].running)
+    behind = asyncio.ensure_future(host.client.actor(Cell, "c").add())
+    await settled()
+    await host.stop(timeout_s=0.02)
+    async with asyncio.timeout(1):
+        outcomes = await asyncio.gather(hanging, behind, return_exceptions=True)
+    assert all(isinstance(o, Retriable) for o in outcomes)
+    assert await (await world.client(Cell)).actor(Cell, "c").read() == 0
+
+
+async def test_abort_answers_whoever_waits(world: World) -> None:
+    """Decided turns: nobody knows. All others: not applied. Nobody waits for ever."""
+    host = await world.host(Cell)
+    cell = host.client.actor(Cell, "c")
+    await cell.add()
+    world.lever.hold()
+    decided = asyncio.ensure_future(cell.add())
+    await settled()
+    running = asyncio.ensure_future(cell.add_and_hang())
+    await settled()
+    waiting = asyncio.ensure_future(cell.add())
+    reading = asyncio.ensure_future(host.client.actor(Cell, "c").read())
+    await settled()
+    host.abort()
+    async with asyncio.timeout(1):
+        outcomes = await asyncio.gather(decided, running, waiting, reading, return_exceptions=True)
+    assert isinstance(outcomes[0], OutcomeUnknown)
+    assert all(isinstance(o, Retriable) and not isinstance(o, OutcomeUnknown) for o in outcomes[1:])
+    with pytest.raises(HostStopping):
+        await cell.add()
+
+
+# -- activations -------------------------------------------------------------------------------------------------------
+
+
+async def test_idle_actor_leaves_memory_and_comes_back(world: World) -> None:
+    """After `idle_timeout` without a turn; its state is read again when it is called."""
+    client = await world.client(Cell)
+    await client.actor(Cell, "c").add()
+    assert client.active_counts() == {"Cell": 1}
+    await until(lambda: client.active_counts() == {"Cell": 0})
+    assert client.is_active("Cell", "c") is False
+    assert await client.actor(Cell, "c").add() == 2
+
+
+async def test_hooks_are_turns(world: World) -> None:
+    """`on_activate` before the first call, `on_deactivate` when it leaves memory; what they change is durable."""
+    client = await world.client(Hooked)
+    assert await client.actor(Hooked, "h").counts() == [1, 0]
+    await until(lambda: not client.is_active("Hooked", "h"))
+    assert await client.actor(Hooked, "h").counts() == [2, 1]
+
+
+async def test_call_during_on_deactivate_goes_to_the_next_incarnation(world: World) -> None:
+    """It is not lost, and not run in the one that has just let go of its resources."""
+    client = await world.client(Hooked)
+    hooked = client.actor(Hooked, "h")
+    assert await hooked.counts() == [1, 0]
+    await until(lambda: not client._host.activations["Hooked/h"].instance._open)
+    async with asyncio.timeout(2):
+        assert await hooked.counts() == [2, 1]
+
+
+async def test_hook_that_fails(world: World) -> None:
+    """A failing `on_activate` fails the calls that wait for it; a failing `on_deactivate` is rolled back and logged."""
+    client = await world.client(Hooked)
+    hooked = client.actor(Hooked, "h")
+    await hooked.set("fail_stop", True)
+    await until(lambda: not client.is_active("Hooked", "h"))
+    await hooked.set("fail_stop", False)
+    assert await hooked.counts() == [2, 0]
+    await hooked.set("fail_start", True)
+    await until(lambda: not client.is_active("Hooked", "h"))
+    with pytest.raises(ActorFailed, match="cannot start"):
+        await hooked.counts()
+    await client.call("Hooked", "other", "counts")
+
+
+async def test_stop_runs_the_hooks(world: World) -> None:
+    """Draining deactivates properly."""
+    host = await world.host(Hooked)
+    await host.client.actor(Hooked, "h").counts()
+    await host.stop()
+    assert (await (await world.client(Hooked)).state("Hooked", "h") or (0, {}))[1]["stops"] == 1
+
+
+@actor(reentrant=True)
+class Eraser:
+    value: int = 0
+
+    @method
+    async def write(self) -> int:
+        self.value += 1
+        return self.value
+
+    @method
+    async def erase(self) -> None:
+        self.value = 50
+        context().delete()
+
+
+async def test_deletion_and_new_beginning(world: World) -> None:
+    """A deleted actor has no state, no history, no listing; calls behind the deletion find a new one."""
+    client = await world.client(Eraser)
+    eraser = client.actor(Eraser, "e")
+    await eraser.write()
+    outcomes = await asyncio.gather(eraser.write(), eraser.erase(), eraser.write(), eraser.write())
+    assert list(outcomes) == [2, None, 1, 2]
+    assert len(await client.history("Eraser", "e")) == 2
+    assert await client.delete("Eraser", "e") is True
+    assert await client.state("Eraser", "e") is None
+    assert await eraser.write() == 1
+
+
+async def test_refused_deletion_did_not_happen(world: World) -> None:
+    """It is a turn like any other: refused by the store, it is run again."""
+    client = await world.client(Eraser)
+    eraser = client.actor(Eraser, "e")
+    await eraser.write()
+    refused: list[str] = []
+
+    def refuse_once(turn: object) -> bool:
+        if not refused and getattr(turn, "delete", False):
+            refused.append("once")
+            return True
+        return False
+
+    world.lever.refuse = refuse_once
+    await eraser.erase()
+    assert refused == ["once"]
+    assert await client.state("Eraser", "e") is None
+
+
+async def test_nothing_is_kept_of_finished_calls(world: World) -> None:
+    """Tasks, waits and futures of finished work are let go."""
+    host = await world.host(Cell)
+    standing = len(host._tasks)
+    await asyncio.gather(*(host.client.actor(Cell, f"c{i % 10}").add_slowly() for i in range(500)))
+    await settled()
+    assert len(host._tasks) == standing
+    assert host.waits._edges == {}
+    assert host._unsettled == {}
+    assert all(a.mailbox is None and a.pump is None and a.marks is None for a in host.activations.values())
+
+
+async def test_store_unavailable_at_start(world: World) -> None:
+    """A host that cannot reach its store does not start, and says why."""
+    world.lever.down = True
+    with pytest.raises(StoreUnavailable):
+        await world.host(Cell)
+    world.hosts.pop()

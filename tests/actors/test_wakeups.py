@@ -1,0 +1,524 @@
+"""Reminders and timers on a host: kinds, misfires, replacing and clearing, each tick once, a million in flat memory."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from dataclasses import field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from actors import InvalidName, InvalidSchedule, ReminderExists, actor, context, method
+from actors.reminders import encode_reminder
+from actors.schedule import Every, Schedule
+from statestores.model import Reminder, TurnCommit, partition_of
+from tests.actors.worlds import settled, until
+
+if TYPE_CHECKING:
+    from tests.actors.worlds import World
+
+
+class Wall:
+    """A wall clock that a test can move: what is due is decided by it, waiting is real."""
+
+    def __init__(self) -> None:
+        self.ms = 1_700_000_000_000
+        self._started = asyncio.get_running_loop().time()
+
+    def now_ms(self) -> int:
+        return self.ms + int((self.monotonic() - self._started) * 1000)
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+@actor
+class Alarm:
+    rings: list[list[Any]] = field(default_factory=list)
+
+    @method
+    async def set(self, name: str, options: dict[str, Any]) -> None:
+        context().set_reminder(name, **options)
+
+    @method
+    async def set_timer(self, name: str, options: dict[str, Any]) -> None:
+        context().set_timer(name, **options)
+
+    @method
+    async def clear(self, name: str) -> None:
+        context().clear_reminder(name)
+
+    @method
+    async def clear_timer(self, name: str) -> None:
+        context().clear_timer(name)
+
+    @method
+    async def receive_reminder(self, name: str, data: Any) -> None:
+        self.rings.append([name, data])
+
+    @method
+    async def receive_timer(self, name: str, data: Any) -> None:
+        self.rings.append(["timer " + name, data])
+
+    @method
+    async def ring(self, data: Any = None) -> None:
+        self.rings.append(["ring", data])
+
+    @method
+    async def ring_and_clear(self) -> None:
+        self.rings.append(["last"])
+        context().clear_reminder("r")
+        context().clear_timer("t")
+
+    @method
+    async def ring_and_replace(self) -> None:
+        self.rings.append(["first"])
+        context().set_reminder("r", due=0.01, data="second")
+        context().set_timer("t", due=0.01, data="second")
+
+    @method
+    async def ring_badly(self) -> None:
+        self.rings.append(["never"])
+        raise ValueError("no")
+
+    @method
+    async def ring_slowly(self) -> None:
+        self._gate = asyncio.Event()
+        self.rings.append(["slow"])
+        await self._gate.wait()
+
+    @method(interleave=True)
+    async def let_go(self) -> None:
+        self._gate.set()
+
+    @method
+    async def set_and_fail(self) -> None:
+        context().set_reminder("r", due=0)
+        context().set_timer("t", due=0)
+        raise ValueError("no")
+
+    @method
+    async def remove(self) -> None:
+        context().delete()
+
+    @method(read_only=True)
+    async def rung(self) -> list[list[Any]]:
+        return self.rings
+
+    @method
+    async def names(self) -> list[str]:
+        return [r.name for r in await context().reminders()]
+
+
+def rings(world: World) -> int:
+    """Committed ticks, that is: state events of alarms that came from a reminder or timer."""
+    return sum(1 for c in world.lever.commits for e in c.events if b'"rings"' in e.data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"due": 0.01, "data": {"a": [1]}},
+        {"due": "10ms", "data": {"a": [1]}},
+        {"due": "PT0S", "data": {"a": [1]}},
+        {"due": timedelta(milliseconds=5), "data": {"a": [1]}},
+        {"due": datetime(2020, 1, 1, tzinfo=UTC), "data": {"a": [1]}},
+        {"due": "2020-01-01T00:00:00Z", "data": {"a": [1]}},
+        {"period": "10ms", "repeats": 1, "data": {"a": [1]}},
+    ],
+)
+async def test_kinds_of_reminder(world: World, options: dict[str, Any]) -> None:
+    """Durations, ISO, Go, instants: each fires once, with its data, and is gone."""
+    host = await world.host(Alarm)
+    alarm = host.client.actor(Alarm, "a")
+    jsonable = {k: v for k, v in options.items() if isinstance(v, (str, int, float, dict))}
+    if jsonable == options:
+        await alarm.set("r", options)
+    else:
+        await host.client.set_reminder("Alarm", "a", "r", {**jsonable, "due": _text(options["due"])})
+    await until(lambda: rings(world) == 1)
+    assert await alarm.rung() == [["r", {"a": [1]}]]
+    assert await alarm.names() == []
+    assert await world.journal.reminders("Alarm/a") == []
+
+
+def _text(due: Any) -> str:
+    return due.isoformat() if isinstance(due, datetime) else f"{due.total_seconds() * 1000:g}ms"
+
+
+async def test_periodic_reminder_with_callback(world: World) -> None:
+    """Fires its method with the data, repeatedly, as often as asked."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set("r", {"due": 0, "period": 0.01, "repeats": 3, "callback": "ring", "data": 7})
+    await until(lambda: rings(world) == 3)
+    assert await client.actor(Alarm, "a").rung() == [["ring", 7]] * 3
+    assert await client.reminders("Alarm", "a") == []
+
+
+async def test_cron_reminder_is_read_back(world: World) -> None:
+    """A cron schedule is kept as such."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set("daily", {"period": "0 9 * * *"})
+    (info,) = await client.reminders("Alarm", "a")
+    assert info.due_ms % 86_400_000 == 9 * 3_600_000
+    assert (await client.reminder("Alarm", "a", "daily")) == info
+    assert await client.reminder("Alarm", "a", "other") is None
+
+
+@pytest.mark.parametrize(("misfire", "expected"), [("all", 5), ("latest", 1), ("skip", 0)])
+async def test_misfire_policies_after_a_stop(world: World, misfire: str, expected: int) -> None:
+    """Ticks missed while nothing ran: every one, one for all, or none."""
+    wall = Wall()
+    host = await world.host(Alarm, clock=wall)
+    await host.client.actor(Alarm, "a").set("r", {"due": 60, "period": 60, "misfire": misfire})
+    await host.stop()
+    wall.ms += 5 * 60_000 + 30_000  # five ticks are past, the next is half a minute away
+    client = await world.client(Alarm, clock=wall)
+    await until(lambda: len(world.lever.commits) > 1 and not client._host.reminders._ticking)
+    await settled()
+    assert len(await client.actor(Alarm, "a").rung()) == expected
+    (info,) = await client.reminders("Alarm", "a")
+    assert 0 < info.due_ms - wall.now_ms() <= 30_000
+
+
+async def test_reminder_replaced_inside_its_own_tick(world: World) -> None:
+    """What the tick's method says wins over the schedule."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set("r", {"due": 0, "period": 0.005, "callback": "ring_and_replace"})
+    await until(lambda: rings(world) == 3)  # the method sets a timer, too
+    await asyncio.sleep(0.03)
+    assert sorted(await client.actor(Alarm, "a").rung()) == [["first"], ["r", "second"], ["timer t", "second"]]
+
+
+async def test_reminder_cleared_inside_its_own_tick(world: World) -> None:
+    """It does not come back."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set("r", {"due": 0, "period": 0.005, "callback": "ring_and_clear"})
+    await until(lambda: rings(world) == 1)
+    await asyncio.sleep(0.03)
+    assert await client.actor(Alarm, "a").rung() == [["last"]]
+    assert await client.reminders("Alarm", "a") == []
+
+
+@pytest.mark.parametrize("change", ["clear", "replace", "delete"])
+async def test_tick_that_waits_while_its_reminder_changes(world: World, change: str) -> None:
+    """A tick queued behind the turn that clears or replaces its reminder, or deletes the actor, has no effect; an actor
+    that is gone is not brought back by it."""
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    slow = asyncio.ensure_future(alarm.ring_slowly())
+    await until(lambda: "Alarm/a" in client._host.activations and client._host.activations["Alarm/a"].running)
+    due = client._host.clock.now_ms()
+    row = encode_reminder("Alarm/a", "r", due, Schedule(Every(3_600_000)), "old", None)
+    await commit_rows(world, client._host.epochs, [row])
+    client._host.reminders.rescan()
+    match change:
+        case "clear":
+            changed = asyncio.ensure_future(alarm.clear("r"))
+        case "replace":
+            changed = asyncio.ensure_future(alarm.set("r", {"due": 7200}))
+        case _:
+            changed = asyncio.ensure_future(alarm.remove())
+    await until(lambda: client._host.reminders._ticking == 1)
+    await settled()
+    await alarm.let_go()
+    await asyncio.gather(slow, changed)
+    await until(lambda: not client._host.reminders._ticking)
+    left = [r.name for r in await world.journal.reminders("Alarm/a")]
+    assert left == (["r"] if change == "replace" else [])
+    if change == "replace":
+        (info,) = await client.reminders("Alarm", "a")
+        assert info.due_ms > due + 7_000_000
+    if change == "delete":
+        assert await client.state("Alarm", "a") is None
+        assert await client.delete("Alarm", "a") is False
+    else:
+        assert await alarm.rung() == [["slow"]]
+
+
+async def test_tick_that_waits_to_be_tried_again_is_dropped_when_cleared(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two attempts of a failing tick its reminder is replaced: the old schedule does not come back."""
+    monkeypatch.setattr("actors.reminders._RETRY_DELAY_S", 0.03)
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 0, "period": 0.5, "callback": "ring_badly"})
+    await until(lambda: client._host.reminders._ticking == 1)
+    await settled()
+    await alarm.set("r", {"due": 3600, "data": "new"})
+    await until(lambda: not client._host.reminders._ticking)
+    (info,) = await client.reminders("Alarm", "a")
+    assert info.data == "new"
+
+
+async def test_scan_that_is_older_than_a_commit(world: World) -> None:
+    """Rows a scan has read before their reminder was cleared are not fired."""
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 5, "callback": "ring"})
+    reminders = client._host.reminders
+    inner = world.lever.__getattr__("due_reminders")
+    holding = asyncio.Event()
+
+    async def slow_scan(*args: Any, **options: Any) -> Any:
+        found = await inner(*args, **options)
+        await holding.wait()
+        return found
+
+    world.lever.due_reminders = slow_scan  # type: ignore[attr-defined]
+    reminders.rescan()
+    reminders._window.clear()
+    await asyncio.sleep(0.01)
+    await alarm.clear("r")
+    holding.set()
+    await asyncio.sleep(0.01)
+    assert ("Alarm/a", "r") not in reminders._window
+    del world.lever.due_reminders
+
+
+async def test_failing_tick_is_tried_again_then_the_schedule_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most three more attempts; each leaves no trace; the next tick comes at its time."""
+    monkeypatch.setattr("actors.reminders._RETRY_DELAY_S", 0.001)
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set("r", {"due": 0, "period": 3600, "callback": "ring_badly"})
+    due = client._host.clock.now_ms()
+    await until(lambda: len(world.lever.commits) == 2)
+    assert await client.actor(Alarm, "a").rung() == []
+    (info,) = await client.reminders("Alarm", "a")
+    assert info.due_ms > due + 3_500_000
+
+
+async def test_reminder_for_a_method_that_does_not_exist(world: World) -> None:
+    """It cannot fire; its schedule goes on, and the others are not held up."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set("bad", {"due": 0, "callback": "no_such"})
+    await client.actor(Alarm, "a").set("good", {"due": 0, "callback": "ring"})
+    await until(lambda: rings(world) == 1)
+    await until(lambda: not client._host.reminders._ticking)
+    assert await client.reminders("Alarm", "a") == []
+
+
+async def test_tick_takes_effect_once_across_a_crash(world: World) -> None:
+    """The advance of the schedule is in the commit of the tick: before it the tick comes again, after it never."""
+    host = await world.host(Alarm)
+    await host.client.actor(Alarm, "a").set("r", {"due": 0, "callback": "ring"})
+
+    def crash(turns: Any) -> None:
+        if any(e for t in turns for e in t.events):
+            host.abort()
+
+    world.lever.hold()
+    world.lever.on_commit = crash
+    await until(lambda: "Alarm/a" in host.activations and host.activations["Alarm/a"].uncommitted)
+    world.lever.let_go()
+    await until(lambda: host.aborted)
+    world.lever.on_commit = None
+    client = await world.client(Alarm)
+    await until(lambda: rings(world) >= 1 or not client._host.reminders._ticking)
+    await asyncio.sleep(0.02)
+    assert await client.actor(Alarm, "a").rung() == [["ring", None]]
+
+
+async def test_tick_whose_answer_was_lost_is_not_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit happened and nobody said so: before it fires again the store is asked whether the row still stands."""
+    monkeypatch.setattr("actors.reminders._RETRY_DELAY_S", 0.005)
+    client = await world.client(Alarm, store_patience_s=0.001)
+    await client.actor(Alarm, "a").set("r", {"due": 0.02, "callback": "ring"})
+    world.lever.lose_answers = 1
+    await until(lambda: rings(world) == 1)
+    await until(lambda: not client._host.reminders._ticking)
+    await asyncio.sleep(0.03)
+    assert await client.actor(Alarm, "a").rung() == [["ring", None]]
+
+
+async def test_failed_turn_sets_nothing(world: World) -> None:
+    """INV-6 for reminders and timers."""
+    client = await world.client(Alarm)
+    with pytest.raises(Exception, match="no"):
+        await client.actor(Alarm, "a").set_and_fail()
+    await asyncio.sleep(0.02)
+    assert await client.actor(Alarm, "a").rung() == []
+    assert await client.reminders("Alarm", "a") == []
+
+
+async def test_reminders_from_outside(world: World) -> None:
+    """Set, read, replaced or refused, cleared; bad ones are the caller's error."""
+    client = await world.client(Alarm)
+    await client.set_reminder("Alarm", "a", "r", {"due": "1h", "data": 1})
+    with pytest.raises(ReminderExists):
+        await client.set_reminder("Alarm", "a", "r", {"due": "2h"}, overwrite=False)
+    await client.set_reminder("Alarm", "a", "r", {"due": "2h", "data": 2})
+    info = await client.reminder("Alarm", "a", "r")
+    assert info is not None
+    assert info.data == 2
+    await client.clear_reminder("Alarm", "a", "r")
+    assert await client.reminders("Alarm", "a") == []
+    with pytest.raises(InvalidSchedule):
+        await client.set_reminder("Alarm", "a", "r", {"due": "soon"})
+    with pytest.raises(InvalidSchedule):
+        await client.set_reminder("Alarm", "a", "r", {})
+    with pytest.raises(InvalidName):
+        await client.set_reminder("Alarm", "a", "r/s", {"due": 1})
+
+
+async def test_deletion_takes_reminders_and_timers_along(world: World) -> None:
+    """Nothing of a deleted actor fires, and one of the same name starts with nothing."""
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 0.03})
+    await alarm.set_timer("t", {"due": 0.03})
+    assert await client.delete("Alarm", "a") is True
+    await asyncio.sleep(0.06)
+    assert await client.history("Alarm", "a") == []
+    assert await alarm.rung() == []
+    assert await alarm.names() == []
+    assert await client.delete("Alarm", "a") is False
+
+
+async def test_actor_that_has_only_a_reminder_can_be_deleted(world: World) -> None:
+    """It exists: also after a restart, with no history at all."""
+    host = await world.host(Alarm)
+    await host.client.set_reminder("Alarm", "a", "r", {"due": "1h"})
+    await world.crash(host)
+    client = await world.client(Alarm)
+    assert await client.delete("Alarm", "a") is True
+    assert await client.reminders("Alarm", "a") == []
+
+
+# -- timers ------------------------------------------------------------------------------------------------------------
+
+
+async def test_timer_kinds(world: World) -> None:
+    """With callback or without, once or periodic; gone after a restart."""
+    host = await world.host(Alarm)
+    alarm = host.client.actor(Alarm, "a")
+    await alarm.set_timer("once", {"due": 0.005, "data": 1})
+    await until(lambda: rings(world) == 1)
+    await alarm.set_timer("often", {"due": 0, "period": 0.005, "callback": "ring"})
+    await until(lambda: rings(world) >= 4)
+    await alarm.clear_timer("often")
+    rung = await alarm.rung()
+    assert rung[0] == ["timer once", 1]
+    assert set(map(str, rung[1:])) == {"['ring', None]"}
+    count = len(rung)
+    await asyncio.sleep(0.03)
+    assert len(await alarm.rung()) <= count + 1
+    await alarm.set_timer("later", {"due": 0.02})
+    await host.stop()
+    client = await world.client(Alarm)
+    await asyncio.sleep(0.04)
+    assert ["timer later", None] not in await client.actor(Alarm, "a").rung()
+
+
+@pytest.mark.parametrize(("callback", "expected"), [("ring_and_clear", 1), ("ring_and_replace", 3)])
+async def test_timer_changed_inside_its_own_tick(world: World, callback: str, expected: int) -> None:
+    """Cleared, it stops; replaced, the new one counts. (The method also sets a reminder of its own.)"""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set_timer("t", {"due": 0, "period": 0.005, "callback": callback})
+    await until(lambda: rings(world) == expected)
+    await asyncio.sleep(0.03)
+    rung = await client.actor(Alarm, "a").rung()
+    assert len(rung) == expected
+    assert client._host.timers._running == {}
+
+
+async def test_failing_timer_goes_on(world: World) -> None:
+    """A failed tick is logged; the schedule goes on."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set_timer("t", {"due": 0, "period": 0.005, "callback": "ring_badly"})
+    await client.actor(Alarm, "a").set_timer("u", {"due": 0, "period": 0.005, "callback": "ring"})
+    await until(lambda: rings(world) >= 3)
+    assert ("Alarm/a", "t") in client._host.timers._running
+
+
+# -- many --------------------------------------------------------------------------------------------------------------
+
+
+async def commit_rows(world: World, epochs: list[int], rows: list[Reminder]) -> None:
+    """Put reminders into the store, as turns of their actors would have."""
+    turns = [
+        TurnCommit(
+            partition_of(row.stream, 4),
+            epochs[partition_of(row.stream, 4)],
+            row.stream,
+            f"{row.stream}.{row.name}",
+            0,
+            reminders_set=(row,),
+        )
+        for row in rows
+    ]
+    for start in range(0, len(turns), 5000):
+        assert all(a is None for a in await world.journal.commit(turns[start : start + 5000]))
+
+
+async def pending(world: World, count: int) -> None:
+    """`count` far reminders in the store cost a host no memory, and hold up a near one by nothing."""
+    host = await world.host(Alarm)
+    now = host.clock.now_ms()
+    far = Schedule(Every(3_600_000))
+    for start in range(0, count, 20_000):
+        rows = [
+            encode_reminder(f"Alarm/far{i}", "r", now + 3_600_000 + i, far, None, "ring")
+            for i in range(start, min(start + 20_000, count))
+        ]
+        await commit_rows(world, host.epochs, rows)
+    await world.crash(host)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "near").set("r", {"due": 0, "callback": "ring"})
+    await until(lambda: rings(world) == 1, timeout_s=30)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 5_000_000
+    assert len(client._host.reminders._window) == 0
+
+
+async def test_many_pending_reminders_cost_no_memory(world: World) -> None:
+    """Far ones stay in the store."""
+    await pending(world, 10_000)
+
+
+@pytest.mark.slow
+async def test_a_million_pending_reminders_cost_no_memory(world: World) -> None:
+    """The same at the size that was asked for."""
+    await pending(world, 1_000_000)
+
+
+async def test_backlog_larger_than_the_window(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More due at once than the window holds: all fire, each once, and memory stays within the window."""
+    monkeypatch.setattr("actors.reminders._WINDOW", 100)
+    monkeypatch.setattr("actors.reminders._MOST_IN_FLIGHT", 20)
+    host = await world.host(Alarm)
+    now = host.clock.now_ms()
+    rows = [encode_reminder(f"Alarm/b{i % 50}", f"r{i}", now - 1000, Schedule(), i, "ring") for i in range(1500)]
+    await commit_rows(world, host.epochs, rows)
+    await world.crash(host)
+    client = await world.client(Alarm)
+    most = 0
+
+    def watch(_: Any) -> None:
+        nonlocal most
+        most = max(most, len(client._host.reminders._window), len(client._host.reminders._heap))
+
+    world.lever.on_commit = watch
+    await until(lambda: rings(world) >= 1500, timeout_s=20)
+    await until(lambda: not client._host.reminders._ticking)
+    seen = [r[1] for i in range(50) for r in await client.actor(Alarm, f"b{i}").rung()]
+    assert sorted(seen) == list(range(1500))
+    assert most <= 300
+    assert world.lever.calls["due_reminders"] < 100
+
+
+async def test_many_set_at_once_for_soon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reminders set for the near future beyond the window's size wait in the store."""
+    monkeypatch.setattr("actors.reminders._WINDOW", 20)
+    client = await world.client(Alarm)
+    await asyncio.gather(*(client.actor(Alarm, f"s{i}").set("r", {"due": 0.1 + i / 5000}) for i in range(200)))
+    assert len(client._host.reminders._heap) <= 60
+    await until(lambda: rings(world) == 200)
