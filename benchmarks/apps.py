@@ -1,0 +1,123 @@
+"""The actors and workflows that are measured. Ordinary application code: `mecha run benchmarks.apps` serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from actors import actor, method
+from workflow import activity, wait_event, workflow
+from workflow import actor as actor_of
+
+GATE = "BENCH_GATE"
+"""Set to "closed" in the environment: the activity `pass_gate` never ends."""
+
+
+@actor
+class Counter:
+    """What every other system's counter is: one number, one durable event per call."""
+
+    value: int = 0
+
+    @method
+    async def add(self, by: int) -> int:
+        self.value += by
+        return self.value
+
+
+@actor(idle_timeout="1h")
+class Reading:
+    """Three fields of state, to be activated and held."""
+
+    sensor: str = ""
+    value: float = 0.0
+    count: int = 0
+
+    @method
+    async def record(self, sensor: str, value: float) -> int:
+        self.sensor = sensor
+        self.value = value
+        self.count += 1
+        return self.count
+
+    @method(read_only=True)
+    async def show(self) -> int:
+        return self.count
+
+
+@actor
+class Account:
+    """For transfers inside a critical section: who holds the lock, and who waits for it."""
+
+    balance: int = 0
+
+    @method
+    async def change(self, amount: int) -> int:
+        self.balance += amount
+        return self.balance
+
+    @method(read_only=True)
+    async def show(self) -> int:
+        return self.balance
+
+
+@activity
+async def add_one(number: int) -> int:
+    return number + 1
+
+
+@activity
+async def say_hello(city: str) -> str:
+    return f"Hello {city}!"
+
+
+@activity
+async def pass_gate() -> None:
+    if os.environ.get(GATE) == "closed":
+        await asyncio.Event().wait()
+
+
+@workflow
+async def three_steps(number: int) -> int:
+    number = await add_one(number)
+    number = await add_one(number)
+    return await add_one(number)
+
+
+@workflow
+async def hello_sequence_5() -> list[str]:
+    return [await say_hello(city) for city in ("Tokyo", "Seattle", "London", "Amsterdam", "Mumbai")]
+
+
+@workflow
+async def fan_out_fan_in(width: int) -> int:
+    return len(await asyncio.gather(*(say_hello(f"City{number}") for number in range(width))))
+
+
+@workflow
+async def transfer(pair: tuple[str, str]) -> bool:
+    """Read one balance, then take from it and give to the other: three durable calls, each exactly once."""
+    source, destination = (actor_of(Account, name) for name in pair)
+    await source.show()
+    await source.change(-1000)
+    await destination.change(1000)
+    return True
+
+
+@workflow
+async def gated(number: int) -> int:
+    """Unfinished for as long as the gate is closed."""
+    number = await add_one(number)
+    await pass_gate()
+    return number
+
+
+@workflow
+async def long_history(rounds: int) -> int:
+    """A history of about 100 events per round: 50 activities at a time, then 50 external events."""
+    total = 0
+    for _ in range(rounds):
+        total += sum(await asyncio.gather(*(add_one(0) for _ in range(50))))
+        for _ in range(50):
+            total += await wait_event("tick", int)
+    return total + await wait_event("end", int)
