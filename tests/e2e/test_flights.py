@@ -1,0 +1,158 @@
+"""The main job on real input, killed and started again: the totals are exactly the file's."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from examples.flights import app
+from examples.flights.app import Airport, Feed
+from examples.flights.check import compare, settle
+from examples.flights.data import ALL_ROWS, count, departures
+from examples.flights.feed import FEED_ID, MOST_WAITING, Feeder, Progress
+from runtime_api import Runtime
+
+ROOT = Path(__file__).parents[2]
+ROWS = 3000
+_TIMEOUT_S = 120
+_KILLS = 5
+_POLL_S = 0.002
+
+
+def start(store: Path) -> subprocess.Popen[str]:
+    arguments = ["--rows", str(ROWS), "--store", f"sqlite:///{store}", "--patience", "0.2"]
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "examples.flights", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run_to_end(store: Path) -> str:
+    """What a run prints that nobody disturbs; it has found everything to be exact."""
+    process = start(store)
+    printed, _ = process.communicate(timeout=_TIMEOUT_S)
+    assert process.returncode == 0, printed
+    assert "exact: every total" in printed
+    return printed
+
+
+def written(store: Path) -> int:
+    """Bytes of the store so far: what a kill is timed by, since clocks say little on a busy machine."""
+    return sum(file.stat().st_size for file in store.parent.glob(store.name + "*"))
+
+
+def kill_after(store: Path, more_bytes: int) -> bool:
+    """Start a run and SIGKILL it once it has written so much. False: it came to its end before."""
+    process, before = start(store), written(store)
+    while written(store) < before + more_bytes:
+        try:
+            process.communicate(timeout=_POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return False
+    process.kill()
+    process.communicate(timeout=_TIMEOUT_S)
+    return True
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_killed_at_any_moment_it_goes_on_to_the_same_totals(tmp_path: Path, seed: int) -> None:
+    """Promise: killed (`kill -9`) at any moment and started again, it continues, and ends with exactly the same totals."""
+    rng, store = random.Random(seed), tmp_path / "flights.db"
+    kills = sum(kill_after(store, rng.randrange(1, 1_200_000)) for _ in range(_KILLS))
+    assert kills >= 2, "the runs were over before they could be killed"
+    run_to_end(store)
+
+
+def test_complete_store_is_checked_again_at_once(tmp_path: Path) -> None:
+    """A second run after completion says that it is complete, enters nothing, and compares again."""
+    store = tmp_path / "flights.db"
+    assert "2,978 departures in" in run_to_end(store)
+    again = run_to_end(store)
+    assert "is complete" in again
+    assert "calls in flight" not in again
+
+
+async def test_feed_keeps_order_and_bounds() -> None:
+    """At least 200 calls are in flight, waiting rows are bounded, each log book has its rows in the file's order."""
+    flights = list(departures(last=ROWS))
+    taken = 0
+
+    def counted_in() -> None:
+        nonlocal taken
+        taken -= 1
+
+    async with Runtime(app, store="memory://") as runtime:
+        feeder = Feeder(runtime, 0.05, counted_in)
+
+        def watched() -> object:
+            nonlocal taken
+            for flight in flights:
+                taken += 1
+                assert taken <= MOST_WAITING + 1
+                yield flight
+
+        await feeder.run(watched(), ROWS)  # type: ignore[arg-type]
+        assert feeder.most_in_flight >= 200
+        assert taken == 0
+        for tail in {flight.tail for flight in flights}:
+            log_book = [orjson.loads(entry.data)["row"] for entry in await runtime.actors.history("Aircraft", tail)]
+            assert log_book == [flight.row for flight in flights if flight.tail == tail]
+
+
+async def test_rows_fed_twice_count_once() -> None:
+    """What a crash makes the feed repeat changes nothing: rows, messages and workflows are recognised."""
+    flights = list(departures(last=600))
+    totals = count(flights)
+    async with Runtime(app, store="memory://") as runtime:
+        for again in (flights, flights[200:]):
+            await Feeder(runtime, 0.05, lambda: None).run(again, 600)
+        await settle(runtime, totals)
+        result = await compare(runtime, totals)
+        assert result.differences == []
+        assert result.workflows == len(totals.overdue) > 0
+
+
+async def test_comparison_sees_what_is_wrong() -> None:
+    """The check can fail: one message too many, and a row too few, are both named."""
+    flights = list(departures(last=300))
+    async with Runtime(app, store="memory://") as runtime:
+        await Feeder(runtime, 0.05, lambda: None).run(flights[:-1], 299)
+        await settle(runtime, count(flights[:-1]))
+        await runtime.actor(Airport, "JFK").escalated()
+        differences = (await compare(runtime, count(flights))).differences
+    last = flights[-1]
+    assert f"airport {last.origin}: departures is" in "\n".join(differences)
+    assert any(line.startswith(f"aircraft {last.tail}: ") for line in differences)
+    assert any(line.startswith("airport JFK: escalations is ") for line in differences)
+
+
+async def test_another_file_is_refused() -> None:
+    """Totals of two different files are never mixed in one store."""
+    async with Runtime(app, store="memory://") as runtime:
+        assert await runtime.actor(Feed, FEED_ID).begin("one") == 0
+        with pytest.raises(Exception, match="another file"):
+            await runtime.actor(Feed, FEED_ID).begin("two")
+
+
+def test_progress_never_passes_a_missing_row() -> None:
+    """The feed's mark moves up to what is complete, whatever order departures finish in, and not beyond."""
+    rng, progress = random.Random(7), Progress()
+    waiting = {row: progress.begin(row) for row in range(1, 4_001)}
+    mark = 0
+    for row in rng.sample(sorted(waiting), len(waiting)):
+        progress.finish(waiting.pop(row))
+        mark = max(mark, progress.take())
+        assert mark < min(waiting, default=4_001)
+    assert mark >= 2_999
+
+
+def test_the_file_is_the_published_one() -> None:
+    """The data set has the published 336,776 rows, 328,521 of them departures, of 4,037 aircraft."""
+    totals = count(departures())
+    assert (ALL_ROWS, totals.departures, len(totals.aircraft)) == (336_776, 328_521, 4_037)
