@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime_api import rawjson
@@ -17,6 +17,7 @@ values = st.recursive(
 layouts = st.sampled_from([{"indent": None}, {"indent": 2}, {"separators": (",", ":")}, {"separators": (" , ", " : ")}])
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(values), layouts)
 def test_items_of_an_array(value: list[object], layout: dict[str, object]) -> None:
     """Each element's text is that element."""
@@ -24,6 +25,7 @@ def test_items_of_an_array(value: list[object], layout: dict[str, object]) -> No
     assert [json.loads(item) for item in rawjson.items(text)] == value
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), values), layouts, st.booleans())
 def test_members_of_an_object(value: dict[str, object], layout: dict[str, object], ascii_only: bool) -> None:
     """Each member's text is that member, under its unescaped key."""
