@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from actors import Host, InvalidArguments, UnknownMethod, Work, actor, context, method, send
+from statestores.errors import StaleEpoch, StoreUnavailable
 from tests.actors.worlds import settled, until
 
 if TYPE_CHECKING:
@@ -359,3 +360,37 @@ async def test_delivery_to_a_full_mailbox_is_tried_again(world: World, monkeypat
         await client.actor(Sender, "s").tell_by_name("Narrow", "n", "take")
     await until_delivered(world)
     assert await client.state("Narrow", "n") == (10, {"taken": 10})
+
+
+async def test_acknowledgement_that_was_lost_is_made_again(world: World) -> None:
+    """The row of a delivered message whose removal nobody confirmed goes, without a restart and without a second
+    effect."""
+    client = await world.client(Sender, Receiver, store_patience_s=0.005)
+    failed: list[str] = []
+
+    def fail_first_ack(turns: Any) -> None:
+        if any(t.outbox_done for t in turns) and not failed:
+            failed.append("once")
+            raise StoreUnavailable("gone")
+
+    world.lever.on_commit = fail_first_ack
+    await client.actor(Sender, "s").tell("r", [1])
+    await until_delivered(world)
+    assert failed == ["once"]
+    assert await client.actor(Receiver, "r").all() == [1]
+    await until(lambda: client._host.outbox.in_flight == 0)
+
+
+async def test_nothing_is_delivered_for_a_lost_partition(world: World) -> None:
+    """A delivery that is waiting to be tried again stops when another host owns its outbox."""
+    host = await world.host(Sender, Receiver)
+    world.lever.refuse = lambda turn: turn.stream == "Receiver/r"
+    await host.client.actor(Sender, "s").tell("r", [1])
+    await until(lambda: any(d.attempts > 0 for d in host.outbox._in_flight.values()))
+    await world.journal.acquire(range(4), "another", host.clock.now_ms(), 60_000, force=True)
+    world.lever.refuse = None
+    for partition in range(4):
+        host.lost_partition(partition, StaleEpoch(partition, 1, 2))
+    await until(lambda: host.outbox.in_flight == 0)
+    assert await world.journal.events("Receiver/r") == []
+    assert not await outbox_is_empty(world)
