@@ -62,7 +62,7 @@ def kill_after(store: Path, more_bytes: int) -> bool:
 
 @pytest.mark.parametrize("seed", [1])
 def test_killed_at_any_moment_it_goes_on_to_the_same_totals(tmp_path: Path, seed: int) -> None:
-    """Promise: killed (`kill -9`) at any moment and started again, it continues, and ends with exactly the same totals."""
+    """Promise: killed (`kill -9`) at any moment and started again, it continues, and ends with the same totals."""
     rng, store = random.Random(seed), tmp_path / "flights.db"
     kills = sum(kill_after(store, rng.randrange(1, 1_200_000)) for _ in range(_KILLS))
     assert kills >= 2, "the runs were over before they could be killed"

@@ -17,7 +17,7 @@ from runtime_api.cli import cli
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import ServerThread
+    from tests.runtime_api.conftest import ServerThread
     from typer.testing import Result
 
     Mecha = Callable[..., str]

@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import ServerThread
+    from tests.runtime_api.conftest import ServerThread
 
 NOT_FOUND = {
     "errorCode": "ERR_DIRECT_INVOKE",
