@@ -78,6 +78,7 @@ class Ownership:
         """`confirm`, asked after this call: one question answers for all who came while the last one was under way."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._confirm_next(), name="confirm")
+            self._next.add_done_callback(_seen)
         await asyncio.shield(self._next)
 
     async def _confirm_next(self) -> None:
@@ -120,3 +121,9 @@ class Ownership:
                 await self.confirm()
             except StoreError as error:
                 log.warning("the lease could not be renewed, trying again: %s", error)
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """A failure is told to whoever waits; when all of them have gone, to nobody."""
+    if not task.cancelled():
+        task.exception()
