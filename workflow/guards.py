@@ -2,7 +2,7 @@
 
 Three nets, since no one of them catches everything:
 
-1. *Patches.* Module attributes such as `time.time` or `random.random` are replaced while a workflow steps; in any other
+1. *Patches.* Module attributes such as `time.time` or `random.random` are replaced while workflows step; in any other
    thread, and outside workflows, a replacement calls the original. They cannot see ``from time import time`` done
    before.
 2. *Audit.* CPython reports opening of files, sockets and processes to audit hooks, however the function was
@@ -16,9 +16,9 @@ Logging, warnings, tracebacks and imports may read the clock and files: nothing 
 
 from __future__ import annotations
 
+import contextvars
 import dis
 import functools
-import operator
 import os
 import random
 import secrets
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from workflow.errors import WorkflowGuardError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
 _CLOCK = "use workflow.current().now(), or asyncio.get_running_loop().time()"
@@ -71,7 +72,8 @@ _RANDOM_NAMES = (
 
 _Refused = tuple[types.ModuleType | type, dict[str, str]]
 
-# Called so often elsewhere that the process must not pay for the guard: replaced for the length of a step.
+# Called so often elsewhere that the process must not pay for the guard: replaced while workflows step, and put back when
+# the event loop comes round. (After each step would cost every step more than all else of it together.)
 _SWAPPED: tuple[_Refused, ...] = (
     (time, {**dict.fromkeys(_CLOCK_NAMES, _CLOCK), "sleep": _SLEEP}),
     (random, dict.fromkeys(_RANDOM_NAMES, _RANDOM)),
@@ -116,7 +118,7 @@ def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callab
 
     @functools.wraps(original)
     def guard(*args: Any, **kwargs: Any) -> Any:
-        if _in_workflow() and not _is_trusted(sys._getframe(1).f_globals.get("__name__", "")):
+        if _stepping and _in_workflow() and not _is_trusted(sys._getframe(1).f_globals.get("__name__", "")):
             raise WorkflowGuardError(f"{module.__name__}.{name} inside a workflow: {instead}")
         return original(*args, **kwargs)
 
@@ -126,48 +128,82 @@ def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callab
 class _Swap:
     """The guarded names of one module, and what stood there before the step (perhaps somebody's test double)."""
 
-    __slots__ = ("_guards", "_names", "_namespace", "_read", "_saved")
+    __slots__ = ("_guards", "_namespace", "_saved")
 
     def __init__(self, module: types.ModuleType | type, refused: dict[str, str]) -> None:
         self._namespace: dict[str, Any] = vars(module)
-        self._names = tuple(refused)
         self._guards = {name: _guarded(module, name, instead) for name, instead in refused.items()}
-        self._read = operator.itemgetter(*refused)
-        self._saved: tuple[Any, ...] = ()
+        self._saved: dict[str, Any] = {}
 
     def put(self) -> None:
-        self._saved = self._read(self._namespace)
-        self._namespace.update(self._guards)
+        """A guard that is there already (somebody patched the name and took his patch off again) covers what it did."""
+        namespace, saved = self._namespace, self._saved
+        for name, guard in self._guards.items():
+            found = namespace[name]
+            if found is not guard:
+                saved[name] = found
+                namespace[name] = guard
 
     def restore(self) -> None:
-        self._namespace.update(zip(self._names, self._saved, strict=True))
+        """What somebody else has put there since then is left alone."""
+        namespace, guards = self._namespace, self._guards
+        for name, found in self._saved.items():
+            if namespace[name] is guards[name]:
+                namespace[name] = found
 
 
 _swaps = [_Swap(*refused) for refused in _SWAPPED]
 _lock = threading.Lock()
 _stepping = 0
 _installed = False
+_is_put = False
+# The event loop that will put the originals back when it comes round.
+_restoring: asyncio.AbstractEventLoop | None = None
+_NO_CONTEXT = contextvars.Context()
 
 
 def enter() -> None:
     """A workflow starts to step. Counted: hosts in several threads may step at the same time."""
-    global _stepping
+    global _stepping, _is_put
     with _lock:
         _stepping += 1
-        if _stepping == 1:
+        if not _is_put:
             if not _installed:
                 _install()
+            _is_put = True
             for swap in _swaps:
                 swap.put()
 
 
-def leave() -> None:
-    global _stepping
+def leave(outside: asyncio.AbstractEventLoop | None) -> None:
+    """The end of a step. `outside`: the event loop that runs this thread, if one does."""
+    global _stepping, _restoring
     with _lock:
         _stepping -= 1
-        if _stepping == 0:
-            for swap in _swaps:
-                swap.restore()
+        if _stepping:
+            return
+        if outside is None:
+            _restore()
+        elif _restoring is not outside:
+            _restoring = outside
+            outside.call_soon(_come_round, outside, context=_NO_CONTEXT)
+
+
+def _come_round(loop: asyncio.AbstractEventLoop) -> None:
+    """Unless a loop in another thread has taken over, or a workflow steps there: then its `leave` sees to it."""
+    global _restoring
+    with _lock:
+        if _restoring is loop:
+            _restoring = None
+            if not _stepping:
+                _restore()
+
+
+def _restore() -> None:
+    global _is_put
+    _is_put = False
+    for swap in _swaps:
+        swap.restore()
 
 
 def _install() -> None:

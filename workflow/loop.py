@@ -135,9 +135,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return outside
 
     def leave(self, outside: Any) -> None:
-        guards.leave()
-        sys.set_asyncgen_hooks(*outside[1])
-        events._set_running_loop(outside[0])
+        running, hooks = outside
+        guards.leave(running)
+        sys.set_asyncgen_hooks(*hooks)
+        events._set_running_loop(running)
 
     def run_ready(self) -> None:
         """Run until nothing is ready. Between `enter` and `leave`. Raises `Stall` for code that never gets there."""

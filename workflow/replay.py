@@ -87,7 +87,7 @@ class Program:
         self.definition = definition
         self.instance_id = instance_id
         self.execution = ""
-        self.random = DeterministicRandom()
+        self._random: DeterministicRandom | None = None
         self.replaying = False
         self.paused = False
         self.stalled = False
@@ -122,6 +122,13 @@ class Program:
 
     def pending(self, step: str) -> Step | None:
         return self._steps.get(step)
+
+    @property
+    def random(self) -> DeterministicRandom:
+        """Seeded with the execution id, by whoever asks first: to seed it costs as much as a turn."""
+        if self._random is None:
+            self._random = DeterministicRandom(self.execution)
+        return self._random
 
     @property
     def parked(self) -> bool:
@@ -286,7 +293,6 @@ class Program:
             raise Stall("EngineError", f"the history is of version {item[1]['v']}, this program reads {VERSION}")
         self._start = start = Start.of(item[1])
         self.execution = start.execution
-        self.random.seed(start.execution)
         if start.at_ms is None:
             self._begin(start)
 
@@ -414,8 +420,8 @@ class DeterministicRandom(random.Random):
     """Seeded with the execution id. Callable, so that both ``current().random()`` and ``current().random.randint(1,
     6)`` work."""
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    def __init__(self, seed: str) -> None:
+        super().__init__(seed)
 
     def __call__(self) -> float:
         return self.random()
