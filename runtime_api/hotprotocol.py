@@ -124,7 +124,7 @@ class _HotProtocol(HttpToolsProtocol):
             return False
         calls = self.calls
         length = calls.content_length(data[line.end() : head_end])
-        if length < 0 or len(data) != head_end + 4 + length or self.access_log or self._pressed():
+        if length < 0 or len(data) != head_end + 4 + length or self.config.access_log or self._pressed():
             return False
         self._target = target = (line[1].decode(), line[2].decode(), line[3].decode())
         if target[0] not in calls.types:
