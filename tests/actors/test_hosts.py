@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
 import subprocess
@@ -264,21 +263,6 @@ async def test_read_that_cannot_be_confirmed_is_refused(world: World) -> None:
         await host.client.actor(Cell, "c").read()
     world.lever.down = False
     assert await host.client.actor(Cell, "c").read() == 1
-
-
-async def test_confirmation_that_nobody_waits_for_any_more(world: World) -> None:
-    """Its failure is nobody's: no complaint about an exception that was never retrieved."""
-    complaints: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    host = await world.host(Cell)
-    waiting = asyncio.ensure_future(host.ownership.confirm_now())
-    await asyncio.sleep(0)
-    world.lever.down = True
-    waiting.cancel()
-    await settled()
-    world.lever.down = False
-    gc.collect()
-    assert complaints == []
 
 
 def test_read_levels_are_checked_at_decoration() -> None:
