@@ -30,9 +30,11 @@ _CALL = Request("POST", "/v1.0/actors/Counter/k%d/method/add", "1")
 # -------------------------------------------------------------------------------------------------------------
 
 
-def _load_counted(setting: Setting, port: int, request: Request, keys: int) -> tuple[Load, int]:
+def _load_counted(
+    setting: Setting, port: int, request: Request, keys: int, warm_up_s: float | None = None
+) -> tuple[Load, int]:
     """The measured load, and how many calls were answered including the warm-up's."""
-    warm_up = setting.loader.run(port, request, keys, setting.warm_up_s)
+    warm_up = setting.loader.run(port, request, keys, warm_up_s or setting.warm_up_s)
     load = setting.loader.run(port, request, keys, setting.seconds)
     return load, warm_up.requests + load.requests
 
@@ -61,7 +63,8 @@ def ceiling_over_http(setting: Setting, keys: int) -> Sample:
 
 def restate_over_http(setting: Setting) -> Sample:
     with restate.serving(setting.directory) as port:
-        load, answered = _load_counted(setting, port, Request("POST", "/Counter/k%d/add", "1"), KEYS)
+        request = Request("POST", "/Counter/k%d/add", "1")
+        load, answered = _load_counted(setting, port, request, KEYS, setting.peer_warm_up_s)
         _check_total(sum(restate.counter(port, f"k{key}") for key in range(KEYS)), answered)
     return Sample(load.rate, load.detail)
 

@@ -54,6 +54,12 @@ class Setting:
     def warm_up_s(self) -> float:
         return 0.1 if self.quick else 1.0
 
+    @property
+    def peer_warm_up_s(self) -> float:
+        """Servers of peers take longer to get into their stride: Restate does a third of its later rate in the first
+        seconds, and DBOS and Temporal do too little in one to tell anything."""
+        return 1.0 if self.quick else 4.0
+
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full
 

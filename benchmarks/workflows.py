@@ -74,7 +74,7 @@ def over_http(setting: Setting, script: list[Request], connections: int) -> Load
 
 def restate_over_http(setting: Setting, connections: int) -> Load:
     with restate.serving(setting.directory) as port:
-        run_script(port, RESTATE, 1, setting.warm_up_s, connections)
+        run_script(port, RESTATE, 1, setting.peer_warm_up_s, connections)
         return run_script(port, RESTATE, 1, setting.seconds, connections)
 
 

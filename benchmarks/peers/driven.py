@@ -24,7 +24,7 @@ class PeerDrive(NamedTuple):
 
 def driven(python: Path, program: str, where: object, in_flight: int, setting: Setting) -> PeerDrive:
     """Run ``program WHERE IN_FLIGHT WARM_UP_S SECONDS``. Raises `WrongResult`."""
-    times = ("1", "5") if setting.quick else ("3", "10")  # slow ones need longer to have anything to tell
+    times = (str(setting.peer_warm_up_s), "5" if setting.quick else "10")
     command = [str(python), str(Path(__file__).parent / "programs" / program), str(where), str(in_flight), *times]
     done = subprocess.run(
         command, cwd=setting.directory, env=foreign_environment(), capture_output=True, text=True, check=False
