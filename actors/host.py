@@ -103,7 +103,8 @@ class Host:
         self._ids = 0
         # Streams whose former activation still has turns at the store.
         self._unsettled: dict[str, Activation] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # In the order of their start, not of their addresses: a simulated run must be the same each time.
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.loop_time: Callable[[], float] = self.clock.monotonic  # the loop's own clock, once started
 
@@ -390,7 +391,7 @@ class Host:
         """A task of this host: cancelled with it."""
         assert self._loop is not None
         task = self._loop.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._task_done)
         return task
 
@@ -404,6 +405,6 @@ class Host:
         self.fail(call, HostStopping(f"{call.stream}: this host stopped before it had answered"))
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the host failed: this is a bug", exc_info=error)
