@@ -619,7 +619,9 @@ def test_slow_reader(runner: asyncio.Runner) -> None:
                 await client.send(call(b"fill", b"%d" % sizes[-1]))
             hot = client.protocol.hot_answers
             assert hot == len(sizes)
-            for size in more:
+            await client.send(call(b"fill", b"%d" % more[0]), answered=False)
+            await until(lambda: client.protocol.flow.write_paused, times=50)
+            for size in more[1:]:
                 await client.push(call(b"fill", b"%d" % size))
             await until(lambda: client.protocol.flow.write_paused, times=100)
             assert client.protocol.transport.get_write_buffer_size() < 2_000_000
