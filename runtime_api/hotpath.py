@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime_api.problems import Problem, internal, invoke_problem, problem_of
 from runtime_api.wire import CALL_HEADERS, PLAIN_CALL, BadHeader, call_options
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Awaitable, Callable, Container, Coroutine
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,14 +43,14 @@ class HotPath:
         general: ASGIApp,
         types: Container[str],
         invoke: Callable[..., Awaitable[bytes]],
-        read_state: Callable[[str, str], Awaitable[StateAnswer] | None],
+        read_state: Callable[[str, str], Coroutine[Any, Any, StateAnswer] | None],
         token: Token,
         body_limit: int,
     ) -> None:
         self._general = general
         self._types = types
         self._invoke = invoke
-        self._read_state = read_state
+        self.read_state = read_state
         self._token = token
         self._body_limit = body_limit
 
@@ -85,7 +85,7 @@ class HotPath:
         return await send({"type": "http.response.body", "body": result})
 
     async def _state_key(self, path: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._read_state(path[1], path[2]) if self._options(scope["headers"]) is not None else None
+        answer = self.read_state(path[1], path[2]) if self._options(scope["headers"]) is not None else None
         if answer is None:
             return await self._general(scope, receive, send)
         try:
