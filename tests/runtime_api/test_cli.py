@@ -17,8 +17,9 @@ from runtime_api.cli import cli
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.runtime_api.conftest import ServerThread
     from typer.testing import Result
+
+    from tests.runtime_api.conftest import ServerThread
 
     Mecha = Callable[..., str]
 
