@@ -1,8 +1,7 @@
 """Actor calls and reads of a state key without ASGI: uvicorn's protocol with a short cut before its parser.
 
 A request that arrives whole, alone, and in the plainest form of HTTP/1.1 is answered from here: no scope, no task, no
-messages between a server and an application that live in the same process. That is about half of what a call costs,
-and two thirds of a read.
+messages between a server and an application that live in the same process. That is about half of what a request costs.
 Everything else (any other route, escapes, unusual headers, bodies in pieces, pipelined requests, HTTP/1.0) goes to
 uvicorn's parser as it came, with nothing consumed, and so to `HotPath` or the general path, which give the same
 answers.
