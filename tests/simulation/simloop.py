@@ -247,7 +247,7 @@ class SimulatedLoop(_Base):
         while self._timers and self._timers[0][0] <= self._now:
             self._ready.append(heapq.heappop(self._timers)[3])
         ready, self._ready = self._ready, []
-        batch = deque(self._shuffled(ready) if self._shuffle else ready)
+        batch = deque(self._shuffled(ready) if self._shuffle and len(ready) > 1 else ready)
         del ready
         while batch:
             self._take(batch.popleft())
