@@ -107,9 +107,8 @@ async def transfer(pair: tuple[str, str]) -> bool:
 @workflow
 async def gated(number: int) -> int:
     """Unfinished for as long as the gate is closed."""
-    number = await add_one(number)
     await pass_gate()
-    return number
+    return await add_one(number)
 
 
 @workflow
