@@ -163,6 +163,13 @@ class Activation:
         first."""
         self.pump = self.host.create_task(self._load_and_pump(after_commits))
 
+    def begin(self) -> None:
+        """Without loading: there is nothing to load. See `Call.fresh`."""
+        instance = new_instance(self.definition)
+        self.base = [] if self.definition.event_sourced else capture(self.definition, instance)
+        self.instance = instance
+        self.phase = Phase.ACTIVE
+
     async def wait_committed(self) -> None:
         """Return when every turn decided so far has its answer from the store."""
         if self.uncommitted:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from actors.activation import Phase
 from actors.definition import definition_of
 from actors.errors import ActorNotActive, UnknownActorType
 from actors.names import check_name, stream_of
 from actors.ref import ActorRef, target_of
 from actors.state import fold, new_instance, plain_state
-from statestores.codec import encode
+from statestores.codec import ATOMS, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from actors.definition import ActorDefinition
+    from actors.definition import ActorDefinition, Method
     from actors.host import Host
     from actors.message import Call
     from actors.outbox import DeadLetter
@@ -64,6 +65,21 @@ class ActorClient:
 
     def new_call(self, stream: str, method: str) -> Call:
         return self._host.new_call(stream, method)
+
+    def call_method(
+        self, stream: str, method: Method, args: tuple[Any, ...], *, fresh: bool = False
+    ) -> asyncio.Future[Any]:
+        """A call of a hosted type's method, made by the runtime itself outside of any turn: what a reference does,
+        without one. `fresh`: see `Call`. Raises `InvalidArguments`; every other error comes through the future."""
+        call = self._host.new_call(stream, method.name)
+        call.method = method
+        call.args = method.signature.bind_python(args, {})
+        if not ATOMS.issuperset(map(type, call.args)):
+            call.payload = method.signature.encode_bound(call.args)
+        if fresh:
+            call.fresh = True
+        self._host.placement.submit(call)
+        return call.future
 
     def start(self, call: Call, timeout: float | None) -> asyncio.Future[Any]:
         """Make a prepared call; the future of its answer. Cancelling that cancels the call."""
@@ -146,6 +162,21 @@ class ActorClient:
 
     def is_active(self, actor_type: str, actor_id: str) -> bool:
         return f"{actor_type}/{actor_id}" in self._host.activations
+
+    def object_here(self, stream: str) -> Any | None:
+        """The object of an actor that is active on this host, None otherwise. To look at outside of turns: what it
+        shows may not be durable yet, and may never be."""
+        activation = self._host.activations.get(stream)
+        return activation.instance if activation is not None and activation.phase is Phase.ACTIVE else None
+
+    @property
+    def is_stopped(self) -> bool:
+        """The host does nothing any more."""
+        return self._host.aborted
+
+    def when_stopped(self, callback: Callable[[], None]) -> None:
+        """Call back, on the event loop, when the host does nothing any more."""
+        self._host.when_stopped.append(callback)
 
     def active_counts(self) -> dict[str, int]:
         """Activations in memory, for every hosted type."""

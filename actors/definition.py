@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, g
 from actors.names import check_name
 from actors.schedule import parse_duration_s
 from actors.signature import Signature, by_position
-from statestores.codec import Adapter, adapter
+from statestores.codec import ATOMS, Adapter, adapter
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -87,6 +87,10 @@ class Field:
     @property
     def has_default(self) -> bool:
         return self.default is not _UNSET or self.factory is not None
+
+    @property
+    def is_shared(self) -> bool:
+        return self.factory is None and type(self.default) in ATOMS
 
     def make_default(self) -> Any:
         return self.factory() if self.factory is not None else copy.deepcopy(self.default)
@@ -150,6 +154,9 @@ class ActorDefinition:
     # methods, and the recorded name of a change of fields.
     field_names: tuple[str, ...]
     adapters: Mapping[str, Adapter[Any]]
+    # Defaults that all instances can share, being immutable, and the fields that need their own.
+    shared_defaults: Mapping[str, Any]
+    own_defaults: tuple[Field, ...]
     event_sourced: bool
     state_event: str
 
@@ -298,6 +305,8 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         options=options,
         field_names=tuple(f.name for f in fields),
         adapters={f.name: f.adapter for f in fields},
+        shared_defaults={f.name: f.default for f in fields if f.has_default and f.is_shared},
+        own_defaults=tuple(f for f in fields if f.has_default and not f.is_shared),
         event_sourced=bool(events),
         state_event=versioned_name(STATE_EVENT, options.schema),
     )

@@ -105,6 +105,7 @@ class Host:
         self._unsettled: dict[str, Activation] = {}
         # In the order of their start, not of their addresses: a simulated run must be the same each time.
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self.when_stopped: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.loop_time: Callable[[], float] = self.clock.monotonic  # the loop's own clock, once started
 
@@ -155,6 +156,8 @@ class Host:
         self.ownership.stop()
         for task in tuple(self._tasks):
             task.cancel()
+        for callback in self.when_stopped:
+            callback()
 
     async def _drain(self) -> None:
         while self.activations:
@@ -195,6 +198,7 @@ class Host:
     def resubmit(self, call: Call) -> None:
         """Run again a call that has certainly left no trace."""
         call.turn = None
+        call.fresh = False
         call.attempt += 1
         if call.future.done():
             return
@@ -326,7 +330,10 @@ class Host:
         if former is not None and not former.uncommitted:
             del self._unsettled[call.stream]
             former = None
-        activation.start(after_commits=former is not None)
+        if call.fresh and former is None and "on_activate" not in definition.methods:
+            activation.begin()
+        else:
+            activation.start(after_commits=former is not None)
         return activation
 
     def _method(self, definition: ActorDefinition, call: Call) -> Method:

@@ -54,6 +54,9 @@ class Call:
     turn: Turn | None = None
     # The wake-up this call is, for ticks of reminders.
     reminder: Tick | None = None
+    # Nothing can be recorded of the actor, since its id was made for this call: there is nothing to load. A mistake in
+    # this costs a refused commit (INV-1), and the turn is run again on what is loaded.
+    fresh: bool = False
     # Made by the runtime itself: may call hooks and built-in methods, and passes while the host is draining.
     internal: bool = False
 
@@ -85,6 +88,8 @@ class Envelope(NamedTuple):
     reply_token: str = ""
 
     def encode(self) -> bytes:
+        if self.payload and not self.stream and not self.trace_id:  # posted work: most of what goes through here
+            return b'{"k":%b,"p":%b}' % (orjson.dumps(self.kind), self.payload)
         fields: dict[str, Any] = {"k": self.kind}
         if self.stream:
             fields["s"] = self.stream

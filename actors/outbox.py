@@ -62,7 +62,8 @@ class DeadLetter(NamedTuple):
 
 
 Worker = Callable[[Work], Awaitable[None]]
-"""Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises."""
+"""Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises. What it
+gives is run as a task of the host; a future (work that needs no task) is only waited for."""
 
 
 class _Delivery:
@@ -160,7 +161,7 @@ class Outbox:
             call.future.add_done_callback(lambda future: self._delivered(delivery, future))
             self._host.place(call)
         else:
-            self._host.create_task(self._work(delivery))
+            self._start_work(delivery)
 
     def _call(self, delivery: _Delivery) -> Call:
         envelope = delivery.envelope
@@ -190,7 +191,7 @@ class Outbox:
             log.warning("message %s to %s failed, trying again: %s", delivery.id, delivery.envelope.stream, error)
             self._later(delivery)
 
-    async def _work(self, delivery: _Delivery) -> None:
+    def _start_work(self, delivery: _Delivery) -> None:
         worker = self._workers.get(delivery.envelope.kind)
         if worker is None:
             log.error("no worker for %r, message %s waits for a host that has one", delivery.envelope.kind, delivery.id)
@@ -199,11 +200,29 @@ class Outbox:
             delivery.envelope.kind, delivery.id, delivery.stream, delivery.envelope.payload, delivery.redelivered
         )
         try:
-            await worker(work)
+            under_way = worker(work)
         except Exception as error:
-            delivery.redelivered = True
-            log.warning("work %s of %s failed, trying again: %r", delivery.id, delivery.stream, error)
-            self._later(delivery)
+            self._work_failed(delivery, error)
+            return
+        if isinstance(under_way, asyncio.Future):
+            under_way.add_done_callback(lambda future: self._worked(delivery, future))
+        else:
+            self._host.create_task(self._work(delivery, under_way))
+
+    async def _work(self, delivery: _Delivery, under_way: Awaitable[None]) -> None:
+        try:
+            await under_way
+        except Exception as error:
+            self._work_failed(delivery, error)
+
+    def _worked(self, delivery: _Delivery, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._work_failed(delivery, error)
+
+    def _work_failed(self, delivery: _Delivery, error: BaseException) -> None:
+        delivery.redelivered = True
+        log.warning("work %s of %s failed, trying again: %r", delivery.id, delivery.stream, error)
+        self._later(delivery)
 
     def _later(self, delivery: _Delivery) -> None:
         delay = min(_FIRST_RETRY_S * 2 ** min(delivery.attempts - 1, 16), _LONGEST_RETRY_S)

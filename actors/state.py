@@ -47,9 +47,9 @@ def new_instance(definition: ActorDefinition) -> Any:
     """An instance with default state, made without calling `__init__` (an actor is made by its history, not by
     arguments)."""
     instance: Any = object.__new__(definition.cls)
-    for field in definition.fields:
-        if field.has_default:
-            instance.__dict__[field.name] = field.make_default()
+    instance.__dict__.update(definition.shared_defaults)
+    for field in definition.own_defaults:
+        instance.__dict__[field.name] = field.make_default()
     return instance
 
 

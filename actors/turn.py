@@ -312,6 +312,13 @@ class Turn:
             self.events = []
         self.events.append(NewEvent(self.activation.event_name(made.name), made.signature.encode_named(bound)))
 
+    def record_encoded(self, name: str, data: bytes) -> None:
+        """`record_event` for who has bound and encoded the arguments himself, and applies the event himself."""
+        self._check_writing(f"event {name}")
+        if self.events is None:
+            self.events = []
+        self.events.append(NewEvent(self.activation.event_name(name), data))
+
     def apply_event(self, function: Callable[..., Any], instance: Any, bound: tuple[Any, ...]) -> Any:
         self.applying += 1
         try:

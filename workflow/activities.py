@@ -18,13 +18,14 @@ import orjson
 from actors import HostStopping, Retriable
 from statestores.codec import encode
 from workflow.errors import WorkflowError
+from workflow.history import ACTOR_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from actors import ActorClient, Clock, Work
+    from actors.definition import Method
     from workflow.definition import Activity
-    from workflow.instance import WorkflowInstance
 
 _LONGEST_TRACEBACK = 20_000
 _REPORT_RETRY_S = 0.05
@@ -80,11 +81,11 @@ class ActivityWorker:
         self._pool: ThreadPoolExecutor | None = None
         self._free: asyncio.Semaphore | None = None
         self._client: ActorClient | None = None
-        self._instance_type: type[WorkflowInstance] | None = None
+        self._methods: Mapping[str, Method] = {}
 
-    def attach(self, client: ActorClient, instance_type: type[WorkflowInstance]) -> None:
-        """Outcomes go through this client. Call before the host starts."""
-        self._client, self._instance_type = client, instance_type
+    def attach(self, client: ActorClient, methods: Mapping[str, Method]) -> None:
+        """Outcomes go through this client, to these methods of instances. Call before the host starts."""
+        self._client, self._methods = client, methods
 
     def close(self) -> None:
         """Threads that are busy end with their work."""
@@ -92,9 +93,10 @@ class ActivityWorker:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    async def __call__(self, work: Work) -> None:
+    def __call__(self, work: Work) -> Awaitable[None]:
         """Raises `LookupError` for an activity that is not deployed here (the work then waits for a host that has it),
-        and `HostStopping`."""
+        later `HostStopping`. One whose code cannot suspend runs without a task, as soon as the event loop gets to it;
+        what is given for it is a future."""
         fields = orjson.loads(work.body)
         instance_id = work.stream.partition("/")[2]
         order = _Order(
@@ -105,18 +107,48 @@ class ActivityWorker:
             raise LookupError(
                 f"activity {order.name!r} is not deployed here; there is {', '.join(sorted(self._activities))}"
             )
-        activity_id = f"{instance_id}:{order.execution}:{order.step}"
-        _info.set(ActivityInfo(activity_id, order.name, order.attempt, instance_id, work.redelivered))
+        if not found.is_quick:
+            return self._work(found, order, work.redelivered)
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Future[None] = loop.create_future()
+        loop.call_soon(self._work_quickly, found, order, work.redelivered, heard)
+        return heard
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    async def _work(self, found: Activity[Any, Any], order: _Order, redelivered: bool) -> None:
+        _info.set(_info_of(order, redelivered))
         try:
             result = encode(await self._run(found, order)).decode()
         except BaseException as error:
             if _is_ours(error):
                 raise
-            await self._report_failure(order, found, error)
+            report, args = "activity_failed", self._failure(order, found, error)
         else:
-            await self._report(order, lambda to: to.activity_done(order.message, order.execution, order.step, result))
+            report, args = "activity_done", (order.message, order.execution, order.step, result)
+        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._report(order, report, args, heard)
+        await heard
 
-    # -- running ------------------------------------------------------------------------------------------------------
+    def _work_quickly(
+        self, found: Activity[Any, Any], order: _Order, redelivered: bool, heard: asyncio.Future[None]
+    ) -> None:
+        """As `_work`, in one go."""
+        assert self._client is not None
+        if self._client.is_stopped:  # as if crashed: whoever has the partition next finds the work
+            heard.cancel()
+            return
+        _info.set(_info_of(order, redelivered))
+        try:
+            args, kwargs = found.decode_arguments(order.arguments)
+            result = encode(_result_of(found.function(*args, **kwargs))).decode()
+        except KeyboardInterrupt:
+            heard.cancel()
+            raise
+        except BaseException as error:
+            self._report(order, "activity_failed", self._failure(order, found, error), heard)
+        else:
+            self._report(order, "activity_done", (order.message, order.execution, order.step, result), heard)
 
     async def _run(self, found: Activity[Any, Any], order: _Order) -> Any:
         args, kwargs = found.decode_arguments(order.arguments)
@@ -164,31 +196,57 @@ class ActivityWorker:
 
     # -- reporting ----------------------------------------------------------------------------------------------------
 
-    async def _report_failure(self, order: _Order, found: Activity[Any, Any], error: BaseException) -> None:
+    def _failure(self, order: _Order, found: Activity[Any, Any], error: BaseException) -> tuple[Any, ...]:
+        """Arguments of `WorkflowInstance.activity_failed`."""
         now_ms = self._clock.now_ms()
         due_ms = found.retry.next_due_ms(order.attempt, error, order.first_ms, now_ms)
         retry_ms = -1 if due_ms is None else due_ms - now_ms
         trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
-        failure = [type(error).__name__, _text(error), trace]
-        await self._report(
-            order,
-            lambda to: to.activity_failed(order.message, order.execution, order.step, order.attempt, failure, retry_ms),
-        )
+        failure = [type(error).__name__, _storable(str(error)), _storable(trace)]
+        return order.message, order.execution, order.step, order.attempt, failure, retry_ms
 
-    async def _report(self, order: _Order, send: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-        """Make the turn that records the outcome. A host in trouble is asked again, rather than the activity run
-        again."""
+    def _report(
+        self,
+        order: _Order,
+        method: str,
+        args: tuple[Any, ...],
+        heard: asyncio.Future[None],
+        pause_s: float = _REPORT_RETRY_S,
+    ) -> None:
+        """Make the turn that records the outcome, and say so. A host in trouble is asked again, rather than the
+        activity run again."""
         assert self._client is not None, "attach() comes before the host starts"
-        assert self._instance_type is not None, "attach() comes before the host starts"
-        pause_s = _REPORT_RETRY_S
-        while True:
-            try:
-                return await send(self._client.actor(self._instance_type, order.instance_id))
-            except HostStopping:
-                raise
-            except Retriable:
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+
+        def answered(answer: asyncio.Future[None]) -> None:
+            if heard.done():
+                return
+            if answer.cancelled():
+                heard.cancel()
+            elif (error := answer.exception()) is None:
+                heard.set_result(None)
+            elif isinstance(error, Retriable) and not isinstance(error, HostStopping):
+                longer_s = min(pause_s * 2, _LONGEST_RETRY_S)
+                asyncio.get_running_loop().call_later(pause_s, self._report, order, method, args, heard, longer_s)
+            else:
+                heard.set_exception(error)
+
+        stream = f"{ACTOR_TYPE}/{order.instance_id}"
+        self._client.call_method(stream, self._methods[method], args).add_done_callback(answered)
+
+
+def _info_of(order: _Order, redelivered: bool) -> ActivityInfo:
+    activity_id = f"{order.instance_id}:{order.execution}:{order.step}"
+    return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, redelivered)
+
+
+def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Of one that cannot suspend."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} was found unable to suspend, and did suspend")
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -221,6 +279,6 @@ def _caught(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _text(error: BaseException) -> str:
-    """The exception's message, in characters that can be stored."""
-    return str(error).encode("utf-8", "replace").decode()
+def _storable(text: str) -> str:
+    """Without half surrogate pairs, which have no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode()

@@ -7,6 +7,7 @@ Every call but the looking ones is durable when it returns. A host in trouble (`
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -14,6 +15,7 @@ import orjson
 
 from actors import Retriable
 from actors.schedule import parse_duration_s
+from actors.turn import current_turn
 from statestores.codec import CodecError, encode
 from statestores.model import IndexEntry, IndexQuery
 from workflow.definition import restore
@@ -28,21 +30,23 @@ from workflow.errors import (
     WorkflowStalled,
     WorkflowTerminated,
 )
-from workflow.history import COMPLETED, FAILED, TERMINAL, TERMINATED, parse
-from workflow.instance import ACTOR_TYPE
+from workflow.history import ACTOR_TYPE, COMPLETED, FAILED, TERMINAL, TERMINATED, parse
+from workflow.instance import MISSING, definition_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
 
     from actors import ActorClient
     from workflow.definition import Workflow
-    from workflow.instance import WorkflowInstance
+    from workflow.instance import Deployment, WorkflowInstance
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _NAMESPACE = uuid.UUID("6d656368-612d-5772-8b66-6c6f77000001")
+# The original, which is no workflow's business to find guarded.
+_urandom = os.urandom
 _FIRST_RETRY_S = 0.02
 _LONGEST_RETRY_S = 1.0
 _HISTORY_PAGE = 1000
@@ -112,12 +116,14 @@ class WorkflowClient:
         self,
         client: ActorClient,
         instance_type: type[WorkflowInstance],
-        workflows: Mapping[str, Workflow[Any, Any]],
+        deployment: Deployment,
         patience_s: float = 30.0,
     ) -> None:
         self._client = client
         self._type = instance_type
-        self._workflows = workflows
+        self._methods = definition_for(instance_type).methods
+        self._deployment = deployment
+        self._workflows: Mapping[str, Workflow[Any, Any]] = deployment.workflows
         self._patience_s = patience_s
 
     # -- starting -----------------------------------------------------------------------------------------------------
@@ -142,15 +148,18 @@ class WorkflowClient:
         """
         definition = self.definition(workflow)
         text = _input_text(definition, input)
-        request = idempotency_key if idempotency_key is not None else uuid.uuid4().hex
+        request = idempotency_key if idempotency_key is not None else _new_id()
+        fresh = False
         if instance_id is None:
-            named = f"{definition.name}:{idempotency_key}"
-            instance_id = str(uuid.uuid4() if idempotency_key is None else uuid.uuid5(_NAMESPACE, named))
+            if idempotency_key is None:
+                instance_id, fresh = request, True
+            else:
+                instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{idempotency_key}"))
         at_ms = _ms(start_at) or 0
         delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
         while True:
             answer: str = await self._ask(
-                instance_id, lambda to: to.start(definition.name, text, at_ms, delay_ms, request)
+                instance_id, "start", definition.name, text, at_ms, delay_ms, request, fresh=fresh
             )
             if answer == "exists":
                 raise InstanceExists(instance_id)
@@ -171,7 +180,7 @@ class WorkflowClient:
 
     async def get(self, instance_id: str) -> WorkflowState:
         """Raises `InstanceNotFound`."""
-        shown: str = await self._ask(instance_id, lambda to: to.describe())
+        shown: str = await self._ask(instance_id, "describe")
         if not shown:
             raise InstanceNotFound(instance_id)
         return _state(instance_id, shown)
@@ -194,13 +203,10 @@ class WorkflowClient:
 
     async def wait_state(self, instance_id: str, timeout: float | None = None) -> WorkflowState:
         """The state of the instance once it has ended or stalled. Raises `InstanceNotFound`, `TimeoutError`."""
+        if timeout is None:
+            return await self._wait_state(instance_id)
         async with asyncio.timeout(timeout):
-            while True:
-                shown: str = await self._ask(instance_id, lambda to: to.wait_ended())
-                if shown == "missing":
-                    raise InstanceNotFound(instance_id)
-                if shown:
-                    return _state(instance_id, shown)
+            return await self._wait_state(instance_id)
 
     async def listing(
         self,
@@ -241,29 +247,42 @@ class WorkflowClient:
         """Kept until the workflow waits for it; ignored when the instance has ended. Raises `InstanceNotFound`,
         `CodecError`."""
         text = encode(payload).decode()
-        await self._command(instance_id, lambda to: to.raise_event(name, text))
+        await self._command(instance_id, "raise_event", name, text)
 
     async def pause(self, instance_id: str) -> None:
         """From now on inputs are recorded, but wait for `resume`. Activities already running finish."""
-        await self._command(instance_id, lambda to: to.pause())
+        await self._command(instance_id, "pause")
 
     async def resume(self, instance_id: str) -> None:
         """End a pause; or try a stalled instance again, with the code that is deployed now."""
-        await self._command(instance_id, lambda to: to.resume())
+        await self._command(instance_id, "resume")
 
     async def terminate(self, instance_id: str, output: Any = None) -> None:
         """End it now, as TERMINATED. An instance that has ended stays as it is."""
         text = encode(output).decode()
-        await self._command(instance_id, lambda to: to.terminate(text))
+        await self._command(instance_id, "terminate", text)
 
     async def purge(self, instance_id: str, *, force: bool = False) -> None:
         """Remove everything of an ended instance; with `force`, of any. Raises `InstanceNotFound`,
         `InstanceNotTerminal`."""
-        answer = await self._command(instance_id, lambda to: to.purge(force, ""))
+        answer = await self._command(instance_id, "purge", force, "")
         if answer:
             raise InstanceNotTerminal(instance_id, answer)
 
     # -- leaves -------------------------------------------------------------------------------------------------------
+
+    async def _wait_state(self, instance_id: str) -> WorkflowState:
+        # An instance that is seen here to go on will be heard of here: that needs no turn.
+        found: WorkflowInstance | None = self._client.object_here(f"{ACTOR_TYPE}/{instance_id}")
+        if found is not None and found.is_going_on:
+            shown = await self._deployment.wait_told(instance_id)
+        else:
+            shown = ""
+        while not shown:
+            shown = await self._ask(instance_id, "wait_ended")
+        if shown == MISSING:
+            raise InstanceNotFound(instance_id)
+        return _state(instance_id, shown)
 
     def definition(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
         """Raises `UnknownWorkflow`."""
@@ -281,23 +300,28 @@ class WorkflowClient:
         except InstanceNotFound:
             return
         if ended.is_terminal:
-            await self._ask(instance_id, lambda to: to.purge(False, ended.execution_id))
+            await self._ask(instance_id, "purge", False, ended.execution_id)
 
-    async def _command(self, instance_id: str, act: Callable[[WorkflowInstance], Any]) -> str:
-        answer: str = await self._ask(instance_id, act)
-        if answer == "missing":
+    async def _command(self, instance_id: str, method: str, *args: Any) -> str:
+        answer: str = await self._ask(instance_id, method, *args)
+        if answer == MISSING:
             raise InstanceNotFound(instance_id)
         return answer
 
-    async def _ask(self, instance_id: str, act: Callable[[WorkflowInstance], Any]) -> Any:
-        """Methods of a reference are awaited, whatever the class they are declared in says."""
+    async def _ask(self, instance_id: str, method: str, *args: Any, fresh: bool = False) -> Any:
+        """`fresh`: the id was made for this, nothing is recorded under it."""
         pause_s, patience_s = _FIRST_RETRY_S, self._patience_s
         while True:
             try:
-                return await act(self._client.actor(self._type, instance_id))
+                if current_turn() is None:
+                    stream = f"{ACTOR_TYPE}/{instance_id}"
+                    return await self._client.call_method(stream, self._methods[method], args, fresh=fresh)
+                # In a turn of the application's: part of its call chain.
+                return await getattr(self._client.actor(self._type, instance_id), method)(*args)
             except Retriable:
                 if patience_s <= 0:
                     raise
+            fresh = False
             await asyncio.sleep(pause_s)
             patience_s -= pause_s
             pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
@@ -307,10 +331,20 @@ def instance_id_of(entry: IndexEntry) -> str:
     return entry.stream.partition("/")[2]
 
 
+def _new_id() -> str:
+    """A random UUID."""
+    digits = _urandom(16).hex()
+    return (
+        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+    )
+
+
 def _input_text(definition: Workflow[Any, Any], value: Any) -> str:
     """JSON of the input, checked against the annotation."""
     try:
         text = encode(value)
+        if definition.input is not None and type(value) is definition.input.atom:
+            return text.decode()
         definition.check_input(orjson.loads(text))
     except CodecError as error:
         raise InvalidWorkflowInput(f"{definition.name}: {error}") from None

@@ -20,6 +20,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from actors.definition import _can_suspend
 from actors.names import check_name
 from actors.schedule import parse_duration_s
 from statestores.codec import Adapter, adapter, encode
@@ -102,6 +103,8 @@ class Activity(Generic[P, T]):
         self.function = function
         self.retry = retry
         self.is_async = inspect.iscoroutinefunction(function)
+        # A coroutine function that never waits for anything: runs without a task.
+        self.is_quick = self.is_async and inspect.isfunction(function) and not _can_suspend(function)
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
         self._parameters = [p for p in declared if p.kind in _POSITIONAL]
@@ -138,8 +141,13 @@ class Activity(Generic[P, T]):
         return self._restore_positional(recorded), {}
 
     def _restore_positional(self, values: list[Any]) -> list[Any]:
-        adapters = [*self._adapters, *[None] * (len(values) - len(self._adapters))]
-        return [restore(a, v) for a, v in zip(adapters, values, strict=False)]
+        """Values beyond the parameters stay as they are: the function will refuse them."""
+        adapters = self._adapters
+        for position, value in enumerate(values[: len(adapters)]):
+            found = adapters[position]
+            if found is not None and type(value) is not found.atom:
+                values[position] = found.restore(value)
+        return values
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"

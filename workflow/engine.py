@@ -50,9 +50,8 @@ class Engine:
             _put(self.workflows, definition, "workflows")
         for activity in (*activities, *self._named_activities()):
             _put(self.activities, activity, "activities")
-        self.instance_type = instance_type(
-            Deployment(self.workflows, evict_always=evict_always), parse_duration_s(idle_timeout)
-        )
+        self._deployment = Deployment(self.workflows, evict_always=evict_always)
+        self.instance_type = instance_type(self._deployment, parse_duration_s(idle_timeout))
         self._worker = ActivityWorker(self.activities, clock if clock is not None else SystemClock(), threads)
 
     @property
@@ -67,8 +66,9 @@ class Engine:
 
     def attach(self, client: ActorClient) -> WorkflowClient:
         """Connect to the host's client, before the host starts. Returns the client for workflows."""
-        self._worker.attach(client, self.instance_type)
-        return WorkflowClient(client, self.instance_type, self.workflows)
+        self._worker.attach(client, definition_for(self.instance_type).methods)
+        client.when_stopped(self._deployment.release)
+        return WorkflowClient(client, self.instance_type, self._deployment)
 
     def close(self) -> None:
         """After the host has stopped: let go of the threads."""

@@ -72,8 +72,8 @@ _RANDOM_NAMES = (
 
 _Refused = tuple[types.ModuleType | type, dict[str, str]]
 
-# Called so often elsewhere that the process must not pay for the guard: replaced while workflows step, and put back when
-# the event loop comes round. (After each step would cost every step more than all else of it together.)
+# Called so often elsewhere that the process must not pay for the guard: replaced while workflows step, and put back
+# when the event loop comes round. (To do it for each step would cost as much as the step.)
 _SWAPPED: tuple[_Refused, ...] = (
     (time, {**dict.fromkeys(_CLOCK_NAMES, _CLOCK), "sleep": _SLEEP}),
     (random, dict.fromkeys(_RANDOM_NAMES, _RANDOM)),

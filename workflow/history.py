@@ -34,6 +34,9 @@ import orjson
 
 from statestores.codec import encode
 
+ACTOR_TYPE = "mecha.workflow"
+"""Streams of instances are ``mecha.workflow/<instance id>``."""
+
 VERSION = 1
 """Recorded with each start. A history of a newer version than this is not replayed."""
 

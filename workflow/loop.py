@@ -128,17 +128,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def enter(self) -> Any:
         """Make this the running loop of the thread, guards on. Give the result to `leave`."""
-        outside = (events._get_running_loop(), sys.get_asyncgen_hooks())
+        outside = events._get_running_loop()
+        hooks = sys.get_asyncgen_hooks()
+        if getattr(hooks.firstiter, "__func__", None) is not _Generators.begin:
+            _Generators(hooks).watch()
         events._set_running_loop(self)
-        sys.set_asyncgen_hooks(None, _drop_generator)
         guards.enter()
         return outside
 
     def leave(self, outside: Any) -> None:
-        running, hooks = outside
-        guards.leave(running)
-        sys.set_asyncgen_hooks(*hooks)
-        events._set_running_loop(running)
+        guards.leave(outside)
+        events._set_running_loop(outside)
 
     def run_ready(self) -> None:
         """Run until nothing is ready. Between `enter` and `leave`. Raises `Stall` for code that never gets there."""
@@ -322,8 +322,34 @@ def _ordered_set(items: Iterable[Any] = ()) -> Any:
 asyncio.tasks.set = _ordered_set  # type: ignore[attr-defined]
 
 
-def _drop_generator(_generator: Any) -> None:
-    """Finalizer of async generators: asyncio would close them, at a moment the garbage collector chooses."""
+class _Generators:
+    """Hooks for the async generators of one thread. Those of workflows are dropped: asyncio would close them, at a
+    moment the garbage collector chooses. All others go to whoever had the hooks before, as a rule the thread's event
+    loop, which takes them back when it stops. (Setting hooks is slow, and so not done for each step.)"""
+
+    __slots__ = ("_before", "_ours")
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+        # By address, since nothing else is left of a generator when it ends. One that reuses the address begins first.
+        self._ours: set[int] = set()
+
+    def watch(self) -> None:
+        sys.set_asyncgen_hooks(self.begin, self.end)
+
+    def begin(self, generator: Any) -> None:
+        if type(events._get_running_loop()) is WorkflowLoop:
+            self._ours.add(id(generator))
+            return
+        self._ours.discard(id(generator))
+        if self._before.firstiter is not None:
+            self._before.firstiter(generator)
+
+    def end(self, generator: Any) -> None:
+        if id(generator) in self._ours:
+            self._ours.discard(id(generator))
+        elif self._before.finalizer is not None:
+            self._before.finalizer(generator)
 
 
 def site_name(code: types.CodeType) -> str:
