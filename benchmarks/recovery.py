@@ -30,7 +30,7 @@ _PER_ROUND = 50
 
 
 def leave_unfinished(file: str, count: int) -> None:
-    """Start `count` workflows and die. All of them are at the closed gate, as many as a host runs activities at a time, or
+    """Start `count` workflows and die. As many as a host runs activities at a time are at the closed gate, the others
     on the way there."""
 
     async def run() -> None:
