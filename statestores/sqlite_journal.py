@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder, Snapshot, StreamState
+from statestores.sqlite_plain import Fence, rows_of
 from statestores.sqlite_transaction import in_transaction, undo
 from statestores.turnrules import check_partitions, check_possible
 
@@ -435,6 +436,7 @@ class SqliteJournal:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
+        self._fence = Fence()
 
     @staticmethod
     def prepare_writer(connection: sqlite3.Connection) -> None:
@@ -468,11 +470,22 @@ class SqliteJournal:
         if not turns:
             return []
         check_possible(turns, self.partitions)
+        values = rows_of(turns)
+        if values is not None and await self._store.run_writer(lambda c: self._commit_plain(c, turns, values)):
+            return [None] * len(turns)
         effects = _effects_of(turns)
         if any(map(_needs_record, turns)):
             record = _recent(turns, "1" * len(turns))
             effects += (_RECENT, turns[0].partition, record, None, None, None, None, None, None)
         return await self._store.run_writer(lambda connection: _commit(connection, turns, effects))
+
+    def _commit_plain(self, connection: sqlite3.Connection, turns: Sequence[TurnCommit], values: list[Any]) -> bool:
+        if not self._fence.admits(connection, turns):
+            return False
+        try:
+            return self._fence.insert(connection, values)
+        except sqlite3.IntegrityError:
+            return False
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:
         return await self._store.read(lambda c: _load(c, stream, at_version))

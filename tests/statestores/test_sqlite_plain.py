@@ -1,0 +1,81 @@
+"""The short way into SQLite gives the answers of the general way, and never records part of a turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from statestores.errors import StaleEpoch, VersionConflict
+from statestores.model import NewEvent, TurnCommit, partition_of
+from statestores.sqlite import SqliteStore
+from statestores.sqlite_plain import rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "plain.db", partitions=4)
+    await store.open()
+    await store.journal.acquire(range(4), "owner", 0, 10_000)
+    yield store
+    await store.close()
+
+
+def turn(stream: str, expected: int, turn_id: str, *, events: int = 1, epoch: int = 1) -> TurnCommit:
+    facts = tuple(NewEvent("happened", b"%d" % number) for number in range(events))
+    return TurnCommit(partition_of(stream, 4), epoch, stream, turn_id, 7, expected, events=facts)
+
+
+async def versions(store: SqliteStore, stream: str) -> list[int]:
+    return [event.version for event in await store.journal.events(stream)]
+
+
+def test_which_batches_take_it() -> None:
+    """A batch with anything but events, or whose turns of a stream do not follow each other, goes the general way."""
+    assert rows_of([turn("a/1", 0, "t1"), turn("a/1", 1, "t2", events=2), turn("a/2", 5, "t3")]) is not None
+    assert rows_of([turn("a/1", 0, "t1"), turn("a/1", 2, "t2")]) is None
+    assert rows_of([turn("a/1", 0, "t1")._replace(snapshot=b"{}")]) is None
+    assert rows_of([turn("a/1", 0, "t1")._replace(outbox_done=("x",))]) is None
+    assert rows_of([turn("a/1", 0, "t1", events=0)]) is None
+
+
+async def test_a_chain_that_hangs_in_the_air_is_refused_whole(store: SqliteStore) -> None:
+    """INV-1, INV-4: when a stream is not where the first of its turns expects it, none of them leaves anything."""
+    chain = [turn("a/1", 3, "t1", events=2), turn("a/1", 5, "t2", events=3), turn("a/2", 0, "t3"), turn("a/2", 1, "t4")]
+    answers = await store.journal.commit(chain)
+    assert [type(answer) for answer in answers] == [VersionConflict, VersionConflict, type(None), type(None)]
+    assert await versions(store, "a/1") == []
+    assert await versions(store, "a/2") == [1, 2]
+
+
+async def test_a_version_that_is_taken_refuses_its_turns_alone(store: SqliteStore) -> None:
+    """INV-1: at most one event for a version; the neighbours in the batch are recorded all the same, once."""
+    assert await store.journal.commit([turn("a/1", 0, "t1", events=2)]) == [None]
+    answers = await store.journal.commit([turn("a/2", 0, "u1"), turn("a/1", 1, "u2"), turn("a/3", 0, "u3")])
+    assert [type(answer) for answer in answers] == [type(None), VersionConflict, type(None)]
+    assert [await versions(store, f"a/{n}") for n in (1, 2, 3)] == [[1, 2], [1], [1]]
+
+
+async def test_repeats_are_recognised(store: SqliteStore) -> None:
+    """INV-8: a batch whose answer was lost succeeds again, without further effect."""
+    batch = [turn("a/1", 0, "t1", events=2), turn("a/1", 2, "t2"), turn("a/2", 0, "t3")]
+    assert await store.journal.commit(batch) == [None] * 3
+    assert await store.journal.commit(batch) == [None] * 3
+    assert await versions(store, "a/1") == [1, 2, 3]
+
+
+async def test_an_epoch_that_another_process_raised_is_seen(store: SqliteStore, tmp_path: Path) -> None:
+    """INV-2: epochs remembered by this process do not let it write under an old one."""
+    assert await store.journal.commit([turn("a/1", 0, "t1")]) == [None]
+    other = SqliteStore(tmp_path / "plain.db")
+    await other.open()
+    await other.journal.acquire([partition_of("a/1", 4)], "other", 0, 10_000, force=True)
+    await other.close()
+    answers = await store.journal.commit([turn("a/1", 1, "t2")])
+    assert [type(answer) for answer in answers] == [StaleEpoch]
+    assert await versions(store, "a/1") == [1]
+    assert await store.journal.commit([turn("a/1", 1, "t3", epoch=2)]) == [None]
