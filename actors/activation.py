@@ -604,7 +604,7 @@ class Activation:
         )  # fmt: skip
         advance(definition, self.base, changed)
         self.uncommitted += 1
-        host.group.submit(commit, turn_committed(turn))
+        host.group.submit(commit, turn)
 
     def _commit(self, turn: Turn, changed: dict[str, Any] | None, result: Any) -> None:
         host, call, definition = self.host, turn.call, self.definition
@@ -661,7 +661,7 @@ class Activation:
         if changed is not None:
             advance(definition, self.base, changed)
         self.uncommitted += 1
-        host.group.submit(commit, turn_committed(turn))
+        host.group.submit(commit, turn)
         if turn.deleting:
             self.retire()
 
@@ -786,11 +786,6 @@ def cancel_turn(turn: Turn, reason: BaseException) -> None:
     if turn.activation.running is turn or turn.method.read_only:
         turn.cancelled_by = reason
         task.cancel()
-
-
-def turn_committed(turn: Turn) -> Any:
-    activation = turn.activation
-    return lambda outcome: activation.committed(turn, outcome)
 
 
 def _must_record(call: Call) -> bool:

@@ -35,6 +35,8 @@ _LONGEST_RETRY_S = 30.0
 # A one-way message whose turn keeps failing is given up (kept as a dead letter) after so many attempts.
 _ATTEMPTS = 8
 _PAGE = 1000
+# Posted work under way at once, on one host. More waits in its rows, and so do messages behind it.
+_MOST_WORK = 10_000
 
 
 class Work(NamedTuple):
@@ -84,6 +86,8 @@ class Outbox:
         self._workers = workers
         self._max_in_flight = max_in_flight
         self._in_flight: dict[str, _Delivery] = {}
+        # How many of them are work: that may take days, and must not hold up the messages to actors.
+        self._working = 0
         # Partitions with rows that are not in flight. Nothing of them is delivered from memory, which keeps their
         # order.
         self._behind: set[int] = set()
@@ -128,7 +132,7 @@ class Outbox:
         if partition in self._behind or self._stopped:
             self._missed.add(partition)
             return
-        if len(self._in_flight) + len(messages) > self._max_in_flight:
+        if self._room() < len(messages):
             self._behind.add(partition)
             self._wake.set()
             return
@@ -138,8 +142,11 @@ class Outbox:
     def finished(self, message_ids: list[str]) -> None:
         """A committed turn removed these rows itself."""
         for message_id in message_ids:
-            if self._in_flight.pop(message_id, None) is not None:
-                self._check_behind()
+            delivery = self._in_flight.pop(message_id, None)
+            if delivery is not None and delivery.envelope.kind != "turn":
+                self._working -= 1
+        if self._behind:
+            self._check_behind()
         if self._scanning:
             self._recently.update(message_ids)
 
@@ -147,6 +154,8 @@ class Outbox:
 
     def _begin(self, delivery: _Delivery) -> None:
         self._in_flight[delivery.id] = delivery
+        if delivery.envelope.kind != "turn":
+            self._working += 1
         self._deliver(delivery)
 
     def _deliver(self, delivery: _Delivery) -> None:
@@ -326,8 +335,12 @@ class Outbox:
 
     # -- catching up ---------------------------------------------------------------------------------------------------
 
+    def _room(self) -> int:
+        """How many more may be begun."""
+        return min(self._max_in_flight - len(self._in_flight) + self._working, _MOST_WORK - self._working)
+
     def _check_behind(self) -> None:
-        if self._behind and len(self._in_flight) <= self._max_in_flight // 2:
+        if self._room() >= min(self._max_in_flight, _MOST_WORK) // 2:
             self._wake.set()
 
     async def _scan_all(self) -> None:
@@ -335,7 +348,7 @@ class Outbox:
             await self._wake.wait()
             self._wake.clear()
             for partition in sorted(self._behind):
-                if len(self._in_flight) >= self._max_in_flight:
+                if self._room() <= 0:
                     break
                 try:
                     await self._scan(partition)
@@ -359,7 +372,7 @@ class Outbox:
             for message in page:
                 if message.id in self._in_flight or message.id in self._recently:
                     continue
-                if len(self._in_flight) >= self._max_in_flight:
+                if self._room() <= 0:
                     return
                 again = partition in self._doubted or not self._host.has_made(message.id)
                 self._begin(_Delivery(message, Envelope.decode(message.body), partition, redelivered=again))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from actors.definition import EventMethod, Method
     from actors.message import Call
     from actors.reminders import ReminderInfo
+    from statestores.errors import CommitRefused, StoreUnavailable
     from statestores.model import Reminder
 
     Span = str | int | float | timedelta
@@ -304,6 +305,10 @@ class Turn:
             self.callbacks = []
         self.callbacks.append(callback)
 
+    def __call__(self, outcome: CommitRefused | StoreUnavailable | None) -> None:
+        """The store's answer. A turn is its own callback: an object less for every one that is committed."""
+        self.activation.committed(self, outcome)
+
     # -- for the runtime -----------------------------------------------------------------------------------------------
 
     def record_event(self, made: EventMethod, bound: tuple[Any, ...]) -> None:
@@ -317,7 +322,8 @@ class Turn:
         self._check_writing(f"event {name}")
         if self.events is None:
             self.events = []
-        self.events.append(NewEvent(self.activation.event_name(name), data))
+        definition = self.activation.definition
+        self.events.append(NewEvent(name if definition.options.schema == 1 else self.activation.event_name(name), data))
 
     def apply_event(self, function: Callable[..., Any], instance: Any, bound: tuple[Any, ...]) -> Any:
         self.applying += 1
