@@ -181,8 +181,9 @@ class WorkflowInstance:
                 return ""
             return "terminal" if self.status in TERMINAL else "exists"
         turn = context()
-        at: int | None = max(at_ms, turn.now_ms() + delay_ms)
-        if at == turn.now_ms():
+        now_ms = turn.now_ms()
+        at: int | None = max(at_ms, now_ms + delay_ms)
+        if at == now_ms:
             at = None
         begin = Start(turn.actor_id, turn.turn_id, name, orjson.Fragment(input), at, request)
         if at is not None:
@@ -340,12 +341,15 @@ class WorkflowInstance:
             return False
         if self.status == STALLED:
             return True
+        live = self._live
         try:
-            program = self._program()
+            program = self._program() if live is None else live.program
         except Stall:
             return True  # the turn finds it out again, and records it
         pending = program.pending(step)
-        return program.parked or (pending is not None and (not attempt or pending.awaits(attempt)))
+        if pending is None:
+            return program.parked
+        return not attempt or program.parked or pending.awaits(attempt)
 
     def _advance(self, turn: Turn, inputs: list[Input], starting: str = "") -> None:
         """Apply inputs, record them with what the code commanded, and do that. `starting`: name of a workflow that
@@ -359,7 +363,8 @@ class WorkflowInstance:
                     self._park(turn, inputs)
                     return
                 items = [("recovered",), *inputs]
-            text = encode_inputs(items)
+            # Not by `encode`: whatever of this comes from outside has been through it already.
+            text = orjson.dumps(items).decode()
             program = self._program(starting)
             # Read once: the time the code saw is the time that is recorded.
             now_ms = self._now_ms(turn)
@@ -383,7 +388,10 @@ class WorkflowInstance:
         except BaseException:
             self._drop()
             raise
-        if program.finished or self._deployment.evict_always:
+        if program.finished:
+            self._drop()
+            self._records = None  # nothing will be replayed any more
+        elif self._deployment.evict_always:
             self._drop()
 
     def _stall(self, turn: Turn, inputs: list[Input], stall: Stall) -> None:

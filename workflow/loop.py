@@ -130,8 +130,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Make this the running loop of the thread, guards on. Give the result to `leave`."""
         outside = events._get_running_loop()
         hooks = sys.get_asyncgen_hooks()
-        if getattr(hooks.firstiter, "__func__", None) is not _Generators.begin:
-            _Generators(hooks).watch()
+        if type(hooks.firstiter) is not _Generators:
+            _watch_generators(hooks)
         events._set_running_loop(self)
         guards.enter()
         return outside
@@ -322,10 +322,16 @@ def _ordered_set(items: Iterable[Any] = ()) -> Any:
 asyncio.tasks.set = _ordered_set  # type: ignore[attr-defined]
 
 
+def _watch_generators(before: Any) -> None:
+    watch = _Generators(before)
+    sys.set_asyncgen_hooks(watch, watch.end)
+
+
 class _Generators:
-    """Hooks for the async generators of one thread. Those of workflows are dropped: asyncio would close them, at a
-    moment the garbage collector chooses. All others go to whoever had the hooks before, as a rule the thread's event
-    loop, which takes them back when it stops. (Setting hooks is slow, and so not done for each step.)"""
+    """Hooks for the async generators of one thread: itself for their beginning, `end`. Those of workflows are dropped:
+    asyncio would close them, at a moment the garbage collector chooses. All others go to whoever had the hooks before,
+    as a rule the thread's event loop, which takes them back when it stops. (Setting hooks is slow: not for each
+    step.)"""
 
     __slots__ = ("_before", "_ours")
 
@@ -334,10 +340,7 @@ class _Generators:
         # By address, since nothing else is left of a generator when it ends. One that reuses the address begins first.
         self._ours: set[int] = set()
 
-    def watch(self) -> None:
-        sys.set_asyncgen_hooks(self.begin, self.end)
-
-    def begin(self, generator: Any) -> None:
+    def __call__(self, generator: Any) -> None:
         if type(events._get_running_loop()) is WorkflowLoop:
             self._ours.add(id(generator))
             return
