@@ -198,9 +198,6 @@ def announce(runtime: Runtime, settings: Settings, listener: socket.socket) -> N
     # What was made until now lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
-    # A turn leaves no cycles, so most collections find nothing: with Python's own thresholds they took 15 to 25 % of
-    # the event loop's time under load.
-    gc.set_threshold(50_000, 20, 100)
 
 
 def shown_url(url: str) -> str:
