@@ -74,7 +74,7 @@ class ActorClient:
         call = self._host.new_call(stream, method.name)
         call.method = method
         call.args = method.signature.bind_python(args, {})
-        if not ATOMS.issuperset(map(type, call.args)):
+        if call.args is not args and not ATOMS.issuperset(map(type, call.args)):
             call.payload = method.signature.encode_bound(call.args)
         if fresh:
             call.fresh = True

@@ -40,13 +40,15 @@ _MOST_WORK = 10_000
 
 
 class Work(NamedTuple):
-    """Posted work for a worker. `body` is the JSON that was posted; `redelivered`: it may have been started before."""
+    """Posted work for a worker. `body` is the JSON that was posted; `redelivered`: it may have been started before;
+    `failed`: see `Worker`."""
 
     kind: str
     id: str
     stream: str
     body: bytes
     redelivered: bool
+    failed: Callable[[BaseException], None]
 
 
 class DeadLetter(NamedTuple):
@@ -63,9 +65,9 @@ class DeadLetter(NamedTuple):
     body: bytes
 
 
-Worker = Callable[[Work], Awaitable[None]]
+Worker = Callable[[Work], Awaitable[None] | None]
 """Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises. What it
-gives is run as a task of the host; a future (work that needs no task) is only waited for."""
+gives is run as a task of the host; None: the work goes on without one, and `Work.failed` is called should it fail."""
 
 
 class _Delivery:
@@ -206,26 +208,25 @@ class Outbox:
             log.error("no worker for %r, message %s waits for a host that has one", delivery.envelope.kind, delivery.id)
             return
         work = Work(
-            delivery.envelope.kind, delivery.id, delivery.stream, delivery.envelope.payload, delivery.redelivered
+            delivery.envelope.kind,
+            delivery.id,
+            delivery.stream,
+            delivery.envelope.payload,
+            delivery.redelivered,
+            lambda error: self._work_failed(delivery, error),
         )
         try:
             under_way = worker(work)
         except Exception as error:
             self._work_failed(delivery, error)
             return
-        if isinstance(under_way, asyncio.Future):
-            under_way.add_done_callback(lambda future: self._worked(delivery, future))
-        else:
+        if under_way is not None:
             self._host.create_task(self._work(delivery, under_way))
 
     async def _work(self, delivery: _Delivery, under_way: Awaitable[None]) -> None:
         try:
             await under_way
         except Exception as error:
-            self._work_failed(delivery, error)
-
-    def _worked(self, delivery: _Delivery, future: asyncio.Future[None]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
             self._work_failed(delivery, error)
 
     def _work_failed(self, delivery: _Delivery, error: BaseException) -> None:

@@ -43,21 +43,6 @@ class ActivityInfo(NamedTuple):
     redelivered: bool
 
 
-_info: contextvars.ContextVar[ActivityInfo] = contextvars.ContextVar("mecha_activity")
-
-
-def activity_info() -> ActivityInfo:
-    """Of the running activity. Raises `RuntimeError` outside of one."""
-    try:
-        return _info.get()
-    except LookupError:
-        raise RuntimeError("activity_info() works inside an activity that a workflow called") from None
-
-
-class ActivityTimeout(WorkflowError):
-    """An attempt, or the step as a whole, took longer than its policy allows."""
-
-
 class _Order(NamedTuple):
     """A piece of work, parsed."""
 
@@ -69,6 +54,24 @@ class _Order(NamedTuple):
     arguments: Any
     attempt: int
     first_ms: int
+
+
+# The order, and whether it was given before: few activities ask what it says.
+_info: contextvars.ContextVar[tuple[_Order, bool]] = contextvars.ContextVar("mecha_activity")
+
+
+def activity_info() -> ActivityInfo:
+    """Of the running activity. Raises `RuntimeError` outside of one."""
+    try:
+        order, redelivered = _info.get()
+    except LookupError:
+        raise RuntimeError("activity_info() works inside an activity that a workflow called") from None
+    activity_id = f"{order.instance_id}:{order.execution}:{order.step}"
+    return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, redelivered)
+
+
+class ActivityTimeout(WorkflowError):
+    """An attempt, or the step as a whole, took longer than its policy allows."""
 
 
 class ActivityWorker:
@@ -93,10 +96,10 @@ class ActivityWorker:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def __call__(self, work: Work) -> Awaitable[None]:
+    def __call__(self, work: Work) -> Awaitable[None] | None:
         """Raises `LookupError` for an activity that is not deployed here (the work then waits for a host that has it),
-        later `HostStopping`. One whose code cannot suspend runs without a task, as soon as the event loop gets to it;
-        what is given for it is a future."""
+        later `HostStopping`. One whose code cannot suspend runs without a task, as soon as the event loop gets to
+        it."""
         fields = orjson.loads(work.body)
         instance_id = work.stream.partition("/")[2]
         order = _Order(
@@ -109,15 +112,13 @@ class ActivityWorker:
             )
         if not found.is_quick:
             return self._work(found, order, work.redelivered)
-        loop = asyncio.get_running_loop()
-        heard: asyncio.Future[None] = loop.create_future()
-        loop.call_soon(self._work_quickly, found, order, work.redelivered, heard)
-        return heard
+        asyncio.get_running_loop().call_soon(self._work_quickly, found, order, work)
+        return None
 
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def _work(self, found: Activity[Any, Any], order: _Order, redelivered: bool) -> None:
-        _info.set(_info_of(order, redelivered))
+        _info.set((order, redelivered))
         try:
             result = encode(await self._run(found, order)).decode()
         except BaseException as error:
@@ -127,28 +128,25 @@ class ActivityWorker:
         else:
             report, args = "activity_done", (order.message, order.execution, order.step, result)
         heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._report(order, report, args, heard)
+        self._report(order, report, args, lambda error: _settle(heard, error))
         await heard
 
-    def _work_quickly(
-        self, found: Activity[Any, Any], order: _Order, redelivered: bool, heard: asyncio.Future[None]
-    ) -> None:
+    def _work_quickly(self, found: Activity[Any, Any], order: _Order, work: Work) -> None:
         """As `_work`, in one go."""
         assert self._client is not None
         if self._client.is_stopped:  # as if crashed: whoever has the partition next finds the work
-            heard.cancel()
             return
-        _info.set(_info_of(order, redelivered))
+        _info.set((order, work.redelivered))
         try:
-            args, kwargs = found.decode_arguments(order.arguments)
-            result = encode(_result_of(found.function(*args, **kwargs))).decode()
+            positional, named = found.decode_arguments(order.arguments)
+            result = encode(_result_of(found.function(*positional, **named))).decode()
         except KeyboardInterrupt:
-            heard.cancel()
             raise
         except BaseException as error:
-            self._report(order, "activity_failed", self._failure(order, found, error), heard)
+            report, args = "activity_failed", self._failure(order, found, error)
         else:
-            self._report(order, "activity_done", (order.message, order.execution, order.step, result), heard)
+            report, args = "activity_done", (order.message, order.execution, order.step, result)
+        self._report(order, report, args, lambda error: None if error is None else work.failed(error))
 
     async def _run(self, found: Activity[Any, Any], order: _Order) -> Any:
         args, kwargs = found.decode_arguments(order.arguments)
@@ -210,33 +208,33 @@ class ActivityWorker:
         order: _Order,
         method: str,
         args: tuple[Any, ...],
-        heard: asyncio.Future[None],
+        heard: Callable[[BaseException | None], None],
         pause_s: float = _REPORT_RETRY_S,
     ) -> None:
-        """Make the turn that records the outcome, and say so. A host in trouble is asked again, rather than the
-        activity run again."""
+        """Make the turn that records the outcome, and call `heard`, with what went wrong. A host in trouble is asked
+        again, rather than the activity run again."""
         assert self._client is not None, "attach() comes before the host starts"
 
         def answered(answer: asyncio.Future[None]) -> None:
-            if heard.done():
-                return
-            if answer.cancelled():
-                heard.cancel()
-            elif (error := answer.exception()) is None:
-                heard.set_result(None)
-            elif isinstance(error, Retriable) and not isinstance(error, HostStopping):
+            error = HostStopping("the outcome was not taken") if answer.cancelled() else answer.exception()
+            if isinstance(error, Retriable) and not isinstance(error, HostStopping):
                 longer_s = min(pause_s * 2, _LONGEST_RETRY_S)
-                asyncio.get_running_loop().call_later(pause_s, self._report, order, method, args, heard, longer_s)
+                loop = asyncio.get_running_loop()
+                loop.call_later(pause_s, self._report, order, method, args, heard, longer_s)
             else:
-                heard.set_exception(error)
+                heard(error)
 
         stream = f"{ACTOR_TYPE}/{order.instance_id}"
         self._client.call_method(stream, self._methods[method], args).add_done_callback(answered)
 
 
-def _info_of(order: _Order, redelivered: bool) -> ActivityInfo:
-    activity_id = f"{order.instance_id}:{order.execution}:{order.step}"
-    return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, redelivered)
+def _settle(heard: asyncio.Future[None], error: BaseException | None) -> None:
+    if heard.done():
+        return
+    if error is None:
+        heard.set_result(None)
+    else:
+        heard.set_exception(error)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:

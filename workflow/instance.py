@@ -43,7 +43,6 @@ from workflow.history import (
     Summary,
     encode_commands,
     encode_inputs,
-    parse,
 )
 from workflow.replay import Live, Program, replay
 
@@ -368,7 +367,7 @@ class WorkflowInstance:
             program = self._program(starting)
             # Read once: the time the code saw is the time that is recorded.
             now_ms = self._now_ms(turn)
-            commands = program.apply(now_ms, parse(text))
+            commands = program.apply(now_ms, orjson.loads(text))
         except Stall as stall:
             self._stall(turn, inputs, stall)
             return

@@ -158,7 +158,8 @@ class Program:
         if loop.dead:
             raise WorkflowEvicted
         name = activity.name
-        step = loop.scope().step(site_name(code), name)
+        site = code.co_name
+        step = loop.scope().step(site if site[0] != "<" else site_name(code), name)
         self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
         self._places.append((code, offset))
         future: asyncio.Future[Any] = asyncio.Future(loop=loop)
