@@ -143,7 +143,13 @@ def fold(definition: ActorDefinition, instance: Any, history: StreamState) -> No
     """Bring a new instance to the state its history records. Raises `InvalidState` when the class cannot read it."""
     if history.snapshot is not None:
         _apply_snapshot(definition, instance, history.snapshot.data)
-    apply_events(definition, instance, history.events)
+    if definition.fold is None:
+        apply_events(definition, instance, history.events)
+    elif history.events:
+        try:
+            definition.fold(instance, history.events)
+        except Exception as error:
+            raise InvalidState(f"{definition.name} cannot apply its {len(history.events)} events: {error!r}") from error
 
 
 def apply_events(definition: ActorDefinition, instance: Any, events: Iterable[Event]) -> None:

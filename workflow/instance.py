@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import operator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,9 +48,10 @@ from workflow.history import (
 from workflow.replay import Live, Program, replay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from actors import ActorDefinition, Turn
+    from statestores.model import Event
     from workflow.definition import Workflow
 
 log = logging.getLogger("workflow")
@@ -59,6 +61,8 @@ ACTIVITY_KIND = "activity"
 MISSING = "missing"
 
 _NEVER = 2**62
+_FOLDED_AT_ONCE = 1000
+_RECORDED = operator.itemgetter("t", "i", "c")
 # Results are bounded by the activities in flight, not by the mailbox; to refuse one would only run its activity again.
 _MAILBOX_LIMIT = 1_000_000
 _RECHECK_S = 30.0
@@ -139,6 +143,26 @@ class WorkflowInstance:
         """One turn: time, inputs, commands. `s` is not empty when anything that is shown has changed; `x`: the
         traceback of a failure."""
         self._fold(Record(t, i, c), s, x)
+
+    def __mecha_fold__(self, events: Sequence[Event]) -> None:
+        """All of a history: `advanced` for each of its events. Most records change nothing that is shown, and are only
+        kept; so they are parsed many at a time."""
+        records: list[Record] = []
+        for start in range(0, len(events), _FOLDED_AT_ONCE):
+            some = events[start : start + _FOLDED_AT_ONCE]
+            if any(event.name != "advanced" for event in some):
+                raise LookupError("an event that is not of a workflow")
+            facts = orjson.loads(b"[%b]" % b",".join([event.data for event in some]))
+            kept = list(map(Record._make, map(_RECORDED, facts)))
+            records += kept
+            for fact, record in zip(facts, kept, strict=True):
+                if fact["s"]:
+                    self._summary = self._summary or Summary()
+                    self._summary.apply(record)
+                    self._show(self._summary, record, fact["x"])
+        if records:
+            self.__dict__["updated_ms"] = records[-1].time_ms
+        self._records = None if self.status in TERMINAL else records
 
     def _fold(self, record: Record, telling: str, trace: str) -> None:
         own = self.__dict__

@@ -89,24 +89,16 @@ class _Task(asyncio.Task[T]):
 
 
 class _Handle(asyncio.Handle):
-    """As asyncio's, without its look at debug mode: made for every wake-up of a task."""
+    """As asyncio's, made without its look at debug mode: see `call_soon`."""
 
     __slots__ = ()
-
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: WorkflowLoop,
-        context: contextvars.Context | None,
-    ) -> None:
-        self._callback = callback
-        self._args = args
-        self._loop = loop
-        self._context = context if context is not None else loop.base_context()
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
+    _callback: Callable[..., Any]
+    _args: Any
+    _loop: asyncio.AbstractEventLoop
+    _context: contextvars.Context
+    _cancelled: bool
+    _repr: str | None
+    _source_traceback: Any
 
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
@@ -251,7 +243,15 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]  # typeshed's variadic generics
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, context)
+        # What its constructor would do, written out: every wake-up of a task comes through here.
+        handle: _Handle = _Handle.__new__(_Handle)
+        handle._callback = callback
+        handle._args = args
+        handle._loop = self
+        handle._context = context if context is not None else self.base_context()
+        handle._cancelled = False
+        handle._repr = None
+        handle._source_traceback = None
         if not self.dead:
             self._ready.append(handle)
         return handle

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from actors import InvalidState, definition_of
+from actors.state import apply_events, fold, new_instance
+from statestores.model import Event, StreamState
 from workflow import (
     ActivityFailed,
     InstanceNotFound,
@@ -173,3 +176,28 @@ async def test_async_generators_of_others_are_still_closed(world: World) -> None
     assert sys.get_asyncgen_hooks().finalizer is not None
     with contextlib.suppress(StopAsyncIteration):
         await anext(numbers())
+
+
+async def test_a_history_folded_at_once_is_the_history(world: World) -> None:
+    """The many events of a load, applied together, leave what they leave applied one by one."""
+    runs = await world.start([noting, patient])
+    going_on = await runs.start(patient, "x")
+    for number in range(5):
+        await runs.raise_event(going_on, "other", number)
+    ended = await runs.start(noting, "a")
+    await runs.wait(ended)
+    assert world.host is not None
+    definition = definition_of(runs._type)
+    assert definition is not None
+    for instance_id in (going_on, ended):
+        history = await world.store.journal.load(f"mecha.workflow/{instance_id}")
+        at_once, one_by_one = new_instance(definition), new_instance(definition)
+        fold(definition, at_once, history)
+        apply_events(definition, one_by_one, history.events)
+        for field in definition.field_names:
+            assert getattr(at_once, field) == getattr(one_by_one, field)
+        assert at_once._summary.status == one_by_one._summary.status
+    assert at_once._records is None, "an ended instance is not replayed"
+    foreign = StreamState(1, None, [Event(1, "other", b"{}", 0, "t", "", "")])
+    with pytest.raises(InvalidState):
+        fold(definition, new_instance(definition), foreign)
