@@ -49,11 +49,12 @@ def main(
             tell = status.update if console.is_terminal else lambda text: console.print(text, style="dim")
             outcomes.append(run(BENCHMARKS[name], loader, runs=runs, quick=quick, peers=peers, tell=tell))
         console.print(report.table(outcomes[-1]))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(facts, outcomes, command), indent=1) + "\n")
-    if readme:
-        section = report.markdown(facts, outcomes, command)
-        README.write_text(report.with_results(README.read_text() if README.exists() else "", section))
+        # After each: what was measured in an hour must not be lost with the last benchmark.
+        if json_file is not None:
+            json_file.write_text(json.dumps(report.as_json(facts, outcomes, command), indent=1) + "\n")
+        if readme:
+            section = report.markdown(facts, outcomes, command)
+            README.write_text(report.with_results(README.read_text() if README.exists() else "", section))
 
 
 def _chosen(only: str) -> list[str]:
