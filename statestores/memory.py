@@ -172,7 +172,7 @@ class MemoryJournal:
         """The order matters: deletion before everything else, clearing before setting."""
         outbox = self._outbox.setdefault(turn.partition, {})
         if turn.delete:
-            self._delete(turn.stream, outbox)
+            self._delete(turn.stream)
         stream = self._streams.get(turn.stream) or _Stream()
         if turn.events or turn.snapshot is not None or turn.receipt is not None:
             self._streams[turn.stream] = stream
@@ -214,12 +214,13 @@ class MemoryJournal:
         if not reminders:
             del self._reminders[turn.stream]
 
-    def _delete(self, name: str, outbox: dict[str, OutboxMessage]) -> None:
-        self._streams.pop(name, None)
+    def _delete(self, name: str) -> None:
+        """Receipts and outbox messages stay: others rely on them (INV-8, INV-9)."""
+        stream = self._streams.pop(name, None)
+        if stream is not None and stream.receipts:
+            self._streams[name] = _Stream(receipts=stream.receipts)
         self._reminders.pop(name, None)
         self._index.pop(name, None)
-        for id_ in [id_ for id_, message in outbox.items() if message.stream == name]:
-            del outbox[id_]
 
     # ---- streams ---------------------------------------------------------------------------------------------------
 

@@ -166,10 +166,10 @@ class TurnCommit(NamedTuple):
     # (id, reason) of outbox messages in this partition that were given up.
     outbox_dead: tuple[tuple[str, str], ...] = ()
     receipt: Receipt | None = None
-    # Removes events, snapshots, index entry, reminders, receipts and outbox messages of the stream, before anything
-    # else of this commit is applied: outbox, receipt (the answer to whoever asked for the deletion) and reminders of
-    # the same commit stay. `events` must be empty. The stream's head is 0 afterwards. Deleting an absent stream
-    # succeeds.
+    # Removes events, snapshots, index entry and reminders of the stream, before anything else of this commit is
+    # applied: reminders of the same commit stay. `events` must be empty. The stream's head is 0 afterwards. Deleting an
+    # absent stream succeeds. What concerns others outlives the stream: messages it has sent (INV-9), and the receipts
+    # of what it has consumed (INV-8), which go when they would have gone without the deletion.
     delete: bool = False
 
 

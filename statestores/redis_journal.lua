@@ -16,7 +16,6 @@
 --   :index        hash    <s> -> entry
 --   :outbox       hash    id -> message
 --   :queue :dead  zsets   id -> seq, undelivered and given up
---   :senders      zset    <s>\id, all of score 0: the outbox messages of a stream
 --   :e:<s>        list    events; the place in the list is the version, so that a version cannot be held twice (INV-1)
 --   :s:<s>        string  version, snapshot
 --   :m:<s>        hash    reminders: name -> due_ms, body
@@ -49,14 +48,14 @@ local function spread(command, key, args, first, last)
 end
 
 --@ commit
--- KEYS: of each partition the eleven in the order below, then those of each of its turns: events [snapshot] [reminders]
+-- KEYS: of each partition the ten in the order below, then those of each of its turns: events [snapshot] [reminders]
 -- [receipts].
 -- ARGV: generation size, number of partitions; of each the number of its turns, their ids, and the turns themselves as
 -- `statestores.redis_journal` lays them out.
 -- Returns the refused turns: {index from 0 over all, kind, what the error needs}.
 local STALE_EPOCH, VERSION_CONFLICT, DUPLICATE_TURN = 1, 2, 3
 local DELETE, SNAPSHOT, INDEXED, RECEIPT, REMINDERS = 1, 2, 4, 8, 16
-local META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD, SENDERS -- of the partition at hand
+local META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD -- of the partition at hand
 
 local function has(flags, flag)
   return flags % (flag * 2) >= flag
@@ -86,20 +85,12 @@ local function receipt_of(turn_id, receipt)
   return unpack_fields('<I4', receipt, 13) == #turn_id and receipt:sub(17, 16 + #turn_id) == turn_id
 end
 
-local function forget(stream, prefix, events, snapshot, reminders, receipts)
+-- Receipts and outbox messages stay: others rely on them (INV-8, INV-9).
+local function forget(stream, prefix, events, snapshot, reminders)
   for _, name in ipairs(call('HKEYS', reminders)) do call('ZREM', DUE, prefix .. name) end
-  for _, name in ipairs(call('HKEYS', receipts)) do call('ZREM', EXPIRY, prefix .. name) end
-  local sent = call('ZRANGEBYLEX', SENDERS, '[' .. prefix, '(' .. prefix .. '\255')
-  for _, member in ipairs(sent) do
-    local id = member:sub(#prefix + 1)
-    call('HDEL', OUTBOX, id)
-    call('ZREM', QUEUE, id)
-    call('ZREM', DEAD, id)
-    call('ZREM', SENDERS, member)
-  end
   call('ZREM', STREAMS, stream)
   call('HDEL', INDEX, stream)
-  call('UNLINK', events, snapshot, reminders, receipts)
+  call('UNLINK', events, snapshot, reminders)
 end
 
 -- An entry is created_ms, updated_ms, the length of the name, the name, the status. The first created_ms stays; a new
@@ -117,13 +108,9 @@ local function list(stream, entry)
 end
 
 local function message_done(id)
-  local message = call('HGET', OUTBOX, id)
-  if not message then return end
-  local reason, stream = unpack_fields('<I4I4', message)
-  call('HDEL', OUTBOX, id)
+  if call('HDEL', OUTBOX, id) == 0 then return end
   call('ZREM', QUEUE, id)
   call('ZREM', DEAD, id)
-  call('ZREM', SENDERS, member_prefix(message:sub(9 + reason, 8 + reason + stream)) .. id)
 end
 
 local function message_given_up(id, reason)
@@ -140,9 +127,9 @@ local generation, partitions = tonumber(ARGV[1]), tonumber(ARGV[2])
 local arg, key, place = 3, 1, 0 -- where the next partition starts; how many turns came before it
 local refused = {}
 for _ = 1, partitions do
-  META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD, SENDERS = unpack(KEYS, key, key + 10)
+  META, TURNS, OLDER_TURNS, DUE, EXPIRY, STREAMS, INDEX, OUTBOX, QUEUE, DEAD = unpack(KEYS, key, key + 9)
   local turns, ids = tonumber(ARGV[arg]), arg
-  arg, key = arg + 1 + turns, key + 11
+  arg, key = arg + 1 + turns, key + 10
   local epoch = tonumber(call('HGET', META, 'epoch') or 0)
   local recorded, applied = recorded_before(ids + 1, ids + turns), {}
 
@@ -161,14 +148,14 @@ for _ = 1, partitions do
     key = key + 1
     if with_snapshot or delete then snapshot_key, key = KEYS[key], key + 1 end
     if with_reminders or delete then reminders_key, key = KEYS[key], key + 1 end
-    if with_receipt or delete then receipts_key, key = KEYS[key], key + 1 end
+    if with_receipt then receipts_key, key = KEYS[key], key + 1 end
     local at = arg + 2
     local events_at = at; at = at + events
     local snapshot_at = at; if with_snapshot then at = at + 1 end
     local index_at = at; if indexed then at = at + 1 end
     local cleared_at = at; at = at + cleared
     local set_at = at; at = at + 2 * set
-    local sent_at = at; at = at + 3 * sent
+    local sent_at = at; at = at + 2 * sent
     local done_at = at; at = at + done
     local given_up_at = at; at = at + 2 * given_up
     local receipt_at = at; if with_receipt then at = at + 2 end
@@ -197,7 +184,7 @@ for _ = 1, partitions do
       -- Apply.
       local prefix = member_prefix(stream)
       if delete then
-        forget(stream, prefix, events_key, snapshot_key, reminders_key, receipts_key)
+        forget(stream, prefix, events_key, snapshot_key, reminders_key)
         head = 0
       end
       if events > 0 then head = spread('RPUSH', events_key, ARGV, events_at, events_at + events - 1) end
@@ -212,10 +199,9 @@ for _ = 1, partitions do
         call('HSET', reminders_key, ARGV[i], ARGV[i + 1])
         call('ZADD', DUE, due, prefix .. ARGV[i])
       end
-      for i = sent_at, sent_at + 3 * sent - 1, 3 do
-        if call('HSETNX', OUTBOX, ARGV[i], ARGV[i + 2]) == 1 then
+      for i = sent_at, sent_at + 2 * sent - 1, 2 do
+        if call('HSETNX', OUTBOX, ARGV[i], ARGV[i + 1]) == 1 then
           call('ZADD', QUEUE, call('HINCRBY', META, 'seq', 1), ARGV[i])
-          call('ZADD', SENDERS, 0, member_prefix(ARGV[i + 1]) .. ARGV[i])
         end
       end
       for i = done_at, done_at + done - 1 do message_done(ARGV[i]) end

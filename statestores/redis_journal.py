@@ -49,6 +49,8 @@ _EVENTS_PER_CALL = 5000
 
 _STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
 
+_REHEARSED = "rehearsal"
+
 
 class RedisJournal:
     """Fenced, atomic, ordered: a partition's turns of a commit are one run of a script, which is whole (INV-4)."""
@@ -82,7 +84,7 @@ class RedisJournal:
             part.add(place, turn)
         await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
         refused = await self._link.one(_commit_call([part], generation=1))
-        await self._link.one(("UNLINK", *keys.all))
+        await self._link.one(("UNLINK", *keys.all, keys.receipts(_REHEARSED)))
         assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------
@@ -302,8 +304,8 @@ def _refusal(turn: TurnCommit, kind: int, detail: Answer) -> CommitRefused:
 
 
 def _rehearsal(unique: str) -> Iterator[TurnCommit]:
-    """Turns that use everything, and leave nothing but what the partition remembers of turns."""
-    stream = "rehearsal"
+    """Turns that use everything, and delete the stream they make; its receipts stay."""
+    stream = _REHEARSED
     bare = TurnCommit(partition=0, epoch=1, stream=stream, turn_id="", time_ms=0)
     yield bare._replace(turn_id=f"{unique}-1", delete=True)
     yield bare._replace(

@@ -37,7 +37,7 @@ class PartitionKeys:
         self.dead = f"{tag}:dead"
         turns = (f"{tag}:turns", f"{tag}:turns0")
         scans = (self.due, self.expiry, self.streams, self.index, self.outbox, self.queue, self.dead)
-        self.all = (self.meta, *turns, *scans, f"{tag}:senders")  # in the order the commit script takes them
+        self.all = (self.meta, *turns, *scans)  # in the order the commit script takes them
 
     def events(self, stream: str) -> str:
         return f"{self.tag}:e:{stream}"
@@ -78,7 +78,7 @@ def _keys_of_turn(keys: PartitionKeys, turn: TurnCommit) -> Iterator[str]:
         yield keys.snapshot(stream)
     if turn.reminders_set or turn.reminders_cleared or delete:
         yield keys.reminders(stream)
-    if turn.receipt is not None or delete:
+    if turn.receipt is not None:
         yield keys.receipts(stream)
 
 
@@ -95,7 +95,7 @@ def _arguments_of(turn: TurnCommit) -> list[Argument]:
     for reminder in turn.reminders_set:
         arguments += (reminder.name, records.reminder_blob(reminder))
     for message in turn.outbox:
-        arguments += (message.id, message.stream, records.message_blob(message))
+        arguments += (message.id, records.message_blob(message))
     arguments += turn.outbox_done
     for given_up in turn.outbox_dead:
         arguments += given_up

@@ -53,10 +53,9 @@ _WIDTH = 9
     _DONE,
     _DEAD,
     _RECEIPT,
-    _UNSEEN,
     _DELETE,
     _RECENT,
-) = range(15)
+) = range(14)
 
 _HEAD_OF = "coalesce((SELECT max(version) FROM main.events WHERE stream = NEW.a), 0)"
 _LAST_POSITION = "coalesce((SELECT max(position) FROM main.outbox WHERE partition = NEW.a AND given_up = {}), 0)"
@@ -90,16 +89,11 @@ _TRIGGERS: dict[int, str] = {
     _DEAD: "UPDATE outbox SET given_up = 1, dead = NEW.c WHERE id = NEW.b AND partition = NEW.a;",
     # Invariant: a stream consumes a key once (INV-8): the primary key objects. Columns as the table.
     _RECEIPT: "INSERT INTO receipts VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.g);",
-    # For a deletion, which would remove the receipt it has to respect. a: stream, b: key
-    _UNSEEN: """SELECT RAISE(ABORT, 'receipt') WHERE EXISTS
-        (SELECT 1 FROM main.receipts WHERE stream = NEW.a AND key = NEW.b);""",
-    # a: stream, b: partition
+    # a: stream
     _DELETE: """DELETE FROM events WHERE stream = NEW.a;
         DELETE FROM snapshots WHERE stream = NEW.a;
         DELETE FROM streams WHERE stream = NEW.a;
-        DELETE FROM reminders WHERE stream = NEW.a;
-        DELETE FROM receipts WHERE stream = NEW.a;
-        DELETE FROM outbox WHERE partition = NEW.b AND stream = NEW.a;""",
+        DELETE FROM reminders WHERE stream = NEW.a;""",
     # a: partition, b: see `_recent`. Objects to a repeat, whose turns could pass the other checks a second time.
     _RECENT: """SELECT RAISE(ABORT, 'repeat') WHERE EXISTS
         (SELECT 1 FROM main.ownership WHERE substr(recent, 1, 33) = substr(NEW.b, 1, 33));
@@ -111,7 +105,7 @@ _TRIGGERS: dict[int, str] = {
 _VIEWS = (
     ("effects", (_EVENT,), "more_effects"),
     ("more_effects", (_FENCE, _HEAD, _RECEIPT, _OUTBOX, _DONE), "rare_effects"),
-    ("rare_effects", (_SNAPSHOT, _LISTING, _REMINDER, _NO_REMINDER, _DEAD, _UNSEEN, _DELETE, _RECENT), ""),
+    ("rare_effects", (_SNAPSHOT, _LISTING, _REMINDER, _NO_REMINDER, _DEAD, _DELETE, _RECENT), ""),
 )
 
 
@@ -157,9 +151,7 @@ def _add_effects(effects: list[Any], turn: TurnCommit) -> None:
         version = expected_version
         effects += (_HEAD, stream, version, None, None, None, None, None, None)
     if delete:
-        if receipt is not None:
-            effects += (_UNSEEN, stream, receipt.key, None, None, None, None, None, None)
-        effects += (_DELETE, stream, partition, None, None, None, None, None, None)
+        effects += (_DELETE, stream, None, None, None, None, None, None, None)
     if snapshot is not None:
         effects += (_SNAPSHOT, stream, version, snapshot, None, None, None, None, None)
     if listing is not None:

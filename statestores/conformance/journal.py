@@ -701,17 +701,53 @@ class JournalConformance:
     # ---- deletion --------------------------------------------------------------------------------------------------
 
     async def test_deletion_removes_all_that_a_stream_owns(self, store: StateStore) -> None:
-        """After a deletion nothing of the stream is left, and its neighbours in name and partition are untouched."""
+        """A deletion leaves no state, history, reminder or listing, and its neighbours in name and partition as they
+        were."""
         owner = await Owner.of(store)
         neighbours = ["a/10", "a/1/1", "a", "aa/1", "a/", *same_partition(owner, "a/1", 2)]
         await owner.record(*(everything(owner, stream) for stream in ["a/1", *neighbours] if "/" in stream))
         before = [await contents(store.journal, stream) for stream in neighbours]
+        of_others = {what: (await contents(store.journal, "a/1"))[what] for what in ("receipt", "outbox")}
         await owner.record(owner.turn("a/1", 2, delete=True))
-        await self.assert_empty(store, "a/1")
+        nothing = await contents(store.journal, "never/was")
+        assert await contents(store.journal, "a/1") == {**nothing, **of_others}
         assert [await contents(store.journal, stream) for stream in neighbours] == before
 
+    async def test_what_a_deleted_stream_sent_still_leaves(self, store: StateStore) -> None:
+        """A deletion keeps the messages of its stream, in their order, until each is done with or given up (INV-9)."""
+        owner = await Owner.of(store)
+        journal, here = store.journal, owner.partition("a/1")
+        before = tuple(OutboxMessage(f"m{n}", "a/1", b"body") for n in range(4))
+        await owner.record(owner.turn("a/1", 0, "e", outbox=before), owner.turn("a/1", outbox_dead=(("m1", "no"),)))
+        await owner.record(owner.turn("a/1", 1, delete=True, outbox=(OutboxMessage("farewell", "a/1", b""),)))
+        assert await ids_in_outbox(journal, here) == ["m0", "m2", "m3", "farewell"]
+        assert await ids_in_outbox(journal, here, dead=True) == ["m1"]
+        await owner.record(owner.turn("a/1", outbox_done=("m0", "m1", "farewell"), outbox_dead=(("m2", "no"),)))
+        assert await ids_in_outbox(journal, here) == ["m3"]
+        assert await ids_in_outbox(journal, here, dead=True) == ["m2"]
+
+    async def test_what_a_deleted_stream_consumed_stays_consumed(self, store: StateStore) -> None:
+        """A deletion keeps receipts: a message or a keyed call that comes again finds the first answer, and has no
+        effect on the stream's successor. They are purged as if nothing had happened (INV-8)."""
+        owner = await Owner.of(store)
+        journal, there, here = store.journal, owner.partition("sender/1"), owner.partition("a/1")
+        await owner.record(owner.turn("sender/1", 0, "e", outbox=(OutboxMessage("m", "sender/1", b""),)))
+        kept = [Receipt("m", b"", NOW_MS, there), Receipt("key", b"first", NOW_MS + 100)]
+        await owner.record(*(owner.turn("a/1", n, f"e{n}", receipt=receipt) for n, receipt in enumerate(kept)))
+        await owner.record(owner.turn("a/1", 2, delete=True))
+        for head in (0, 1):
+            answers = await owner.commit(*(owner.turn("a/1", head, "again", receipt=r) for r in kept))
+            assert [isinstance(a, DuplicateTurn) and a.receipt for a in answers] == kept
+            if head == 0:
+                await owner.record(owner.turn("a/1", 0, "successor"))
+        assert await journal.purge_receipts(here, NOW_MS, 10) == 0
+        await owner.record(owner.turn("sender/1", outbox_done=("m",)))
+        assert await journal.purge_receipts(here, NOW_MS, 10) == 1
+        assert await journal.purge_receipts(here, NOW_MS + 100, 10) == 1
+        assert await names_of(journal, "a/1") == ["successor"]
+
     async def test_deletion_comes_before_the_rest_of_its_turn(self, store: StateStore) -> None:
-        """Messages, reminders and the receipt of the deleting turn stay; what was there before does not."""
+        """Reminders of the deleting turn stay, those from before do not; its receipt and messages join the others."""
         owner = await Owner.of(store)
         await owner.record(everything(owner, "a/1"))
         await owner.record(
@@ -725,14 +761,13 @@ class JournalConformance:
             )
         )
         assert await store.journal.load("a/1") == (0, None, [])
-        assert await ids_in_outbox(store.journal, owner.partition("a/1")) == ["farewell"]
+        assert await ids_in_outbox(store.journal, owner.partition("a/1")) == ["a/1>1", "a/1>2", "farewell"]
         assert [reminder.name for reminder in await store.journal.reminders("a/1")] == ["later"]
         assert await store.journal.receipt("a/1", "deletion") == Receipt("deletion", b"gone", NOW_MS)
-        assert await store.journal.receipt("a/1", "key") is None
         assert await store.journal.index(IndexQuery("a")) == []
 
     async def test_a_deleted_stream_can_begin_anew(self, store: StateStore) -> None:
-        """The head is 0 after a deletion, in the same batch and later; keys may be consumed again."""
+        """The head is 0 after a deletion, in the same batch and later."""
         owner = await Owner.of(store)
         await owner.record(everything(owner, "a/1"), owner.turn("a/1", 2, delete=True), owner.turn("a/1", 0, "reborn"))
         assert await names_of(store.journal, "a/1") == ["reborn"]
@@ -742,7 +777,7 @@ class JournalConformance:
         assert isinstance(refusal, VersionConflict)
         assert refusal.actual == 0
         again = [OutboxMessage(f"a/1>{n}", "a/1", b"") for n in (3, 4)]
-        await owner.record(everything(owner, "a/1", outbox=tuple(again)))
+        await owner.record(everything(owner, "a/1", outbox=tuple(again), receipt=Receipt("new", b"", NOW_MS)))
 
     async def test_deleting_the_absent(self, store: StateStore) -> None:
         """Deleting what is not there succeeds, with an expected version of 0 or none."""

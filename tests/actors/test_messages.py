@@ -33,6 +33,11 @@ class Sender:
         raise ValueError("no")
 
     @method
+    async def tell_and_leave(self, who: str, amount: int) -> None:
+        send(context().actor(Receiver, who).take, amount)
+        context().delete()
+
+    @method
     async def tell_by_name(self, actor_type: str, who: str, name: str) -> None:
         context().send_raw(actor_type, who, name, b"1")
 
@@ -333,12 +338,41 @@ async def test_send_from_outside(world: World) -> None:
         await client.send(print, 6)
 
 
-async def test_message_of_an_actor_that_deletes_itself_still_leaves(world: World) -> None:
-    """Deletion takes what is waiting to be sent with it, but not what its own turn sends."""
+async def test_messages_of_a_deleted_actor_still_leave(world: World) -> None:
+    """INV-9: what an actor has sent arrives, though it was deleted, and the host crashed, before any of it had left."""
+    host = await world.host(Sender, Receiver)
+    world.lever.refuse = lambda turn: turn.stream == "Receiver/r"
+    await host.client.actor(Sender, "s").tell("r", [1, 2])
+    await host.client.actor(Sender, "s").tell_and_leave("r", 3)
+    assert await host.client.state("Sender", "s") is None
+    await world.crash(host)
+    world.lever.refuse = None
     client = await world.client(Sender, Receiver)
-    await client.actor(Receiver, "r").take(1)
-    await client.actor(Receiver, "r").remove()
-    assert await client.actor(Receiver, "r").all() == []
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [1, 2, 3]
+
+
+async def test_message_that_comes_again_to_a_deleted_actor(world: World) -> None:
+    """INV-8: it took effect before the deletion, and has none on the actor's successor."""
+    host = await world.host(Sender, Receiver)
+    world.lever.refuse = lambda turn: bool(turn.outbox_done)  # deliveries are never known to have succeeded
+    await host.client.actor(Sender, "s").tell("r", [1])
+    await until(lambda: any(c.receipt is not None for c in world.lever.commits))
+    await host.client.actor(Receiver, "r").remove()
+    await world.crash(host)
+    world.lever.refuse = None
+    client = await world.client(Sender, Receiver)
+    await until_delivered(world)
+    assert await client.state("Receiver", "r") is None
+
+
+async def test_keyed_call_that_is_made_again_after_a_deletion(world: World) -> None:
+    """INV-8: a client that repeats a call gets the first answer, and does not bring a deleted actor back."""
+    client = await world.client(Receiver)
+    taker = client.actor(Receiver, "r", idempotency_key="once")
+    assert await taker.take(5) == 5
+    await client.delete("Receiver", "r")
+    assert await taker.take(5) == 5
     assert await client.state("Receiver", "r") is None
 
 

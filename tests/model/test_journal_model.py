@@ -103,10 +103,8 @@ class Model:
     def apply(self, turn: TurnCommit) -> None:
         if turn.delete:
             self.streams[turn.stream] = []
-            self.receipts = {key: reply for key, reply in self.receipts.items() if key[0] != turn.stream}
             self.reminders.discard(turn.stream)
             self.listed.discard(turn.stream)
-            self.outbox = [message for message in self.outbox if message.stream != turn.stream]
         self.streams[turn.stream] += [event.name for event in turn.events]
         self.reminders -= {turn.stream} if turn.reminders_cleared else set()
         self.reminders |= {turn.stream} if turn.reminders_set else set()

@@ -271,13 +271,11 @@ async def test_streams_that_differ_by_a_nul_are_kept_apart(store: RedisStore) ->
     assert [(reminder.stream, reminder.name) for reminder in due] == [(n, r) for n in names for r in ("\0b", "b")]
     delete = turns[0]._replace(turn_id="delete", delete=True, reminders_set=(), receipt=None, outbox=())
     assert await store.journal.commit([delete]) == [None]
-    left = [message.stream for p in range(PARTITIONS) for message in await store.journal.outbox(p)]
-    assert sorted(left) == sorted(names[1:])
     assert {reminder.stream for reminder in await store.journal.due_reminders(range(PARTITIONS), 1, 100)} == set(
         names[1:]
     )
     gone = [await store.journal.purge_receipts(p, 1, 10) for p in range(PARTITIONS)]
-    assert sum(gone) == 3
+    assert sum(gone) == 4
 
 
 async def test_what_a_stream_owns_is_kept_where_it_lives(store: RedisStore) -> None:
