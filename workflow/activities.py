@@ -97,8 +97,8 @@ class ActivityWorker:
             self._pool = None
 
     def __call__(self, work: Work) -> Awaitable[None] | None:
-        """Raises `LookupError` for an activity that is not deployed here (the work then waits for a host that has it),
-        later `HostStopping`. One whose code cannot suspend runs without a task, as soon as the event loop gets to
+        """Raises later: `HostStopping`, and `LookupError` for an activity that is not deployed here (the work then waits
+        for a host that has it). One whose code cannot suspend runs without a task, as soon as the event loop gets to
         it."""
         fields = orjson.loads(work.body)
         instance_id = work.stream.partition("/")[2]
@@ -107,13 +107,21 @@ class ActivityWorker:
         )
         found = self._activities.get(order.name)
         if found is None:
-            raise LookupError(
-                f"activity {order.name!r} is not deployed here; there is {', '.join(sorted(self._activities))}"
-            )
+            return self._not_deployed(order)
         if not found.is_quick:
             return self._work(found, order, work.redelivered)
         asyncio.get_running_loop().call_soon(self._work_quickly, found, order, work)
         return None
+
+    async def _not_deployed(self, order: _Order) -> None:
+        """Work for an instance that has ended or was purged would wait for a deployment that never comes."""
+        assert self._client is not None
+        args = (order.message, order.execution, order.step)
+        stream = f"{ACTOR_TYPE}/{order.instance_id}"
+        if await self._client.call_method(stream, self._methods["wants"], args):
+            raise LookupError(
+                f"activity {order.name!r} is not deployed here; there is {', '.join(sorted(self._activities))}"
+            )
 
     # -- running ------------------------------------------------------------------------------------------------------
 

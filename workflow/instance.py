@@ -240,6 +240,14 @@ class WorkflowInstance:
         self._advance(turn, [("retry", step, attempt + 1, due_ms, error[0], error[1])])
 
     @method
+    def wants(self, message: str, execution: str, step: str) -> bool:
+        """Whether the outcome of an activity is still waited for. If not, its work is done with."""
+        if self._expects(execution, step):
+            return True
+        context().done(message)
+        return False
+
+    @method
     def replied(self, token: str, result: Any, error: Any) -> None:
         """The outcome of a durable call to an actor."""
         execution, _, step = token.partition(" ")

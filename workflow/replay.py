@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from actors.schedule import MAX_MS
 from statestores.codec import CodecError, encode
 from workflow.definition import restore
 from workflow.errors import ActivityFailed, ActorCallFailed, Failure, Stall, WorkflowEvicted, WorkflowGuardError
@@ -218,9 +219,14 @@ class Program:
         self._events.setdefault(name, deque()).appendleft(payload)
 
     def start_timer(self, when: float, site: str, callee: str, place: Place) -> str:
+        """`when` is a float of seconds, off by up to a microsecond: a sleep of whole milliseconds takes just these, any
+        other the next more. Raises `OverflowError`, at the line that asked, for what no reminder can be set for."""
+        due_ms = math.ceil(when * 1000 - 1e-3)
+        if due_ms > MAX_MS:
+            raise OverflowError("a durable timer cannot be due after the year 9999")
         step = self._scope_step(site, callee)
         self._new_timers[step] = len(self._commands)
-        self._issue(("timer", step, math.ceil(when * 1000 - 1e-3)), place)
+        self._issue(("timer", step, due_ms), place)
         return step
 
     def cancel_timer(self, step: str) -> None:

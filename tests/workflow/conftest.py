@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
+    from actors.clock import Clock
     from statestores.store import StateStore
     from workflow import Activity, Workflow, WorkflowClient
 
@@ -34,12 +35,14 @@ class World:
         self,
         workflows: Iterable[Workflow[Any, Any]],
         activities: Iterable[Activity[Any, Any]] = (),
+        clock: Clock | None = None,
         **options: Any,
     ) -> WorkflowClient:
-        engine = Engine(workflows, activities, evict_always=self.evict_always, **options)
+        engine = Engine(workflows, activities, evict_always=self.evict_always, clock=clock, **options)
         ledger = definition_of(Ledger)
         assert ledger is not None
-        self.host = Host(self.store.journal, [ledger, *engine.types], workers=engine.workers, lease_s=0.2)
+        types = [ledger, *engine.types]
+        self.host = Host(self.store.journal, types, clock=clock, workers=engine.workers, lease_s=0.2)
         client = engine.attach(self.host.client)
         self._engines.append(engine)
         await self.host.start()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors.clock import SystemClock
 from tests.workflow.steps import Ledger, Order, Receipt, charge, double, double_in_thread, issue
 from workflow import (
     ActivityFailed,
@@ -489,6 +490,38 @@ async def test_crashes_all_along(world: World) -> None:
     assert await world.ledger_history("sum") == 6
 
 
+class RestlessClock(SystemClock):
+    """Has moved on whenever it is looked at: who looks twice sees two times."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def now_ms(self) -> int:
+        self._looks += 1
+        return super().now_ms() + self._looks
+
+
+async def test_the_time_the_code_saw_is_the_time_on_record(world: World) -> None:
+    """INV-10: however long a turn takes, the replay of it starts the same timers as the turn did."""
+
+    @workflow
+    async def naps(_: None) -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.wait_for(double(1), 30)
+        for nap in (0.001, 0.0015, 0.002):
+            await asyncio.sleep(nap)
+            await double_in_thread(2)
+        async with asyncio.timeout_at(loop.time() + 30):
+            await wait_event("go")
+        return loop.time() - began
+
+    client = await world.start([naps], clock=RestlessClock())
+    instance = await client.start(naps)
+    await client.raise_event(instance, "go")
+    assert await client.wait(instance, 10) > 0.004
+
+
 async def test_idle_instances_are_evicted_and_come_back(world: World) -> None:
     """An instance that waits leaves memory, and is replayed when its event comes."""
     ended: list[str] = []
@@ -606,3 +639,30 @@ async def test_undeployed_activity_waits(world: World) -> None:
     await world.crash()
     client = await world.start([needs_later], [later])
     assert await client.wait(instance, 10) == "done"
+
+
+@pytest.mark.parametrize("end", ["terminate", "purge"])
+async def test_undeployed_activity_of_an_ended_instance(world: World, end: str) -> None:
+    """INV-9 asks for what is unfinished only: work that nobody waits for any more does not wait for a deployment."""
+
+    @activity(name="later")
+    async def later() -> str:
+        return "done"
+
+    @workflow
+    async def needs_later(_: None) -> str:
+        chosen = {"it": later}["it"]
+        return await chosen()
+
+    client = await world.start([needs_later])
+    instance = await client.start(needs_later)
+    if end == "terminate":
+        await client.terminate(instance)
+    else:
+        await client.purge(instance, force=True)
+    journal = world.store.journal
+
+    async def no_work_left() -> bool:
+        return not [m for p in range(journal.partitions) for m in await journal.outbox(p)]
+
+    await eventually(no_work_left)
