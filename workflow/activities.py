@@ -97,8 +97,8 @@ class ActivityWorker:
             self._pool = None
 
     def __call__(self, work: Work) -> Awaitable[None] | None:
-        """Raises later: `HostStopping`, and `LookupError` for an activity that is not deployed here (the work then waits
-        for a host that has it). One whose code cannot suspend runs without a task, as soon as the event loop gets to
+        """Raises later: `HostStopping`; `LookupError` for an activity that is not deployed here, whose work then waits
+        for a host that has it. One whose code cannot suspend runs without a task, as soon as the event loop gets to
         it."""
         fields = orjson.loads(work.body)
         instance_id = work.stream.partition("/")[2]
