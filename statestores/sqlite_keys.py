@@ -20,8 +20,8 @@ from statestores.errors import StoreUnavailable
 from statestores.store import KeyItem, SetKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
-    from sqlite3 import Connection
+    from collections.abc import Callable, Sequence
+    from sqlite3 import Connection, Cursor
 
     from statestores.errors import StoreError
     from statestores.sqlite import SqliteStore
@@ -171,17 +171,18 @@ def _read_chunk(connection: Connection, keys: list[str], now_ms: int) -> dict[st
 
 def _page(connection: Connection, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
     """The cursor is closed before anything is raised: an error's traceback would keep it, and with it the connection's
-    read transaction, so that later reads would not see later writes."""
-    with closing(_with_prefix(connection, query.prefix, now_ms)) as items:
+    read transaction, so that later reads would not see later writes. (The cursor itself: closing a generator around it
+    that nobody has begun to read lets go of it in Python 3.11 only.)"""
+    with closing(_with_prefix(connection, query.prefix, now_ms)) as rows:
+        items = (KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows)
         return keyquery.page(query, items)
 
 
-def _with_prefix(connection: Connection, prefix: str, now_ms: int) -> Generator[KeyItem, None, None]:
-    rows = connection.execute(
+def _with_prefix(connection: Connection, prefix: str, now_ms: int) -> Cursor:
+    return connection.execute(
         f"SELECT key, value, etag, expires_ms FROM keys WHERE {_WITH_PREFIX} AND {_LIVE}",
         (*_prefix_range(prefix), now_ms),
     )
-    return (KeyItem(key, value, str(etag), expires_ms) for key, value, etag, expires_ms in rows)
 
 
 def _apply_one(connection: Connection, operation: SetKey | DeleteKey, now_ms: int) -> StoreError | None:

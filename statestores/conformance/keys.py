@@ -675,6 +675,16 @@ class KeysConformance:
         with pytest.raises(InvalidRequest):
             await store.keys.query(query, NOW_MS)
 
+    @needs(Capability.QUERY_API)
+    async def test_refused_query_holds_nothing_up(self, store: StateStore) -> None:
+        """As long as somebody keeps the error of a refused query, reads see the writes that came after it."""
+        await write(store, SetKey("k", b"1"), SetKey("other", b"1"))
+        with pytest.raises(InvalidRequest) as refusal:
+            await store.keys.query(KeyQuery({"LIKE": {"a": 1}}), NOW_MS)
+        await write(store, SetKey("k", b"2"))
+        assert await values(store, "k") == [b"2"]
+        del refusal
+
     # --- everything together ---
 
     @pytest.mark.parametrize("seed", range(8))
