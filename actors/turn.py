@@ -295,7 +295,7 @@ class Turn:
 
     def delete(self) -> None:
         """Remove this actor with everything it owns when the turn ends. Other changes of this turn are moot; messages
-        it sends still leave."""
+        it sends, or has sent before, still leave."""
         self._check_writing("delete")
         self.deleting = True
 

@@ -95,7 +95,9 @@ async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) 
     try:
         await runtime.start()
     except StoreError as error:
-        raise StartupError(f"store {shown_url(settings.store)}: {error}") from error
+        # A component's errors name it, and the default store, which would be named here, is not the one in trouble.
+        brought = settings.resources_path and not settings.store
+        raise StartupError(str(error) if brought else f"store {shown_url(settings.store)}: {error}") from error
     server: Server | None = None
     try:
         server = Server(runtime, settings)

@@ -150,6 +150,18 @@ def test_mistakes_at_the_start(
     _one_line(mecha("run", *given, *([] if "--port" in given else ["--port", "0"])), code, told)
 
 
+def test_component_in_trouble(mecha: Callable[..., Any], sample_app: Path, tmp_path: Path) -> None:
+    """What is wrong with a component is said of that component, not of the store that would have been the default."""
+    (tmp_path / "store.yaml").write_text(
+        "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: orders}\nspec:\n  type: state.sqlite\n"
+        f"  metadata:\n  - {{name: connectionString, value: {tmp_path}/missing/x.db}}\n"
+        "  - {name: actorStateStore, value: 'true'}\n"
+    )
+    ended = mecha("run", str(sample_app), "--port", "0", "--resources-path", str(tmp_path))
+    _one_line(ended, 1, "component orders")
+    assert "mecha.db" not in ended.stderr
+
+
 def test_broken_application(mecha: Callable[..., Any], tmp_path: Path) -> None:
     """An application that cannot be imported is named with the line that fails."""
     broken = tmp_path / "broken.py"
