@@ -291,7 +291,7 @@ async def test_lease_is_renewed_by_itself(world: World) -> None:
     host = await world.host(Cell, lease_s=0.15)
     await until(lambda: world.lever.calls.get("renew", 0) >= 2)
     world.lever.down = True
-    await asyncio.sleep(0.06)
+    await until(lambda: world.lever.turned_away >= 1)
     world.lever.down = False
     await until(lambda: world.lever.calls["renew"] >= 4)
     assert host.owned() == [0, 1, 2, 3]

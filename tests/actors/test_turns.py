@@ -468,7 +468,7 @@ async def test_store_outage_shorter_than_patience_is_waited_out(world: World) ->
     await counter.add()
     world.lever.down = True
     waiting = asyncio.ensure_future(counter.add())
-    await asyncio.sleep(0.06)
+    await until(lambda: world.lever.turned_away >= 2)  # the commit, and its repeat
     assert not waiting.done()
     world.lever.down = False
     assert await waiting == 2

@@ -261,20 +261,21 @@ async def test_scan_that_is_older_than_a_commit(world: World) -> None:
     await alarm.set("r", {"due": 5, "callback": "ring"})
     reminders = client._host.reminders
     inner = world.lever.__getattr__("due_reminders")
-    holding = asyncio.Event()
+    reading, holding = asyncio.Event(), asyncio.Event()
 
     async def slow_scan(*args: Any, **options: Any) -> Any:
         found = await inner(*args, **options)
+        reading.set()
         await holding.wait()
         return found
 
     world.lever.due_reminders = slow_scan  # type: ignore[attr-defined]
     reminders.rescan()
     reminders._window.clear()
-    await asyncio.sleep(0.01)
+    await reading.wait()
     await alarm.clear("r")
     holding.set()
-    await asyncio.sleep(0.01)
+    await until(lambda: reminders._changed is None)  # the scan is over
     assert ("Alarm/a", "r") not in reminders._window
     del world.lever.due_reminders
 

@@ -28,6 +28,7 @@ class Lever:
         self.on_commit: Callable[[Sequence[TurnCommit]], None] | None = None
         self.commits: list[TurnCommit] = []
         self.down = False
+        self.turned_away = 0  # calls that were made while it was down
         self.lose_answers = 0
         self.refuse: Callable[[TurnCommit], bool] | None = None
         self.calls: dict[str, int] = {}
@@ -55,6 +56,7 @@ class Lever:
 
     def _check(self) -> None:
         if self.down:
+            self.turned_away += 1
             raise StoreUnavailable("the store is down")
 
     def __getattr__(self, name: str) -> Any:
