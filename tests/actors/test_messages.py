@@ -99,6 +99,15 @@ class Receiver:
             send(context().actor(Receiver, "next").relay, amount - 1)
 
     @method
+    async def hand_on_and_leave(self, left: int) -> None:
+        turn = context()
+        if left:
+            send(turn.actor(Receiver, f"runner {left - 1}").hand_on_and_leave, left - 1)
+        else:
+            send(turn.actor(Receiver, "end").take, 0)
+        turn.delete()
+
+    @method
     async def remove(self) -> None:
         context().delete()
 
@@ -193,6 +202,31 @@ async def test_crash_anywhere_in_a_relay(world: World, crash_after: int) -> None
     client = await world.client(Receiver)
     await until_delivered(world)
     assert await client.actor(Receiver, "next").all() == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("crash_after", range(10))
+async def test_crash_anywhere_in_a_relay_of_actors_that_leave(world: World, crash_after: int) -> None:
+    """INV-8 and INV-9 across deletions: each runner hands on and deletes itself; the end is reached once, and nobody is
+    brought back by a message that is delivered again."""
+    host = await world.host(Receiver)
+    commits = 0
+
+    def count(turns: Any) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == crash_after + 2:
+            host.abort()
+
+    world.lever.on_commit = count
+    await host.client.send(host.client.actor(Receiver, "runner 3").hand_on_and_leave, 3)
+    await until(lambda: host.aborted or (commits >= 4 and not host.outbox.in_flight))
+    world.lever.on_commit = None
+    if not host.aborted:
+        await world.crash(host)
+    client = await world.client(Receiver)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "end").all() == [0]
+    assert [await client.state("Receiver", f"runner {n}") for n in range(4)] == [None] * 4
 
 
 async def test_unknown_outcome_of_the_sending_turn(world: World) -> None:
