@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from runtime_api import actors, metadata, openapi, state, workflows
-from runtime_api.edge import DEFAULT_LIMITS, Edge, Limits, Token
+from runtime_api.edge import DEFAULT_LIMITS, Disconnected, Edge, Limits, Token
 from runtime_api.hotpath import HotPath
+from runtime_api.hotroutes import HotRoutes
 from runtime_api.problems import TABLE, Problem, internal, problem_of, unknown_route
 from runtime_api.wire import BadEscape
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi import Request
-    from fastapi.responses import Response
 
     from runtime_api.runtime import Runtime
 
@@ -44,13 +45,18 @@ def create_app(
     """An ASGI application that serves `runtime`, which somebody else starts and stops."""
     token = Token(api_token)
     state_api = state.StateApi(runtime.components, runtime.app_id, runtime.clock.now_ms)
-    general = Edge(create_api(runtime, state_api, shutdown), limits, token)
-    return HotPath(
-        general, runtime.application_types, runtime.actors.invoke_nowait, state_api.read_nowait, token, limits.body
-    )
+    workflow_api = workflows.WorkflowApi(runtime)
+    general = Edge(create_api(runtime, state_api, workflow_api, shutdown), limits, token)
+    routes = HotRoutes(runtime.application_types, runtime.actors.invoke_nowait, state_api.read_nowait, workflow_api)
+    return HotPath(general, routes, token, limits.body)
 
 
-def create_api(runtime: Runtime, state_api: state.StateApi, shutdown: Callable[[bool], None]) -> FastAPI:
+def create_api(
+    runtime: Runtime,
+    state_api: state.StateApi,
+    workflow_api: workflows.WorkflowApi,
+    shutdown: Callable[[bool], None],
+) -> FastAPI:
     """Routing and the OpenAPI page; expects its requests to come through an `Edge`."""
     api = FastAPI(
         title="mecha-runtime",
@@ -60,7 +66,7 @@ def create_api(runtime: Runtime, state_api: state.StateApi, shutdown: Callable[[
         redirect_slashes=False,
     )
     api.include_router(actors.router(runtime))
-    api.include_router(workflows.router(runtime))
+    api.include_router(workflows.router(runtime, workflow_api))
     api.include_router(state.router(state_api))
     api.include_router(metadata.router(runtime, shutdown))
     for row in TABLE:
@@ -68,6 +74,7 @@ def create_api(runtime: Runtime, state_api: state.StateApi, shutdown: Callable[[
     for kind in (Problem, BadEscape, Exception):
         api.add_exception_handler(kind, _tell)
     api.add_exception_handler(HTTPException, _no_such_route)
+    api.add_exception_handler(Disconnected, _to_nobody)
     api.add_exception_handler(RequestValidationError, _bad_parameter)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
     return api
@@ -87,6 +94,11 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     if error.status_code in (404, 405):
         return unknown_route().response
     return Problem(error.status_code, "ERR_BAD_REQUEST", str(error.detail)).response
+
+
+async def _to_nobody(request: Request, error: Exception) -> Response:
+    """The client has gone; the server drops what it is given."""
+    return Response(status_code=204)
 
 
 async def _bad_parameter(request: Request, error: Exception) -> Response:

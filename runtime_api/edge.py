@@ -7,19 +7,22 @@ Errors of endpoints are told by the handlers in `runtime_api.app`.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from runtime_api import wire
 from runtime_api.problems import PlainText, Problem, body_too_large, internal, problem_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from runtime_api.wire import Header
+
+T = TypeVar("T")
 
 DEFAULT_BODY_LIMIT = 4 * 1024 * 1024
 _OPEN_PATHS = frozenset({"/v1.0/healthz", "/v1.0/healthz/outbound"})
@@ -38,6 +41,27 @@ DEFAULT_LIMITS = Limits()
 
 class Disconnected(Exception):
     """The client went away before its request was complete: nobody is left to answer."""
+
+
+async def while_connected(work: Awaitable[T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client goes away before: raises `Disconnected` then. The
+    request has been read: nothing but its end is to be received."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Disconnected
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Token:

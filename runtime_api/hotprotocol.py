@@ -1,4 +1,4 @@
-"""Actor calls and reads of a state key without ASGI: uvicorn's protocol with a short cut before its parser.
+"""The hot routes without ASGI: uvicorn's protocol with a short cut before its parser.
 
 A request that arrives whole, alone, and in the plainest form of HTTP/1.1 is answered from here: no scope, no task, no
 messages between a server and an application that live in the same process. That is about half of what a request costs.
@@ -9,7 +9,7 @@ answers.
 Deciding which of the two may be looser than a parser without being wrong, so it is stricter. A request is taken only if
 
 - no other request of this connection is under way, and the parser stands between two messages;
-- the request line matches `_CALL` or `_READ` byte for byte;
+- the request line is that of a hot route (see `hotroutes`), byte for byte;
 - every header is one of `_KNOWN`, of legal characters, none of them twice, with exactly one `host` and a plain
   `content-length`; so nothing can be framed, delegated or smuggled differently from what uvicorn would make of it;
 - the bytes received end exactly where the body does.
@@ -22,28 +22,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from runtime_api.problems import internal, invoke_problem, problem_of
+from runtime_api.hotroutes import arguments_of
+from runtime_api.problems import internal
+from runtime_api.wire import PLAIN_CALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Coroutine
+    from runtime_api.answers import Result
+    from runtime_api.hotroutes import Arguments, HotRoute, HotRoutes
 
-    from runtime_api.state import StateAnswer
-
-    Invoke = Callable[[str, str, str, bytes], asyncio.Future[bytes]]
-    ReadState = Callable[[str, str], Coroutine[Any, Any, StateAnswer] | None]
     ServerHeaders = list[tuple[bytes, bytes]]
 
 _log = logging.getLogger("mecha.http")
 
-_SEGMENT = rb"((?!\.\.?/)(?!\.\.? )[A-Za-z0-9_.~:@$!*'(),;=&-]+)"
-_CALL = re.compile(
-    rb"(?:POST|PUT) /v1\.0/actors/" + _SEGMENT + rb"/" + _SEGMENT + rb"/method/" + _SEGMENT + rb" HTTP/1\.1\r\n"
-)
-_READ = re.compile(rb"GET /v1\.0/state/" + _SEGMENT + rb"/" + _SEGMENT + rb" HTTP/1\.1\r\n")
 _HEADER = re.compile(rb"([A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _KNOWN = frozenset(
     {b"host", b"content-length", b"content-type", b"user-agent", b"accept", b"accept-encoding", b"accept-language"}
@@ -56,15 +50,10 @@ _NOT_HOT = -1
 
 
 class HotCalls:
-    """What the connections of one server share: where requests go, and what was found out about header blocks.
+    """What the connections of one server share: where requests go, and what was found out about header blocks."""
 
-    `types`, `invoke` and `read_state` are those of `HotPath`.
-    """
-
-    def __init__(self, invoke: Invoke, types: Container[str], read_state: ReadState, body_limit: int) -> None:
-        self.invoke = invoke
-        self.types = types
-        self.read_state = read_state
+    def __init__(self, routes: HotRoutes, body_limit: int) -> None:
+        self.routes = routes
         self._body_limit = body_limit
         self._verdicts: dict[bytes, int] = {}
         self._told: ServerHeaders | None = None
@@ -96,9 +85,10 @@ def hot_protocol(calls: HotCalls) -> type[HttpToolsProtocol]:
 
 class _HotProtocol(HttpToolsProtocol):
     calls: HotCalls
-    # The call (bytes) or read (`StateAnswer`) being answered from here, and the names in it: three or two.
-    _call: asyncio.Future[Any] | None = None
-    _target: tuple[str, ...] = ()
+    # What is being answered from here, its route and arguments.
+    _call: asyncio.Future[Result] | None = None
+    _route: HotRoute
+    _names: Arguments = ()
     # What arrived meanwhile.
     _held: bytes = b""
     _in_message = False
@@ -124,31 +114,26 @@ class _HotProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _take(self, data: bytes) -> bool:
-        line = _CALL.match(data) or _READ.match(data)
-        if line is None:
+        calls = self.calls
+        hot = calls.routes.find(data)
+        if hot is None:
             return False
+        route, line = hot
         head_end = data.find(b"\r\n\r\n", line.end() - 2, _LONGEST_HEAD)
         if head_end < 0:
             return False
-        calls = self.calls
         length = calls.content_length(data[line.end() : head_end])
         if length < 0 or len(data) != head_end + 4 + length or self.config.access_log or self._pressed():
             return False
-        call = self._start(tuple(map(bytes.decode, line.groups())), data[head_end + 4 :])
-        if call is None:
+        names = arguments_of(line)
+        work = route.begin(names, data[head_end + 4 :], PLAIN_CALL)
+        if work is None:
             return False
         self._unset_keepalive_if_required()
-        self._call = call
+        self._route, self._names = route, names
+        self._call = call = asyncio.ensure_future(work, loop=self.loop)
         call.add_done_callback(self._answer)
         return True
-
-    def _start(self, target: tuple[str, ...], body: bytes) -> asyncio.Future[Any] | None:
-        self._target = target
-        calls = self.calls
-        if len(target) == 3:
-            return calls.invoke(*target, body) if target[0] in calls.types else None
-        reading = calls.read_state(*target)
-        return self.loop.create_task(reading) if reading is not None else None
 
     def _parser_answers(self) -> bool:
         """A request that went to uvicorn's parser is being answered."""
@@ -162,7 +147,7 @@ class _HotProtocol(HttpToolsProtocol):
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
-    def _answer(self, call: asyncio.Future[Any]) -> None:
+    def _answer(self, call: asyncio.Future[Result]) -> None:
         self._call = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -171,11 +156,10 @@ class _HotProtocol(HttpToolsProtocol):
         error = asyncio.CancelledError() if call.cancelled() else call.exception()
         if error is not None:
             self._answer_error(error)
-        elif len(self._target) == 3:
-            result = call.result()
+        elif isinstance(result := call.result(), bytes):
             self.transport.write(b"%b%d\r\n%b\r\n%b" % (self._head(), len(result), self._farewell(), result))
         else:
-            self._send(*call.result())
+            self._send(*result)
         if self._closing:
             self.transport.close()
             return
@@ -188,10 +172,9 @@ class _HotProtocol(HttpToolsProtocol):
         return b"connection: close\r\n" if self._closing else b""
 
     def _answer_error(self, error: BaseException) -> None:
-        target = self._target
-        problem = invoke_problem(error, *target) if len(target) == 3 else problem_of(error)
+        problem = self._route.problem(error, self._names)
         if problem is None:
-            _log.error("unexpected error in a request for %s", "/".join(target), exc_info=error)
+            _log.error("unexpected error in a request for %s", "/".join(self._names), exc_info=error)
             problem = internal(error)
         response = problem.response
         self._send(response.status_code, response.raw_headers, bytes(response.body))
@@ -233,6 +216,8 @@ class _HotProtocol(HttpToolsProtocol):
             self._watch.cancel()
         self._held = b""
         if self._call is not None:
+            if self._route.waits:
+                self._call.cancel()
             # It runs on, counted where uvicorn counts what runs on: its limit holds, a shutdown waits for it.
             left = cast("asyncio.Task[None]", self._call)
             self.tasks.add(left)

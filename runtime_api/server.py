@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
         token = settings.api_token.get_secret_value() if settings.api_token else None
         limits = Limits(settings.max_body_size, max(64 * settings.max_body_size, DEFAULT_LIMITS.bodies))
         app = create_app(runtime, limits=limits, api_token=token, shutdown=self.stop)
-        calls = HotCalls(runtime.actors.invoke_nowait, runtime.application_types, app.read_state, limits.body)
+        calls = HotCalls(app.routes, limits.body)
         super().__init__(
             uvicorn.Config(
                 app,

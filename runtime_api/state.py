@@ -10,19 +10,20 @@ import base64
 import binascii
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from runtime_api import bodies, rawjson, wire
+from runtime_api.answers import JSON, Answer, response_of
 from runtime_api.openapi import Name, StoreName, errors, takes
 from runtime_api.problems import Operation, Problem, bad_field, error_info, failing_as, malformed, resource_info
 from statestores import Capability, DeleteKey, ETagInvalid, ETagMismatch, InvalidRequest, KeyQuery, SetKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from runtime_api.bodies import StateItem, StateOperation
     from runtime_api.components import StateComponent
@@ -34,15 +35,7 @@ _CONCURRENCY = frozenset({"", "first-write", "last-write"})
 _CONSISTENCY = frozenset({"", "strong", "eventual"})
 
 
-class StateAnswer(NamedTuple):
-    """The answer to a read of one key, as ASGI wants it."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-_MISSING = StateAnswer(204, [], b"")
+_MISSING = Answer(204, [], b"")
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------
@@ -144,7 +137,7 @@ def _raw_value(element: str, path: Iterable[str]) -> str | None:
     return rawjson.member(element, "value")
 
 
-async def read_key(component: StateComponent, key: str, now_ms: int) -> StateAnswer:
+async def read_key(component: StateComponent, key: str, now_ms: int) -> Answer:
     """GET of one key. Raises `Problem` for every failure."""
     check_key(component, key)
     with failing_as(_operation(component, "ERR_STATE_GET", f"fail to get {key} from state store {component.name}: ")):
@@ -152,13 +145,13 @@ async def read_key(component: StateComponent, key: str, now_ms: int) -> StateAns
     if item is None or not item.value:
         return _MISSING
     headers = [
-        (b"content-type", b"application/json"),
+        JSON,
         (b"content-length", b"%d" % len(item.value)),
         (b"etag", item.etag.encode()),
     ]
     if (expiry := _expiry(item)) is not None:
         headers.append((b"metadata.ttlexpiretime", expiry.encode()))
-    return StateAnswer(200, headers, item.value)
+    return Answer(200, headers, item.value)
 
 
 async def save(component: StateComponent, body: bytes, query: Mapping[str, str], now_ms: int) -> None:
@@ -289,8 +282,8 @@ class StateApi:
             raise store_not_found(name, self._app_id)
         return self._components[name]
 
-    def read_nowait(self, name: str, key: str) -> Any:
-        """The hot path's read: an awaitable answer, or None for an unknown store."""
+    def read_nowait(self, name: str, key: str) -> Coroutine[Any, Any, Answer] | None:
+        """The hot paths' read; None for an unknown store."""
         component = self._components.get(name)
         return None if component is None else read_key(component, key, self.now_ms())
 
@@ -308,8 +301,7 @@ def router(api: StateApi) -> APIRouter:
         summary="Read a key",
     )
     async def get_state(store: StoreName, key: Name) -> Response:
-        status, headers, body = await read_key(api.component(store), key, api.now_ms())
-        return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+        return response_of(await read_key(api.component(store), key, api.now_ms()))
 
     @routes.delete(
         "/v1.0/state/{store}/{key}", **_NO_CONTENT, responses=errors(400, 409, 500, rich=True), summary="Delete a key"

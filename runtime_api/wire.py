@@ -28,7 +28,9 @@ _GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|us|µs|μs|ns|m|s)")
 _GO_DURATION = re.compile(rf"(?:{_GO_PART.pattern})+")
 _METADATA = "metadata."
 _METHOD_FORBIDDEN = re.compile(r"[#?\x00-\x1f\x7f]")
-_ALLOWED_RAW = "/%:@!$&'()*+,;=~-._"
+PLAIN = ":@!$&'()*,;=~-._"
+"""What may stand in a path parameter as it is, beside letters and digits."""
+_ALLOWED_RAW = PLAIN + "/%+"
 _MAX_TIMEOUT_S = 365 * 86_400.0
 
 

@@ -8,7 +8,6 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
-from uuid import uuid4
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -16,25 +15,34 @@ from fastapi.responses import Response  # noqa: TC002  # FastAPI reads the annot
 
 from actors.schedule import format_instant
 from runtime_api.actors import json_response, page_of
+from runtime_api.answers import json_answer, response_of
+from runtime_api.edge import while_connected
 from runtime_api.openapi import After, IdempotencyKey, InstanceId, Limit, Name, errors, takes
 from runtime_api.problems import Operation, Problem, failing_as
-from runtime_api.wire import BadParameter, call_options, duration_s, instant
+from runtime_api.wire import PLAIN, BadParameter, call_options, duration_s, instant
 from statestores.codec import encode
 from workflow import InstanceNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime_api.answers import Answer, Result
     from runtime_api.runtime import Runtime
+    from runtime_api.wire import Header
     from statestores import IndexEntry
     from workflow.client import WorkflowState
 
 VERSIONS = ("v1.0", "v1.0-beta1", "v1.0-alpha1")
 _OWN = "/v1.0/mecha/workflows"
+_DAPR = "/v1.0/workflows/dapr"
 _LONGEST_ID = 64
 _ID = re.compile(r"[A-Za-z0-9_-]+")
 _APP_ID = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULT_WAIT_S = 30.0
 _LONGEST_WAIT_S = 300.0
 _PROPERTY = "dapr.workflow."
+
+_ACCEPTED = json_answer({}, 202)
 
 GET = Operation("ERR_GET_WORKFLOW", "error while getting workflow info: ")
 LIST = Operation("ERR_LIST_WORKFLOWS", "error listing workflows: ")
@@ -87,6 +95,15 @@ def result_answer(state: WorkflowState) -> dict[str, Any]:
     if state.failure is not None:
         answer["failure"] = state.failure._asdict()
     return answer
+
+
+def _links(base: str, instance_id: str) -> list[Header]:
+    """Where to look for the status, and for the result."""
+    escaped = quote(instance_id, safe="")
+    return [
+        (b"location", f"{base}/{escaped}".encode()),
+        (b"link", f'<{_OWN}/{escaped}/result>; rel="result"'.encode()),
+    ]
 
 
 def _entry(entry: IndexEntry) -> dict[str, Any]:
@@ -146,10 +163,12 @@ def wait_s(text: str) -> float:
 
 
 class WorkflowApi:
-    """What the routes of all prefixes do."""
+    """What the routes of all prefixes do, on whichever path they are served. Raises `Problem`, `BadParameter`."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._waits: set[asyncio.Timeout] = set()
+        self._ending_waits: asyncio.Task[None] | None = None
 
     def check_app(self, app_id: str, instance_id: str, operation: Operation) -> None:
         """`?appID=` may name this app only. Raises `Problem`."""
@@ -160,20 +179,30 @@ class WorkflowApi:
         where = f"dapr.internal.{self._runtime.namespace}.{app_id}.workflow/{instance_id}"
         raise Problem(500, operation.code, f"{operation.prefix}did not find address for actor '{where}'")
 
-    async def start(self, name: str, request: Request, instance_id: str, start: str, app_id: str = "") -> str:
+    async def start(
+        self, base: str, name: str, body: bytes, key: str | None, instance_id: str, start: str = "", app_id: str = ""
+    ) -> Answer:
+        """`base`: the path up to the component, as the client sent it: where it finds the instance, too."""
+        started = await self._start(name, body, key, instance_id, start, app_id)
+        return json_answer({"instanceID": started}, 202, _links(base, started))
+
+    async def _start(
+        self, name: str, body: bytes, key: str | None, instance_id: str, start: str = "", app_id: str = ""
+    ) -> str:
         """The id of the started instance."""
         operation = Operation("ERR_START_WORKFLOW", f"error starting workflow '{name}': ")
         self.check_app(app_id, instance_id, operation)
         options = start_time(start)
-        key = call_options(request.scope["headers"]).idempotency_key
         if instance_id:
             check_instance_id(instance_id)
-        elif key is None:
-            instance_id = str(uuid4())
         with failing_as(operation):
             return await self._runtime.workflows.start(
-                name, input_of(await request.body()), instance_id=instance_id or None, idempotency_key=key, **options
+                name, input_of(body), instance_id=instance_id or None, idempotency_key=key, **options
             )
+
+    async def status(self, instance_id: str, app_id: str = "") -> bytes:
+        self.check_app(app_id, instance_id, GET)
+        return orjson.dumps(status_answer(await self.get(instance_id)))
 
     async def get(self, instance_id: str) -> WorkflowState:
         with failing_as(GET):
@@ -190,45 +219,63 @@ class WorkflowApi:
         with failing_as(operation):
             await act(instance_id)
 
-    async def raise_event(self, instance_id: str, event: str, body: bytes, app_id: str) -> None:
+    async def raise_event(self, instance_id: str, event: str, body: bytes, app_id: str = "") -> Answer:
         prefix = f"error raising event on workflow '{instance_id}': "
         operation = Operation("ERR_RAISE_EVENT_WORKFLOW", prefix, owns=(InstanceNotFound,))
         self.check_app(app_id, instance_id, operation)
         with failing_as(operation):
             await self._runtime.workflows.raise_event(instance_id, event, input_of(body))
+        return _ACCEPTED
 
-    async def result(self, instance_id: str, timeout_s: float, request: Request) -> Response:
+    async def run(self, name: str, body: bytes, key: str | None, instance_id: str, timeout: str = "") -> Answer:
+        """`start` and `result`. The instance goes on when this is cancelled, even before it has begun."""
+        longest_s = wait_s(timeout)
+        started = await asyncio.shield(self._start(name, body, key, instance_id))
+        state = await self._ended(started, longest_s)
+        return await self._told(started, state, _links(_DAPR, started))
+
+    async def result(self, instance_id: str, timeout: str = "") -> Result:
         """200 when the instance has ended (or is stalled) in time, 202 when it has not, or the server is about to
         stop."""
-        waiting = asyncio.ensure_future(self._runtime.workflows.wait_state(instance_id, timeout_s))
-        others = [asyncio.ensure_future(self._runtime.wait_stopping()), asyncio.ensure_future(_disconnected(request))]
+        state = await self._ended(instance_id, wait_s(timeout))
+        if state is not None:
+            return orjson.dumps(result_answer(state))
+        return await self._told(instance_id, None)
+
+    async def _told(self, instance_id: str, ended: WorkflowState | None, headers: Sequence[Header] = ()) -> Answer:
+        if ended is not None:
+            return json_answer(result_answer(ended), 200, headers)
+        unfinished = await self.get(instance_id)
+        return json_answer(result_answer(unfinished), 202, [(b"retry-after", b"1"), *headers])
+
+    async def _ended(self, instance_id: str, timeout_s: float) -> WorkflowState | None:
+        """The instance once it has ended or stalled; None: the time is over, or the server is about to stop."""
+        patience = asyncio.timeout(timeout_s)
+        self._waits.add(patience)
         try:
-            await asyncio.wait((waiting, *others), return_when=asyncio.FIRST_COMPLETED)
             with failing_as(GET):
-                if waiting.done():
-                    with suppress(TimeoutError):
-                        return json_response(result_answer(waiting.result()))
-                unfinished = await self._runtime.workflows.get(instance_id)
-            return json_response(result_answer(unfinished), 202, {"retry-after": "1"})
+                async with patience:
+                    if self._ending_waits is None or self._ending_waits.done():
+                        self._ending_waits = asyncio.create_task(self._end_waits())
+                    return await self._runtime.workflows.wait_state(instance_id)
+        except TimeoutError:
+            return None
         finally:
-            for task in (waiting, *others):
-                task.cancel()
-            await asyncio.gather(waiting, *others, return_exceptions=True)
+            self._waits.discard(patience)
 
-
-async def _disconnected(request: Request) -> None:
-    """Returns when the client has gone; the body has been read, so there is nothing else to receive."""
-    await request.body()
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    async def _end_waits(self) -> None:
+        """One task for all waits: when the server stops, the time of each is over."""
+        await self._runtime.wait_stopping()
+        for patience in self._waits:
+            if not patience.expired():
+                patience.reschedule(0.0)
 
 
 # -- routes ----------------------------------------------------------------------------------------------------------
 
 
-def router(runtime: Runtime) -> APIRouter:
+def router(runtime: Runtime, api: WorkflowApi) -> APIRouter:
     routes = APIRouter(tags=["workflows"])
-    api = WorkflowApi(runtime)
     for version in VERSIONS:
         _dapr_routes(routes, api, version)
     _own_routes(routes, runtime, api)
@@ -257,8 +304,9 @@ def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
         app_id: Annotated[str, Query(alias="appID")] = "",
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        started = await api.start(name, request, instance_id, start, app_id)
-        return json_response({"instanceID": started}, 202, _links(f"/{version}/workflows/{component}", started))
+        key = call_options(request.scope["headers"]).idempotency_key
+        where = f"/{version}/workflows/{quote(component, safe=PLAIN)}"
+        return response_of(await api.start(where, name, await request.body(), key, instance_id, start, app_id))
 
     @routes.get(
         base + "/{instance_id}",
@@ -269,8 +317,7 @@ def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
     async def get_workflow(
         component: Name, instance_id: InstanceId, app_id: Annotated[str, Query(alias="appID")] = ""
     ) -> Response:
-        api.check_app(app_id, instance_id, GET)
-        return json_response(status_answer(await api.get(instance_id)))
+        return response_of(await api.status(instance_id, app_id))
 
     @routes.post(
         base + "/{instance_id}/raiseEvent/{event}",
@@ -287,8 +334,7 @@ def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
         request: Request,
         app_id: Annotated[str, Query(alias="appID")] = "",
     ) -> Response:
-        await api.raise_event(instance_id, event, await request.body(), app_id)
-        return json_response({}, 202)
+        return response_of(await api.raise_event(instance_id, event, await request.body(), app_id))
 
     for verb in ("pause", "resume", "terminate", "purge"):
         _command_route(routes, api, f"{base}/{{instance_id}}/{verb}", verb, suffix)
@@ -307,12 +353,6 @@ def _command_route(routes: APIRouter, api: WorkflowApi, path: str, verb: str, su
     ) -> Response:
         await api.command(instance_id, verb, app_id)
         return json_response({}, 202)
-
-
-def _links(base: str, instance_id: str) -> dict[str, str]:
-    """Where to look for the status, and for the result."""
-    escaped = quote(instance_id, safe="")
-    return {"location": f"{base}/{escaped}", "link": f'<{_OWN}/{escaped}/result>; rel="result"'}
 
 
 def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
@@ -368,7 +408,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
         responses={**errors(400, 404, 500), 202: {"description": "Not ended yet: ask again"}},
     )
     async def get_result(instance_id: InstanceId, request: Request, timeout: Wait = "") -> Response:
-        return await api.result(instance_id, wait_s(timeout), request)
+        return response_of(await while_connected(api.result(instance_id, timeout), request.receive))
 
     @routes.post(
         _OWN + "/{name}/run",
@@ -384,8 +424,6 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
         timeout: Wait = "",
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        longest_s = wait_s(timeout)
-        started = await api.start(name, request, instance_id, "")
-        response = await api.result(started, longest_s, request)
-        response.headers.update(_links("/v1.0/workflows/dapr", started))
-        return response
+        key = call_options(request.scope["headers"]).idempotency_key
+        running = api.run(name, await request.body(), key, instance_id, timeout)
+        return response_of(await while_connected(running, request.receive))

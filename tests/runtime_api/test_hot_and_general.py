@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from uuid import uuid4
 
 import httpx
@@ -9,14 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime_api.hotpath import ACTOR_METHOD, STATE_KEY
+from runtime_api.hotroutes import ACTOR_METHOD, RAISE_EVENT, RESULT, RUN, START, STATE_KEY, STATUS
 
+PATTERNS = (ACTOR_METHOD, STATE_KEY, START, RESULT, RUN, STATUS, RAISE_EVENT)
 _IGNORED = {"date"}
+_TIME = re.compile(rb"\d{4}-\d\d-\d\dT[^\"]*Z")
 
 
-def told(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
-    headers = {name: value for name, value in response.headers.items() if name not in _IGNORED}
-    return response.status_code, headers, response.content
+def told(response: httpx.Response, called: str) -> tuple[int, dict[str, str], bytes]:
+    """An answer without what differs from one time, and from one id, to the other."""
+    headers = {name: value.replace(called, "ID") for name, value in response.headers.items() if name not in _IGNORED}
+    assert int(headers.pop("content-length", "0")) == len(response.content)
+    return response.status_code, headers, _TIME.sub(b"T", response.content).replace(called.encode(), b"ID")
 
 
 @pytest.mark.parametrize(
@@ -53,26 +58,88 @@ def test_same_answers(api: httpx.Client, verb: str, path: str, body: bytes, head
     one, other = uuid4().hex, uuid4().hex
     hot = api.request(verb, f"/v1.0/{path}".replace("ID", one), content=body, headers=headers)
     general = api.request(verb, f"/v1.0//{path}".replace("ID", other), content=body, headers=headers)
-    assert told(hot) == (general.status_code, told(general)[1], general.content.replace(other.encode(), one.encode()))
+    assert told(hot, one) == told(general, other)
+
+
+@pytest.mark.parametrize("version", ["v1.0", "v1.0-beta1", "v1.0-alpha1"])
+@pytest.mark.parametrize("headers", [{}, {"x-unknown": "1"}], ids=["protocol", "asgi"])
+def test_same_answers_for_workflows(api: httpx.Client, version: str, headers: dict[str, str]) -> None:
+    """From start to result, right and wrong, each request is answered alike on the hot paths and on the general one,
+    under each prefix."""
+    steps: list[tuple[str, str, bytes]] = [
+        ("POST", f"{version}/workflows/dapr/approval/start?instanceID=INST", b'{"n": 1}'),
+        ("POST", f"{version}/workflows/dapr/approval/start?instanceID=INST", b'{"n": 1}'),
+        ("POST", f"{version}/workflows/~c$!*'(),;=:@&_-/nix/start?instanceID=INST", b"1"),
+        ("POST", f"{version}/workflows/dapr/doubling/start?instanceID=" + "x" * 65, b"1"),
+        ("POST", f"{version}/workflows/dapr/doubling/start", b'"x"'),
+        ("GET", "v1.0/mecha/workflows/INST/result?timeout=1ms", b""),
+        ("GET", "v1.0/mecha/workflows/INST/result?timeout=soon", b""),
+        ("GET", "v1.0/mecha/workflows/INST.nix/result?timeout=1ms", b""),
+        ("GET", f"{version}/workflows/dapr/INST", b""),
+        ("GET", f"{version}/workflows/dapr/INST.nix", b""),
+        ("POST", f"{version}/workflows/dapr/INST/raiseEvent/other", b"text"),
+        ("POST", f"{version}/workflows/dapr/INST.nix/raiseEvent/approve", b""),
+        ("POST", f"{version}/workflows/dapr/INST/raiseEvent/approve", b'"yes"'),
+        ("GET", "v1.0/mecha/workflows/INST/result", b""),
+        ("GET", f"{version}/workflows/dapr/INST", b""),
+        ("POST", "v1.0/mecha/workflows/breaking/run?instanceID=INST", b'"gone"'),
+        ("GET", f"{version}/workflows/dapr/INST", b""),
+        ("POST", "v1.0/mecha/workflows/nix/run", b""),
+    ]
+
+    def answers(slashes: str) -> list[tuple[int, dict[str, str], bytes]]:
+        instance = uuid4().hex
+        wanted = [(verb, path.replace("INST", instance).replace("/", slashes, 1), body) for verb, path, body in steps]
+        return [told(api.request(v, f"/{path}", content=body, headers=headers), instance) for v, path, body in wanted]
+
+    hot, general = answers("/"), answers("//")
+    assert hot == general
+    assert {status for status, *_ in hot} == {200, 202, 400, 404, 500}
+
+
+def is_hot(verb: str, target: str) -> bool:
+    return any(pattern.fullmatch(f"{verb} {target} HTTP/1.1\r\n".encode()) for pattern in PATTERNS)
 
 
 def test_which_requests_are_hot() -> None:
-    """Plain segments are; dots alone, escapes and empty segments are not."""
-    for path in ("/v1.0/actors/A/1/method/m", "/v1.0/actors/A.b/a..b/method/m", "/v1.0/actors/A/.../method/m"):
-        assert ACTOR_METHOD.fullmatch(path)
-    for path in (
-        "/v1.0/actors/./1/method/m",
-        "/v1.0/actors/A/../method/m",
-        "/v1.0/actors/A//method/m",
-        "/v1.0/actors/A/1/method/m/",
-        "/v1.0/actors/A/1/method/..",
-        "/v1.0/actors/A/a+b/method/m",
-        "/v1.0/actors/A/a%2Fb/method/m",
-        "/v1.0/actors/A/1/method/m\n",
+    """Plain segments are; dots alone, escapes, empty segments and questions that have to be read are not."""
+    for verb, target in (
+        ("POST", "/v1.0/actors/A/1/method/m"),
+        ("DELETE", "/v1.0/actors/A.b/a..b/method/m?x=%zz"),
+        ("GET", "/v1.0/actors/A/.../method/m"),
+        ("GET", "/v1.0/state/s/k?consistency=strong"),
+        ("POST", "/v1.0/workflows/dapr/w/start"),
+        ("POST", "/v1.0-beta1/workflows/dapr/w/start?instanceID=a-b_1"),
+        ("GET", "/v1.0-alpha1/workflows/dapr/i"),
+        ("POST", "/v1.0/workflows/dapr/i/raiseEvent/e"),
+        ("GET", "/v1.0/mecha/workflows/i/result?timeout=1.5s"),
+        ("POST", "/v1.0/mecha/workflows/w/run?instanceID=i"),
     ):
-        assert not ACTOR_METHOD.fullmatch(path)
-    assert STATE_KEY.fullmatch("/v1.0/state/s/k")
-    assert not STATE_KEY.fullmatch("/v1.0/state/s/a||b")
+        assert is_hot(verb, target), target
+    for verb, target in (
+        ("POST", "/v1.0/actors/./1/method/m"),
+        ("POST", "/v1.0/actors/A/../method/m"),
+        ("POST", "/v1.0/actors/A//method/m"),
+        ("POST", "/v1.0/actors/A/1/method/m/"),
+        ("POST", "/v1.0/actors/A/1/method/.."),
+        ("POST", "/v1.0/actors/A/1/method/..?x"),
+        ("POST", "/v1.0/actors/A/a+b/method/m"),
+        ("POST", "/v1.0/actors/A/a%2Fb/method/m"),
+        ("POST", "/v1.0/actors/A/1/method/m\n"),
+        ("PATCH", "/v1.0/actors/A/1/method/m"),
+        ("GET", "/v1.0/state/s/a||b"),
+        ("GET", "/v1.0/workflows/dapr/w/start"),
+        ("POST", "/v1.0/workflows/dapr/w/start?instanceID="),
+        ("POST", "/v1.0/workflows/dapr/w/start?instanceID=a.b"),
+        ("POST", "/v1.0/workflows/dapr/w/start?instanceID=a&instanceID=b"),
+        ("POST", "/v1.0/workflows/dapr/w/start?start=1s"),
+        ("POST", "/v1.1/workflows/dapr/w/start"),
+        ("GET", "/v1.0/workflows/dapr/i?appID=a"),
+        ("GET", "/v1.0/workflows/../i"),
+        ("GET", "/v1.0/workflows/dapr/.."),
+        ("GET", "/v1.0/mecha/workflows/i/result?timeout=1%20s"),
+    ):
+        assert not is_hot(verb, target), target
 
 
 segments = st.one_of(

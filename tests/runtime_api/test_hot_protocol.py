@@ -10,6 +10,7 @@ import logging
 import re
 import socket
 import struct
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -25,14 +26,22 @@ from runtime_api import Runtime
 from runtime_api.edge import Token
 from runtime_api.hotpath import HotPath
 from runtime_api.hotprotocol import HotCalls, hot_protocol
+from runtime_api.hotroutes import HotRoutes
 from runtime_api.problems import TABLE, Problem
 from runtime_api.server import Server, bind
 from runtime_api.settings import load_settings
+from runtime_api.workflows import WorkflowApi
+from workflow import activity, wait_event, workflow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 _DATE = re.compile(rb"date: [^\r]*\r\n")
+# Times and random ids. A time without milliseconds is shorter.
+_CHANGING = re.compile(rb"\d{4}-\d\d-\d\dT[^\"]*Z|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LENGTH_OF_TIMES = re.compile(
+    rb"content-length: \d+(?=\r\n(?:[^\r]+\r\n)*\r\n\{\"instanceID\":\"[^\"]*\",\"workflowName)"
+)
 _BODY_LIMIT = 5000
 _PATIENCE_S = 20.0
 _doors: dict[str, asyncio.Event] = {}
@@ -74,6 +83,26 @@ class Part:
     async def enter_and_fail(self, door: str) -> str:
         await _doors[door].wait()
         raise ValueError(door)
+
+
+@activity
+async def twice(number: int) -> int:
+    return number * 2
+
+
+@workflow
+async def doubling(number: int = 1) -> int:
+    return await twice(await twice(number))
+
+
+@workflow
+async def breaking(text: str) -> None:
+    raise LookupError(text)
+
+
+@workflow
+async def waiting(value: Any) -> Any:
+    return [value, await wait_event("go")]
 
 
 # -- a server in the test's loop, and clients that see how far it is ---------------------------------------------------
@@ -161,7 +190,7 @@ class Client:
         await self.settle()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-        return _DATE.sub(b"", await self.rest())
+        return _CHANGING.sub(b"X", _LENGTH_OF_TIMES.sub(b"", _DATE.sub(b"", await self.rest())))
 
     async def read_answer(self) -> bytes:
         """The body of one answer of known length."""
@@ -222,7 +251,7 @@ async def running(server: uvicorn.Server) -> AsyncIterator[uvicorn.Server]:
 async def serving(hot: bool = True, keep_alive_s: float = 75.0, **changes: Any) -> AsyncIterator[Server]:
     """The server of `mecha run`; without `hot`, uvicorn's protocol serves everything."""
     wanted = {"port": 0, "store": "memory://", "drain": 5.0, "max_body_size": _BODY_LIMIT, "api_token": None, **changes}
-    async with Runtime([Part], store="memory://", app_id="test") as runtime:
+    async with Runtime([Part, twice, doubling, breaking, waiting], store="memory://", app_id="test") as runtime:
         server = Server(runtime, load_settings(wanted))
         chosen = cast("type[HttpToolsProtocol] | str", server.config.http if hot else HttpToolsProtocol)
         server.config.http = chosen if isinstance(chosen, str) else _watched(chosen)
@@ -303,6 +332,28 @@ def read(key: bytes, store: bytes = b"statestore") -> bytes:
     return b"GET /v1.0/state/%b/%b HTTP/1.1\r\nhost: x\r\n\r\n" % (store, key)
 
 
+def start(name: bytes, instance: bytes = b"", body: bytes = b"1", prefix: bytes = b"v1.0") -> bytes:
+    query = b"?instanceID=" + instance if instance else b""
+    return call(line=b"POST /%b/workflows/dapr/%b/start%b HTTP/1.1" % (prefix, name, query), body=body)
+
+
+def run(name: bytes, instance: bytes, body: bytes = b"1") -> bytes:
+    return call(line=b"POST /v1.0/mecha/workflows/%b/run?instanceID=%b HTTP/1.1" % (name, instance), body=body)
+
+
+def result(instance: bytes, timeout: bytes = b"") -> bytes:
+    query = b"?timeout=" + timeout if timeout else b""
+    return b"GET /v1.0/mecha/workflows/%b/result%b HTTP/1.1\r\nhost: x\r\n\r\n" % (instance, query)
+
+
+def status(instance: bytes, prefix: bytes = b"v1.0") -> bytes:
+    return b"GET /%b/workflows/dapr/%b HTTP/1.1\r\nhost: x\r\n\r\n" % (prefix, instance)
+
+
+def raise_event(instance: bytes, event: bytes = b"go", body: bytes = b"2") -> bytes:
+    return call(line=b"POST /v1.0/workflows/dapr/%b/raiseEvent/%b HTTP/1.1" % (instance, event), body=body)
+
+
 HEALTH = b"GET /v1.0/healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 CHUNKED = call(b"add", b"1\r\n5\r\n0\r\n\r\n", b"transfer-encoding: chunked", length=False)
 _TARGET = b"/v1.0/actors/Part/ID/method/add"
@@ -341,6 +392,30 @@ HOT = [
     read(b"..."),
     read(b"k" * 2000),
     call(line=b"GET /v1.0/state/statestore/ID HTTP/1.1"),
+    read(b"ID?consistency=strong&metadata.a=%2f%"),
+    call(line=b"GET " + _TARGET + b" HTTP/1.1"),
+    call(line=b"DELETE " + _TARGET + b" HTTP/1.1"),
+    call(line=b"POST " + _TARGET + b"?a=1&b=/.. HTTP/1.1"),
+    # Nothing here ends the instance I or changes what is shown of it, so any order of them is answered alike.
+    start(b"waiting", b"I"),
+    start(b"waiting", b"I", b'{"a": "\xc3\xa9"}', b"v1.0-beta1"),
+    start(b"waiting", b"I", b"text \xff", b"v1.0-alpha1"),
+    start(b"waiting", b"i" * 65),
+    start(b"doubling", b"I-2", b'"x"'),
+    start(b"nix", b"I-2"),
+    start(b"nix"),
+    status(b"I"),
+    status(b"I", b"v1.0-beta1"),
+    status(b"I-2"),
+    status(b"I.x"),
+    raise_event(b"I", b"other"),
+    raise_event(b"I-2"),
+    result(b"I", b"1ms"),
+    result(b"I", b"0.001"),
+    result(b"I", b"later"),
+    result(b"I-2"),
+    run(b"nix", b"I-2"),
+    run(b"doubling", b"i" * 65),
 ]
 
 NOT_HOT = [
@@ -399,8 +474,6 @@ NOT_HOT = [
     *(
         call(line=line)
         for line in (
-            b"GET " + _TARGET + b" HTTP/1.1",
-            b"DELETE " + _TARGET + b" HTTP/1.1",
             b"HEAD " + _TARGET + b" HTTP/1.1",
             b"PATCH " + _TARGET + b" HTTP/1.1",
             b"OPTIONS * HTTP/1.1",
@@ -417,7 +490,6 @@ NOT_HOT = [
             b"POST http://x" + _TARGET + b" HTTP/1.1",
             b"POST /" + _TARGET + b" HTTP/1.1",
             b"POST " + _TARGET + b"/ HTTP/1.1",
-            b"POST " + _TARGET + b"?a=1 HTTP/1.1",
             b"POST " + _TARGET + b"#a HTTP/1.1",
             b"POST /v1.0/actors/Part/../method/add HTTP/1.1",
             b"POST /v1.0/actors/Part/./method/add HTTP/1.1",
@@ -442,10 +514,20 @@ NOT_HOT = [
     read(b".."),
     read(b"a%7C%7Cb"),
     read(b"a||b"),
-    read(b"k?consistency=strong"),
     read(b"k").replace(b"GET", b"HEAD"),
     read(b"k").replace(b"GET", b"DELETE"),
     read(b"k").replace(b"\r\n\r\n", b"\r\nif-match: 1\r\n\r\n"),
+    read(b"k?a#b"),
+    read(b"k??"),
+    start(b"nix", b"a.b"),
+    start(b"nix", b"I&instanceID=J"),
+    start(b"nix", b"I&start=1s"),
+    start(b"nix", prefix=b"v1.1"),
+    start(b"nix").replace(b"POST", b"PUT"),
+    result(b"nix", b"1%20s"),
+    result(b"nix", b"1s&timeout=2s"),
+    status(b"nix?appID=other"),
+    status(b".."),
 ]
 
 
@@ -485,7 +567,7 @@ _insertions = st.sampled_from([*_PIECES, *_LINES])
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[list[bytes], list[bool]]:
     """Requests, some bytes of them changed, in segments; and whether the client waits for answers after each."""
-    data = bytearray(b"".join(draw(st.lists(_requests, min_size=1, max_size=4))).replace(b"ID", b"id"))
+    data = bytearray(re.sub(rb"\bID\b", b"id", b"".join(draw(st.lists(_requests, min_size=1, max_size=4)))))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, min(len(data), 400)))
         data[at : at + draw(st.integers(0, 2))] = draw(_insertions | st.just(b""))
@@ -502,6 +584,26 @@ def test_any_conversation(pair: Pair, conversation: tuple[list[bytes], list[bool
     """Whatever is sent, changed and cut at random, both servers say the same."""
     hot, general, _ = pair.told(*conversation)
     assert hot == general
+
+
+def test_workflow_from_start_to_result(pair: Pair) -> None:
+    """What depends on how far a workflow is, step by step, is answered alike; all of it by the short cut."""
+    steps = [
+        start(b"waiting", b"W"),
+        raise_event(b"W"),
+        result(b"W"),
+        status(b"W"),
+        raise_event(b"W"),
+        start(b"breaking", b"W-2", b'"gone"'),
+        result(b"W-2", b"10s"),
+        status(b"W-2"),
+        run(b"doubling", b"W-3"),
+    ]
+    hot, general, count = pair.told(steps, [True] * len(steps))
+    assert hot == general
+    assert count == len(steps)
+    assert b'"output":[1,2]' in hot
+    assert b'"output":4' in hot
 
 
 def test_counted_alike(pair: Pair) -> None:
@@ -545,8 +647,17 @@ def test_errors(runner: asyncio.Runner, caplog: pytest.LogCaptureFixture) -> Non
     async def unreachable(*_: object) -> None:
         raise AssertionError
 
+    class Client:
+        """What the workflow routes ask."""
+
+        async def get(self, which: str) -> Any:
+            raise errors[int(which)]
+
+    runtime = cast("Runtime", SimpleNamespace(workflows=Client(), app_id="test"))
+    routes = HotRoutes({"Part"}, invoke, read_state, WorkflowApi(runtime))
+
     async def told(http: type[HttpToolsProtocol]) -> list[tuple[bytes, int]]:
-        app = HotPath(unreachable, {"Part"}, invoke, read_state, Token(None), _BODY_LIMIT)
+        app = HotPath(unreachable, routes, Token(None), _BODY_LIMIT)
         config = uvicorn.Config(
             app, http=_watched(http), ws="none", lifespan="off", loop="none", log_config=None, access_log=False
         )
@@ -557,14 +668,15 @@ def test_errors(runner: asyncio.Runner, caplog: pytest.LogCaptureFixture) -> Non
                 async with connected(server) as client:
                     await client.send(call().replace(b"ID", b"%d" % at))
                     await client.send(read(b"%d" % at))
+                    await client.send(status(b"%d" % at))
                     answer = await client.all_answers()
                 found.append((answer, len([r for r in caplog.records if r.name == "mecha.http"])))
         return found
 
-    hot = runner.run(told(hot_protocol(HotCalls(invoke, {"Part"}, read_state, _BODY_LIMIT))))
+    hot = runner.run(told(hot_protocol(HotCalls(routes, _BODY_LIMIT))))
     general = runner.run(told(HttpToolsProtocol))
     assert hot == general
-    assert [logged for _, logged in hot] == [0] * (len(errors) - 2) + [2, 2]
+    assert [logged for _, logged in hot] == [0] * (len(errors) - 2) + [3, 3]
     assert len({answer[:13] for answer, _ in hot}) > 6
 
 
@@ -697,6 +809,82 @@ def test_reset(runner: asyncio.Runner, door: bytes) -> None:
     runner.run(talk())
 
 
+# -- long polls --------------------------------------------------------------------------------------------------------
+
+_FOREIGN = b"x-unknown: 1\r\n"
+_WAITING = [
+    pytest.param(result(b"I-WAIT"), id="result"),
+    pytest.param(run(b"waiting", b"I-WAIT"), id="run"),
+    pytest.param(result(b"I-WAIT").replace(b"host", _FOREIGN + b"host"), id="result-asgi"),
+    pytest.param(run(b"waiting", b"I-WAIT").replace(b"host", _FOREIGN + b"host"), id="run-asgi"),
+    pytest.param(result(b"I-WAIT").replace(b"/v1.0", b"//v1.0"), id="result-general"),
+    pytest.param(run(b"waiting", b"I-WAIT").replace(b"/v1.0", b"//v1.0"), id="run-general"),
+]
+
+
+async def _wait(client: Client, request: bytes) -> None:
+    """Send a request that waits, and see that it does."""
+    if request.startswith(b"GET"):
+        await client.send(start(b"waiting", b"I-WAIT"))
+        await client.read_answer()
+    await client.send(request, answered=False)
+    await until(lambda: _waits(client.server) == 1)
+
+
+def _waits(server: uvicorn.Server) -> int:
+    """How many clients wait for a workflow's end."""
+    return len(cast("Any", server.config.app).routes._workflows._waits)
+
+
+@pytest.mark.parametrize("request_", _WAITING)
+def test_client_of_a_long_poll_goes_away(runner: asyncio.Runner, request_: bytes) -> None:
+    """Nobody waits on for a client that has gone; the instance goes on."""
+
+    async def talk() -> None:
+        async with serving() as server:
+            async with connected(server) as client:
+                await _wait(client, request_)
+            await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+            assert _waits(server) == 0
+            async with connected(server) as client:
+                await client.send(raise_event(b"I-WAIT"))
+                await client.send(result(b"I-WAIT"))
+                assert b'"output":[1,2]' in await client.all_answers()
+
+    runner.run(talk())
+
+
+@pytest.mark.parametrize("request_", _WAITING)
+def test_shutdown_during_a_long_poll(runner: asyncio.Runner, request_: bytes) -> None:
+    """A server that stops does not keep its clients waiting: they are told how far the instance is."""
+
+    async def talk() -> None:
+        async with serving() as server, connected(server) as client:
+            await _wait(client, request_)
+            server.stop()
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 202")
+            assert b'"runtimeStatus":"RUNNING"' in answer
+
+    runner.run(talk())
+
+
+def test_run_whose_client_goes_at_once(runner: asyncio.Runner) -> None:
+    """A client may leave before its start is durable: the instance is started all the same."""
+
+    async def talk() -> None:
+        async with serving() as server:
+            async with connected(server) as client:
+                await client.send(run(b"doubling", b"left"), answered=False)
+            async with connected(server) as client:
+                answers = b""
+                while b"COMPLETED" not in answers:
+                    await client.send(result(b"left"))
+                    answers = await client.read_answer()
+
+    runner.run(talk())
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
@@ -732,7 +920,7 @@ def test_too_many_calls_left_behind(runner: asyncio.Runner, door: bytes) -> None
 
 def test_what_is_remembered_is_bounded() -> None:
     """Headers that are never the same twice do not fill the memory, and still get the right verdict."""
-    calls = HotCalls(lambda *_: asyncio.Future(), {"Part"}, lambda *_: None, _BODY_LIMIT)
+    calls = HotCalls(cast("HotRoutes", None), _BODY_LIMIT)
     for at in range(5000):
         assert calls.content_length(b"host: x\r\nuser-agent: %d\r\ncontent-length: %d" % (at, at)) == at
         assert calls.content_length(b"host: x\r\nx-%d: 1" % at) < 0
