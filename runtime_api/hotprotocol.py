@@ -10,8 +10,9 @@ Deciding which of the two may be looser than a parser without being wrong, so it
 
 - no other request of this connection is under way, and the parser stands between two messages;
 - the request line is that of a hot route (see `hotroutes`), byte for byte;
-- every header is one of `_KNOWN`, of legal characters, none of them twice, with exactly one `host` and a plain
-  `content-length`; so nothing can be framed, delegated or smuggled differently from what uvicorn would make of it;
+- every header is one of `_KNOWN`, of legal characters, none of them twice, with exactly one `host`, a plain
+  `content-length`, and the API token where one is set; so nothing can be framed, delegated or smuggled differently from
+  what uvicorn would make of it;
 - the bytes received end exactly where the body does.
 
 The verdict on a block of headers depends on its bytes alone and is remembered: clients repeat themselves.
@@ -32,6 +33,7 @@ from runtime_api.wire import PLAIN_CALL
 
 if TYPE_CHECKING:
     from runtime_api.answers import Result
+    from runtime_api.edge import Token
     from runtime_api.hotroutes import Arguments, HotRoute, HotRoutes
 
     ServerHeaders = list[tuple[bytes, bytes]]
@@ -41,7 +43,7 @@ _log = logging.getLogger("mecha.http")
 _HEADER = re.compile(rb"([A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _KNOWN = frozenset(
     {b"host", b"content-length", b"content-type", b"user-agent", b"accept", b"accept-encoding", b"accept-language"}
-    | {b"connection"}
+    | {b"connection", b"dapr-api-token"}
 )
 _LONGEST_HEAD = 4096
 _VERDICTS = 1024
@@ -52,8 +54,9 @@ _NOT_HOT = -1
 class HotCalls:
     """What the connections of one server share: where requests go, and what was found out about header blocks."""
 
-    def __init__(self, routes: HotRoutes, body_limit: int) -> None:
+    def __init__(self, routes: HotRoutes, token: Token, body_limit: int) -> None:
         self.routes = routes
+        self._token = token
         self._body_limit = body_limit
         self._verdicts: dict[bytes, int] = {}
         self._told: ServerHeaders | None = None
@@ -65,7 +68,7 @@ class HotCalls:
         if verdict is None:
             if len(self._verdicts) >= _VERDICTS:
                 self._verdicts.clear()
-            verdict = self._verdicts[headers] = _judge(headers, self._body_limit)
+            verdict = self._verdicts[headers] = _judge(headers, self._token, self._body_limit)
         return verdict
 
     def success(self, server_headers: ServerHeaders) -> bytes:
@@ -232,7 +235,7 @@ class _HotProtocol(HttpToolsProtocol):
             self._closing = True
 
 
-def _judge(headers: bytes, body_limit: int) -> int:
+def _judge(headers: bytes, token: Token, body_limit: int) -> int:
     seen: dict[bytes, bytes] = {}
     for line in headers.split(b"\r\n"):
         header = _HEADER.fullmatch(line)
@@ -244,7 +247,7 @@ def _judge(headers: bytes, body_limit: int) -> int:
     plain = re.fullmatch(rb"0|[1-9][0-9]{0,8}", length) is not None
     if b"host" not in seen or not plain or seen.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return _NOT_HOT
-    return int(length) if int(length) <= body_limit else _NOT_HOT
+    return int(length) if int(length) <= body_limit and token.admits(seen.items()) else _NOT_HOT
 
 
 def _lines(headers: ServerHeaders) -> list[bytes]:

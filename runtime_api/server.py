@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 import uvicorn
 
 from runtime_api.app import create_app
-from runtime_api.edge import DEFAULT_LIMITS, Limits
+from runtime_api.edge import DEFAULT_LIMITS, Limits, Token
 from runtime_api.hotprotocol import HotCalls, hot_protocol
 from runtime_api.loader import LoadError, default_app_id, load_application
 from runtime_api.runtime import DEFAULT_STORE, Runtime
@@ -114,11 +114,11 @@ class Server(uvicorn.Server):
         token = settings.api_token.get_secret_value() if settings.api_token else None
         limits = Limits(settings.max_body_size, max(64 * settings.max_body_size, DEFAULT_LIMITS.bodies))
         app = create_app(runtime, limits=limits, api_token=token, shutdown=self.stop)
-        calls = HotCalls(app.routes, limits.body)
+        calls = HotCalls(app.routes, Token(token), limits.body)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=hot_protocol(calls) if token is None else "httptools",
+                http=hot_protocol(calls),
                 ws="none",
                 lifespan="off",
                 loop="none",

@@ -369,6 +369,7 @@ HOT = [
     call(b"echo", b'{"a": [1, "\xc3\xa9"]}', b"content-type: application/json", b"accept: */*", b"user-agent: x y/1 z"),
     call(b"echo", b"\r\n\r\n1", b"ACCEPT-Encoding:gzip", b"Connection: Keep-Alive", b"accept-language:  \t en"),
     call(b"add", b"1", b"content-length:\t1", length=False),
+    call(b"add", b"1", b"dapr-api-token: none is needed"),
     call(b"add", b'"x"'),
     call(b"add", b"{"),
     call(b"add", b"\xff\x00"),
@@ -673,7 +674,7 @@ def test_errors(runner: asyncio.Runner, caplog: pytest.LogCaptureFixture) -> Non
                 found.append((answer, len([r for r in caplog.records if r.name == "mecha.http"])))
         return found
 
-    hot = runner.run(told(hot_protocol(HotCalls(routes, _BODY_LIMIT))))
+    hot = runner.run(told(hot_protocol(HotCalls(routes, Token(None), _BODY_LIMIT))))
     general = runner.run(told(HttpToolsProtocol))
     assert hot == general
     assert [logged for _, logged in hot] == [0] * (len(errors) - 2) + [3, 3]
@@ -920,7 +921,7 @@ def test_too_many_calls_left_behind(runner: asyncio.Runner, door: bytes) -> None
 
 def test_what_is_remembered_is_bounded() -> None:
     """Headers that are never the same twice do not fill the memory, and still get the right verdict."""
-    calls = HotCalls(cast("HotRoutes", None), _BODY_LIMIT)
+    calls = HotCalls(cast("HotRoutes", None), Token(None), _BODY_LIMIT)
     for at in range(5000):
         assert calls.content_length(b"host: x\r\nuser-agent: %d\r\ncontent-length: %d" % (at, at)) == at
         assert calls.content_length(b"host: x\r\nx-%d: 1" % at) < 0
@@ -970,11 +971,20 @@ def test_access_log(runner: asyncio.Runner, caplog: pytest.LogCaptureFixture, mo
 
 
 def test_token(runner: asyncio.Runner) -> None:
-    """With an API token there is no short cut past it."""
+    """With an API token there is no short cut past it: without it, or with another, the answer is 401, again and
+    again."""
 
     async def talk() -> None:
-        async with serving(api_token="secret") as server, Runtime([Part], store="memory://"):
-            assert server.config.http_protocol_class is HttpToolsProtocol
+        async with serving(api_token="secret") as server, connected(server) as client:
+            for headers, answer in (
+                ([b"dapr-api-token: secret"], b"0"),
+                ([], b"invalid api token"),
+                ([b"dapr-api-token: Secret"], b"invalid api token"),
+                ([b"dapr-api-token: wrong", b"dapr-api-token: secret"], b"invalid api token"),
+            ) * 2:
+                await client.send(call(b"add", b"0", *headers))
+                assert await client.read_answer() == answer
+            assert client.protocol.hot_answers == 2
 
     runner.run(talk())
 
