@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from runtime_api.hotroutes import arguments_of
-from runtime_api.problems import internal
+from runtime_api.problems import head_too_large, internal
 from runtime_api.wire import PLAIN_CALL
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ _KNOWN = frozenset(
 _LONGEST_HEAD = 4096
 _VERDICTS = 1024
 _MOST_HELD = 65536
+MOST_FRAMING = 65536
+# A byte of a body, in the smallest chunk: with what stands around it, and some more.
+_FRAMED_BYTE = 12
 _NOT_HOT = -1
 
 
@@ -95,6 +98,8 @@ class _HotProtocol(HttpToolsProtocol):
     # What arrived meanwhile.
     _held: bytes = b""
     _in_message = False
+    # Bytes of a message that are not its body.
+    _framing = 0
     _closing = False
     # Ends a connection that has been idle since the last answer from here; uvicorn's own timer does so after its own.
     _watch: asyncio.TimerHandle | None = None
@@ -106,14 +111,31 @@ class _HotProtocol(HttpToolsProtocol):
         if self._call is not None:
             self._hold(data)
         elif self._in_message or self._parser_answers() or not self._take(data):
-            super().data_received(data)
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """The parser keeps a target, headers and trailers of any length: it is stopped when they are too long."""
+        self._framing += len(data)
+        super().data_received(data)
+        if self._framing > MOST_FRAMING and not self.transport.is_closing():
+            if not self._parser_answers():
+                self._closing = True
+                refused = head_too_large(MOST_FRAMING).response
+                self._send(refused.status_code, refused.raw_headers, bytes(refused.body))
+            self.transport.close()
 
     def on_message_begin(self) -> None:
         self._in_message = True
+        self._framing = 0
         super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = max(0, self._framing - _FRAMED_BYTE * len(body))
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_message = False
+        self._framing = 0
         super().on_message_complete()
 
     def _take(self, data: bytes) -> bool:

@@ -209,6 +209,10 @@ def body_too_large(limit: int) -> Problem:
     return Problem(413, "ERR_BODY_TOO_LARGE", f"the request body is longer than the limit of {limit} bytes")
 
 
+def head_too_large(limit: int) -> Problem:
+    return Problem(431, "ERR_HEAD_TOO_LARGE", f"path and headers are longer than the limit of {limit} bytes")
+
+
 def error_info(reason: str, metadata: dict[str, str] | None = None) -> dict[str, Any]:
     return {"@type": _GOOGLE + "ErrorInfo", "reason": reason, "domain": "dapr.io", "metadata": metadata}
 

@@ -25,7 +25,7 @@ from actors import actor, method
 from runtime_api import Runtime
 from runtime_api.edge import Token
 from runtime_api.hotpath import HotPath
-from runtime_api.hotprotocol import HotCalls, hot_protocol
+from runtime_api.hotprotocol import MOST_FRAMING, HotCalls, hot_protocol
 from runtime_api.hotroutes import HotRoutes
 from runtime_api.problems import TABLE, Problem
 from runtime_api.server import Server, bind
@@ -917,6 +917,49 @@ def test_too_many_calls_left_behind(runner: asyncio.Runner, door: bytes) -> None
                 return bodies_of(await client.all_answers())
 
     assert runner.run(talk()) == [b"Service Unavailable"]
+
+
+_LONG = b"x" * 1000
+_FLOODS = {
+    "target": (b"GET /", _LONG),
+    "headers": (b"GET /v1.0/healthz HTTP/1.1\r\nhost: x\r\n", b"x-y: " + _LONG + b"\r\n"),
+    "one header": (b"GET /v1.0/healthz HTTP/1.1\r\nhost: ", _LONG),
+    "trailers": (CHUNKED[:-2], b"x-y: " + _LONG + b"\r\n"),
+    "one trailer": (CHUNKED[:-2] + b"x-y: ", _LONG),
+    "a chunk's size": (CHUNKED[:-5], b"0" * 1000),
+    "a chunk's extension": (CHUNKED[:-5] + b"0;", _LONG),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), _FLOODS.values(), ids=_FLOODS)
+def test_what_is_no_body_is_bounded(runner: asyncio.Runner, begin: bytes, more: bytes) -> None:
+    """A client that never ends its target, headers or trailers is told so and cut off, before it fills the memory."""
+
+    async def talk() -> None:
+        async with serving() as server, connected(server) as client:
+            await client.send(begin, answered=False)
+            with contextlib.suppress(OSError):
+                while not client.protocol.transport.is_closing():
+                    assert client.sent < 4 * MOST_FRAMING
+                    await client.send(more, answered=False)
+            await until(lambda: not server.server_state.connections)
+            if begin.startswith(b"GET"):
+                assert b"ERR_HEAD_TOO_LARGE" in await client.rest()
+
+    runner.run(talk())
+
+
+def test_bodies_in_the_smallest_chunks(runner: asyncio.Runner) -> None:
+    """What stands around a body does not count against it, however often it is cut."""
+
+    async def talk() -> None:
+        async with serving(max_body_size=1 << 20) as server, connected(server) as client:
+            size = MOST_FRAMING // 2
+            chunks = b'1\r\n"\r\n' + b"1\r\nx\r\n" * size + b'1\r\n"\r\n0\r\n\r\n'
+            await client.send(call(b"echo", chunks, b"transfer-encoding: chunked", length=False))
+            assert len(await client.read_answer()) == size + 2
+
+    runner.run(talk())
 
 
 def test_what_is_remembered_is_bounded() -> None:
