@@ -19,15 +19,17 @@ T = TypeVar("T")
 class ClassicBody(BaseModel):
     """Base of all request bodies: keys without case, strict types."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _fold_keys(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        # By alias, so that an error names the key as the client writes it.
         known = {
-            (field.alias or name).lower(): (name, field.annotation is Any) for name, field in cls.model_fields.items()
+            (field.alias or name).lower(): (field.alias or name, field.annotation is Any)
+            for name, field in cls.model_fields.items()
         }
         folded = {}
         for key, item in value.items():
@@ -52,7 +54,7 @@ class StateItem(ClassicBody):
 
 
 class BulkGet(ClassicBody):
-    keys: list[str]
+    keys: list[str] = []
     parallelism: int = 10
     metadata: dict[str, str] = {}
 

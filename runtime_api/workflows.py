@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response  # noqa: TC002  # FastAPI reads the annotations of endpoints
 
+from actors.names import check_name
 from actors.schedule import format_instant
 from runtime_api.actors import json_response, page_of
 from runtime_api.answers import json_answer, response_of
@@ -41,6 +42,8 @@ _APP_ID = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULT_WAIT_S = 30.0
 _LONGEST_WAIT_S = 300.0
 _PROPERTY = "dapr.workflow."
+_INSTANCE_ID = "workflow instance ID"
+"""What a name that no instance can have is called in its error, instead of the actor's id it would be."""
 
 _ACCEPTED = json_answer({}, 202)
 
@@ -205,6 +208,7 @@ class WorkflowApi:
         return orjson.dumps(status_answer(await self.get(instance_id)))
 
     async def get(self, instance_id: str) -> WorkflowState:
+        check_name(_INSTANCE_ID, instance_id)
         with failing_as(GET):
             return await self._runtime.workflows.get(instance_id)
 
@@ -215,6 +219,7 @@ class WorkflowApi:
         owns = (InstanceNotFound,) if verb in ("pause", "resume") else ()
         operation = Operation(f"ERR_{verb.upper()}_WORKFLOW", f"error {doing} workflow '{instance_id}': ", owns=owns)
         self.check_app(app_id, instance_id, operation)
+        check_name(_INSTANCE_ID, instance_id)
         act = getattr(self._runtime.workflows, verb)
         with failing_as(operation):
             await act(instance_id)
@@ -223,6 +228,7 @@ class WorkflowApi:
         prefix = f"error raising event on workflow '{instance_id}': "
         operation = Operation("ERR_RAISE_EVENT_WORKFLOW", prefix, owns=(InstanceNotFound,))
         self.check_app(app_id, instance_id, operation)
+        check_name(_INSTANCE_ID, instance_id)
         with failing_as(operation):
             await self._runtime.workflows.raise_event(instance_id, event, input_of(body))
         return _ACCEPTED
@@ -250,6 +256,7 @@ class WorkflowApi:
 
     async def _ended(self, instance_id: str, timeout_s: float) -> WorkflowState | None:
         """The instance once it has ended or stalled; None: the time is over, or the server is about to stop."""
+        check_name(_INSTANCE_ID, instance_id)
         patience = asyncio.timeout(timeout_s)
         self._waits.add(patience)
         try:
@@ -391,6 +398,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
         after: Annotated[int, Query(ge=0, description="Turns after this version")] = 0,
         limit: Limit = 100,
     ) -> Response:
+        check_name(_INSTANCE_ID, instance_id)
         with failing_as(GET):
             entries = await runtime.workflows.history(instance_id, after=after, limit=limit)
         if not entries and not after:

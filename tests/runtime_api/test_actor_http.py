@@ -274,6 +274,13 @@ def test_malformed_reminders_and_timers(api: httpx.Client, account: str, kind: s
     assert error_of(api.post(f"{account}/{kind}/a%2Fb", json={})) == (400, "ERR_BAD_REQUEST")
 
 
+def test_malformed_keys_are_named_as_they_were_sent(api: httpx.Client, account: str) -> None:
+    """What is wrong is said about the key of the protocol, not about ours."""
+    answer = api.post(f"{account}/reminders/r", json={"DUETIME": 5})
+    assert error_of(answer) == (400, "ERR_MALFORMED_REQUEST")
+    assert "dueTime: " in answer.json()["message"]
+
+
 # -- additions -------------------------------------------------------------------------------------------------------
 
 

@@ -205,6 +205,7 @@ def test_bulk_get(state: httpx.Client) -> None:
     assert (found["key"], found["data"]) == ("x", {"n": 1})
     assert found["etag"] == state.get(f"{STATE}/x").headers["etag"]
     assert state.post(f"{STATE}/bulk", content=b"[]").status_code == 400
+    assert state.post(f"{STATE}/bulk", json={}).json() == []
 
 
 def transact(client: httpx.Client, *operations: dict[str, Any]) -> httpx.Response:

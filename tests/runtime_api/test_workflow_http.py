@@ -88,6 +88,32 @@ def test_unknown_workflow_and_wrong_input(api: httpx.Client, instance: str) -> N
     assert error_of(api.get(f"{DAPR}/{instance}")) == (404, "ERR_INSTANCE_ID_NOT_FOUND")
 
 
+def test_names_no_instance_can_have(api: httpx.Client, instance: str) -> None:
+    """An id that cannot be one is 400 and called what it is, whatever is asked of it."""
+    for bad in ("a%2Fb", "%2E%2E", "%23", "%00"):
+        for answer in (
+            api.get(f"{DAPR}/{bad}"),
+            api.get(f"{OWN}/{bad}/result"),
+            api.get(f"{OWN}/{bad}/history"),
+            api.post(f"{DAPR}/{bad}/raiseEvent/e"),
+            api.post(f"{DAPR}/{bad}/purge"),
+        ):
+            assert error_of(answer) == (400, "ERR_BAD_REQUEST")
+            assert answer.json()["message"].startswith("workflow instance ID ")
+
+
+def test_the_component_is_a_path_not_a_header(api: httpx.Client, instance: str) -> None:
+    """Whatever the client calls the component comes back escaped: no line of the answer can be written by it."""
+    for component in ("a%0D%0Ax-evil:%201", "%E2%82%AC", "a%2Fb", "a%20b"):
+        started = api.post(f"/v1.0/workflows/{component}/nothing/start", content=b"1")
+        assert error_of(started) == (404, "ERR_WORKFLOW_UNKNOWN")
+        started = api.post(f"/v1.0/workflows/{component}/echoing/start", content=b"1")
+        assert "x-evil" not in started.headers
+        assert started.headers["location"] == f"/v1.0/workflows/{component}/{started.json()['instanceID']}"
+        assert result(api, started.json()["instanceID"])["output"] == 1
+        assert api.get(started.headers["location"]).json()["runtimeStatus"] == "COMPLETED"
+
+
 def test_failure(api: httpx.Client, instance: str) -> None:
     """A failed instance shows what happened, and no output."""
     start(api, "breaking", instance, b'"gone"')
