@@ -9,9 +9,9 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from runtime_api import actors, metadata, openapi, state, workflows
@@ -24,7 +24,7 @@ from runtime_api.wire import BadEscape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi import Request
+    from fastapi import FastAPI, Request
 
     from runtime_api.runtime import Runtime
 
@@ -58,11 +58,13 @@ def create_api(
     shutdown: Callable[[bool], None],
 ) -> FastAPI:
     """Routing and the OpenAPI page; expects its requests to come through an `Edge`."""
-    api = FastAPI(
+    # FastAPI with the page's scripts in the package: FastAPI's own come from a CDN, and the page is empty without one.
+    api = FastAPIOffline(
         title="mecha-runtime",
         version=metadata.runtime_version(),
         description=openapi.DESCRIPTION,
         redoc_url=None,
+        static_url="/docs/static",
         redirect_slashes=False,
     )
     api.include_router(actors.router(runtime))

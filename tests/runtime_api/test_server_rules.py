@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -205,7 +206,20 @@ def test_openapi(api: httpx.Client) -> None:
     operations = [operation for path in paths.values() for operation in path.values()]
     assert all("422" not in operation["responses"] and operation["summary"] for operation in operations)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
-    assert api.get("/docs").status_code == 200
+
+
+def test_the_page_needs_no_internet(api: httpx.Client) -> None:
+    """All that the OpenAPI page loads comes from this server."""
+    page = api.get("/docs")
+    assert page.status_code == 200
+    loaded = re.findall(r"""(?:src|href)=["']([^"']+)|url: ["']([^"']+)""", page.text)
+    assert len(loaded) == 4
+    for url in (first or second for first, second in loaded):
+        assert url.startswith("/")
+        assert api.get(url).status_code == 200
+    assert "//" not in re.sub(r"<!--.*?-->|(?m:^\s*//.*$)", "", page.text)
+    missing = api.get("/docs/static/../nothing.js")
+    assert (missing.status_code, missing.json()["errorCode"]) == (404, "ERR_DIRECT_INVOKE")
 
 
 def test_too_many_long_bodies_at_once() -> None:
