@@ -24,7 +24,6 @@ _UNFINISHED = frozenset({"RUNNING", "PENDING", "SUSPENDED", "CONTINUED_AS_NEW"})
 
 cli = typer.Typer(
     name="mecha",
-    help="Virtual actors and durable workflows: run an application, and talk to one that runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +41,7 @@ ActorId = Annotated[str, typer.Argument(metavar="ID")]
 InstanceId = Annotated[str, typer.Argument(metavar="ID")]
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ARG]...", help="Arguments in order; each is JSON, or a string when it is not."),
+    typer.Argument(metavar="ARG", help="Arguments in order; each is JSON, or a string when it is not."),
 ]
 Data = Annotated[
     str | None, typer.Option("--data", help="The whole body as JSON instead of arguments; `-` reads stdin.")
@@ -52,12 +51,31 @@ Prefix = Annotated[str, typer.Option("--prefix", help="Only ids that start so.")
 Since = Annotated[str, typer.Option("--created-from", help="Only what was created at or after this RFC 3339 instant.")]
 Until = Annotated[str, typer.Option("--created-to", help="Only what was created before this RFC 3339 instant.")]
 
+_ANY_WIDTH = 100_000
+
 DEFAULT_URL = "http://127.0.0.1:3500"
 
 
 def main() -> None:
     """Entry point of the ``mecha`` command."""
     cli()
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mecha {version('mecha-runtime')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Virtual actors and durable workflows: run an application, and talk to one that runs."""
 
 
 # -- leaves ----------------------------------------------------------------------------------------------------------
@@ -108,17 +126,18 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table for people. Values are shown as they are: nothing in them is markup."""
+    """A table for people. Values are shown as they are: nothing in them is markup. The first column, which says what a
+    line is about, stays whole, to be copied; so does every line that goes into a file or a pipe."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)) for cell in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _ANY_WIDTH).print(table)
 
 
 def pages(server: Remote, where: str, params: dict[str, Any], limit: int) -> list[dict[str, Any]]:
@@ -243,7 +262,7 @@ def actor_send(
 
 @actor_cli.command("list")
 def actor_list(
-    actor_type: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="None: list the types.")] = None,
+    actor_type: Annotated[str | None, typer.Argument(metavar="TYPE", help="None: list the types.")] = None,
     prefix: Prefix = "",
     name: Annotated[str, typer.Option("--name", help="Only with this index name.")] = "",
     status: Statuses = None,
@@ -348,7 +367,7 @@ def actor_delete(actor_type: ActorType, actor_id: ActorId, url: Url = DEFAULT_UR
 @workflow_cli.command("start")
 def workflow_start(
     name: str,
-    value: Annotated[str | None, typer.Argument(metavar="[INPUT]", help="JSON, or a string when it is not.")] = None,
+    value: Annotated[str | None, typer.Argument(metavar="INPUT", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
     instance_id: Annotated[str, typer.Option("--id", help="The instance's id; default: a random one.")] = "",
     start: Annotated[str, typer.Option("--start", help="When: an RFC 3339 instant, or a delay such as 10m.")] = "",
@@ -484,7 +503,7 @@ def _wait(server: Remote, instance_id: str, timeout: str, as_json: bool) -> None
 def workflow_raise_event(
     instance_id: InstanceId,
     event: str,
-    value: Annotated[str | None, typer.Argument(metavar="[VALUE]", help="JSON, or a string when it is not.")] = None,
+    value: Annotated[str | None, typer.Argument(metavar="VALUE", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -496,11 +515,12 @@ def workflow_raise_event(
         server.request("POST", path("v1.0", "workflows", "dapr", instance_id, "raiseEvent", event), content=body)
 
 
-def _command(instance_id: str, verb: str, url: str) -> None:
+def _command(instance_id: str, verb: str, url: str, *, force: bool = False) -> None:
     from runtime_api.remote import path
 
     with remote(url) as server:
-        server.request("POST", path("v1.0", "workflows", "dapr", instance_id, verb))
+        params = {"force": "true"} if force else {}
+        server.request("POST", path("v1.0", "workflows", "dapr", instance_id, verb), params=params)
 
 
 @workflow_cli.command("pause")
@@ -522,9 +542,13 @@ def workflow_terminate(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
 
 
 @workflow_cli.command("purge")
-def workflow_purge(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+def workflow_purge(
+    instance_id: InstanceId,
+    force: Annotated[bool, typer.Option("--force", help="Also when it has not ended.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
     """Forget an ended instance with its history."""
-    _command(instance_id, "purge", url)
+    _command(instance_id, "purge", url, force=force)
 
 
 # -- mecha bench -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from runtime_api.edge import DEFAULT_LIMITS, Limits, Token
 from runtime_api.hotprotocol import HotCalls, hot_protocol
 from runtime_api.loader import LoadError, default_app_id, load_application
 from runtime_api.runtime import DEFAULT_STORE, Runtime
-from statestores.errors import StoreError
+from statestores.errors import ComponentError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,6 +94,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) -> None:
     try:
         await runtime.start()
+    except ComponentError as error:
+        raise StartupError(str(error)) from error
     except StoreError as error:
         # A component's errors name it, and the default store, which would be named here, is not the one in trouble.
         brought = settings.resources_path and not settings.store

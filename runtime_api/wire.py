@@ -184,7 +184,7 @@ def instant(text: str) -> datetime | None:
         found = datetime.fromisoformat(text.replace(" ", "+"))
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise BadParameter(f"{text!r} is not an RFC 3339 instant, such as 2030-01-31T09:00:00Z") from None
+        raise BadParameter(f"{text!r} is no RFC 3339 instant such as 2030-01-31T09:00:00Z") from None
 
 
 def millis(text: str) -> int | None:

@@ -151,7 +151,10 @@ def start_time(text: str) -> dict[str, Any]:
         return {}
     with suppress(ValueError):
         return {"delay": duration_s(text)}
-    return {"start_at": instant(text)}
+    try:
+        return {"start_at": instant(text)}
+    except BadParameter as error:
+        raise BadParameter(f"{error}, nor a delay such as 10m") from None
 
 
 def wait_s(text: str) -> float:
@@ -212,9 +215,9 @@ class WorkflowApi:
         with failing_as(GET):
             return await self._runtime.workflows.get(instance_id)
 
-    async def command(self, instance_id: str, verb: str, app_id: str) -> None:
-        """pause, resume, terminate or purge. An unknown instance is 404 for the last two, 500 for the others, as in
-        Dapr."""
+    async def command(self, instance_id: str, verb: str, app_id: str, **options: bool) -> None:
+        """pause, resume, terminate or purge, with what `WorkflowClient` has as options. An unknown instance is 404 for
+        the last two, 500 for the others, as in Dapr."""
         doing = {"pause": "pausing", "resume": "resuming", "terminate": "terminating", "purge": "purging"}[verb]
         owns = (InstanceNotFound,) if verb in ("pause", "resume") else ()
         operation = Operation(f"ERR_{verb.upper()}_WORKFLOW", f"error {doing} workflow '{instance_id}': ", owns=owns)
@@ -222,7 +225,7 @@ class WorkflowApi:
         check_name(_INSTANCE_ID, instance_id)
         act = getattr(self._runtime.workflows, verb)
         with failing_as(operation):
-            await act(instance_id)
+            await act(instance_id, **options)
 
     async def raise_event(self, instance_id: str, event: str, body: bytes, app_id: str = "") -> Answer:
         prefix = f"error raising event on workflow '{instance_id}': "
@@ -343,8 +346,24 @@ def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
     ) -> Response:
         return response_of(await api.raise_event(instance_id, event, await request.body(), app_id))
 
-    for verb in ("pause", "resume", "terminate", "purge"):
+    for verb in ("pause", "resume", "terminate"):
         _command_route(routes, api, f"{base}/{{instance_id}}/{verb}", verb, suffix)
+
+    @routes.post(
+        base + "/{instance_id}/purge",
+        operation_id=f"purge_workflow_{suffix}",
+        summary="Forget an ended instance",
+        status_code=202,
+        responses=errors(400, 404, 500),
+    )
+    async def purge(
+        component: Name,
+        instance_id: InstanceId,
+        app_id: Annotated[str, Query(alias="appID")] = "",
+        force: Annotated[bool, Query(description="Also an instance that has not ended")] = False,
+    ) -> Response:
+        await api.command(instance_id, "purge", app_id, force=force)
+        return response_of(_ACCEPTED)
 
 
 def _command_route(routes: APIRouter, api: WorkflowApi, path: str, verb: str, suffix: str) -> None:
@@ -359,7 +378,7 @@ def _command_route(routes: APIRouter, api: WorkflowApi, path: str, verb: str, su
         component: Name, instance_id: InstanceId, app_id: Annotated[str, Query(alias="appID")] = ""
     ) -> Response:
         await api.command(instance_id, verb, app_id)
-        return json_response({}, 202)
+        return response_of(_ACCEPTED)
 
 
 def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
     Mecha = Callable[..., str]
 
 
+_COLUMNS = "200"
+
+
 def invoke(url: str, *arguments: str, stdin: str = "") -> Result:
     """A command in this process: the same code, without the second that an interpreter takes to start."""
-    return CliRunner().invoke(cli, arguments, input=stdin, env={"MECHA_URL": url, "COLUMNS": "200"})
+    return CliRunner().invoke(cli, arguments, input=stdin, env={"MECHA_URL": url, "COLUMNS": _COLUMNS})
 
 
 @pytest.fixture
@@ -64,6 +68,19 @@ def test_help() -> None:
     }.items():
         shown = invoke("", group, "--help").stdout
         assert all(command in shown for command in commands)
+
+
+def test_version() -> None:
+    """The version is the package's."""
+    assert invoke("", "--version").stdout == f"mecha {version('mecha-runtime')}\n"
+
+
+def test_tables_in_a_pipe(done: Mecha, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line stays a line, however narrow the terminal is from which it is piped on."""
+    name = uuid4().hex
+    done("workflow", "start", "doubling", "1", "--id", name)
+    monkeypatch.setitem(globals(), "_COLUMNS", "20")
+    assert done("workflow", "list", "--prefix", name).splitlines()[1].startswith(f"{name}  doubling ")
 
 
 def test_actor_commands(done: Mecha) -> None:
@@ -116,6 +133,9 @@ def test_workflow_commands(done: Mecha) -> None:
     assert done("workflow", "start", "doubling", "3", "--wait") == "12\n"
     done("workflow", "start", "approval", "{}", "--id", f"{name}-2")
     done("workflow", "terminate", f"{name}-2")
+    done("workflow", "start", "approval", "{}", "--id", f"{name}-3")
+    done("workflow", "purge", f"{name}-3", "--force")
+    assert json.loads(done("workflow", "list", "--prefix", f"{name}-3", "--json")) == []
 
 
 def test_errors_are_one_line_with_the_code(failed: Callable[..., tuple[int, str]]) -> None:

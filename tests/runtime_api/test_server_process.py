@@ -138,7 +138,7 @@ def _one_line(ended: Any, code: int, *told: str) -> None:
         (["SAMPLE", "--max-body-size", "much"], 2, "max_body_size"),
         (["SAMPLE", "--lease", "soon"], 2, "lease"),
         (["SAMPLE", "--host", "256.0.0.1"], 1, "256.0.0.1"),
-        (["SAMPLE", "--store", "memory://", "--resources-path", "nowhere"], 1, "nowhere"),
+        (["SAMPLE", "--store", "memory://", "--resources-path", "nowhere"], 1, "mecha: nowhere does not exist"),
         (["SAMPLE", "--settings", "nowhere.yaml"], 2, "nowhere.yaml"),
     ],
 )

@@ -165,10 +165,11 @@ def test_commands_on_unknown_instances(api: httpx.Client, instance: str) -> None
 
 
 def test_purge_of_an_unfinished_instance(api: httpx.Client, instance: str) -> None:
-    """What has not ended cannot be forgotten."""
+    """What has not ended is forgotten only when that is asked for."""
     start(api, "approval", instance, b"{}")
     assert error_of(api.post(f"{DAPR}/{instance}/purge")) == (500, "ERR_PURGE_WORKFLOW")
-    api.post(f"{DAPR}/{instance}/terminate")
+    assert api.post(f"{DAPR}/{instance}/purge", params={"force": "true"}).status_code == 202
+    assert error_of(api.get(f"{DAPR}/{instance}")) == (404, "ERR_INSTANCE_ID_NOT_FOUND")
 
 
 def test_app_id(api: httpx.Client, instance: str) -> None:
@@ -187,7 +188,9 @@ def test_delayed_start(api: httpx.Client, instance: str) -> None:
     api.post(f"{DAPR}/{instance}/terminate")
     assert start(api, "doubling", f"{instance}-2", b"1", start="2000-01-01T00:00:00Z").status_code == 202
     assert result(api, f"{instance}-2")["output"] == 4
-    assert error_of(start(api, "doubling", f"{instance}-3", start="later")) == (400, "ERR_BAD_REQUEST")
+    wrong = start(api, "doubling", f"{instance}-3", start="later")
+    assert error_of(wrong) == (400, "ERR_BAD_REQUEST")
+    assert "a delay such as" in wrong.json()["message"]
 
 
 def test_idempotent_start(api: httpx.Client, instance: str) -> None:
