@@ -28,6 +28,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from actors.decision import decide, decide_failure, result_for
 from actors.definition import versioned_name
 from actors.errors import (
     ActorError,
@@ -37,35 +38,22 @@ from actors.errors import (
     DeadlineExceeded,
     Deadlock,
     HostStopping,
-    InvalidState,
     MailboxFull,
     NotOwner,
     OutcomeUnknown,
     ReentrancyDepthExceeded,
 )
-from actors.message import Call, Envelope
-from actors.reminders import advance_reminder
-from actors.state import (
-    advance,
-    capture,
-    changes,
-    encode_changes,
-    encode_snapshot,
-    fold,
-    new_instance,
-    restore,
-)
+from actors.message import Call
+from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
-from statestores.codec import CodecError, encode
 from statestores.errors import DuplicateTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
-from statestores.model import IndexEntry, NewEvent, OutboxMessage, Receipt, TurnCommit
 
 if TYPE_CHECKING:
     from actors.definition import ActorDefinition, Method
     from actors.host import Host
     from statestores.errors import CommitRefused
-    from statestores.model import Reminder
+    from statestores.model import Receipt, Reminder, TurnCommit
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +64,9 @@ class Phase(Enum):
     LOADING = "loading"
     ACTIVE = "active"
     DEAD = "dead"
+
+
+_ACTIVE, _DEAD = Phase.ACTIVE, Phase.DEAD  # looking up the member of an enum costs as much as a call, and turns look
 
 
 class Activation:
@@ -129,7 +120,7 @@ class Activation:
 
     @property
     def dead(self) -> bool:
-        return self.phase is Phase.DEAD
+        return self.phase is _DEAD
 
     @property
     def quiet(self) -> bool:
@@ -147,7 +138,7 @@ class Activation:
         method = call.method
         assert method is not None
         self.last_used = self.host.loop_time()
-        if self.pump is None and self.phase is Phase.ACTIVE:
+        if self.pump is None and self.phase is _ACTIVE:
             if method.inline and call.key is None and not call.redelivered and (method.read_only or not self.readers):
                 self._run_inline(call, method)
                 return
@@ -386,13 +377,15 @@ class Activation:
             _current.reset(token)
             self._decide(turn, result)
 
-    async def _run(self, call: Call, method: Method) -> None:
-        """One turn in the pump task. Returns when it is decided or has failed."""
+    async def _run(self, call: Call, method: Method, *, alone: bool = True) -> None:
+        """One turn in a task: the pump's when it runs `alone`, one of its own when beside others (a read). Returns when
+        it is decided or has failed."""
         turn = Turn(self, call, method)
         call.turn = turn
         turn.task = task = asyncio.current_task()
         assert task is not None
-        self.running = turn
+        if alone:
+            self.running = turn
         token = _current.set(turn)
         watch = self._watch(turn)
         try:
@@ -407,38 +400,44 @@ class Activation:
             while turn.joined:
                 await asyncio.wait(turn.joined)
         except asyncio.CancelledError as error:
-            self.running = None
-            if turn.cancelled_by is None and task.cancelling():  # the host is being torn down
+            if turn.cancelled_by is None and task.cancelling():
                 self._torn_down(turn)
                 raise
-            if turn.cancelled_by is not None:
-                task.uncancel()
-            await self._cancel_joined(turn)
-            self._failed(turn, turn.cancelled_by or error)
+            await self._end_early(turn, task, error)
         except Exception as error:
-            self.running = None  # from here on a deadline comes too late to cancel anything
-            await self._cancel_joined(turn)
-            if turn.cancelled_by is None:
-                self._failed(turn, error)
-            else:
-                task.uncancel()
-                turn.cancelled_by.__cause__ = error
-                self._failed(turn, turn.cancelled_by)
+            await self._end_early(turn, task, error)
         else:
-            self.running = None
-            if (
-                turn.cancelled_by is not None
-            ):  # the method swallowed the cancellation: the caller was promised a roll-back
-                task.uncancel()
-                self._failed(turn, turn.cancelled_by)
-            else:
+            self._no_longer_running(turn)
+            if turn.cancelled_by is None:
                 self._decide(turn, result)
+            else:  # the method swallowed the cancellation: the caller was promised a roll-back
+                await self._end_early(turn, task, None)
         finally:
-            self.running = None
+            self._no_longer_running(turn)
             turn.closed = True
             _current.reset(token)
             if watch is not None:
                 watch.cancel()
+
+    def _no_longer_running(self, turn: Turn) -> None:
+        if self.running is turn:
+            self.running = None
+
+    async def _end_early(self, turn: Turn, task: asyncio.Task[Any], error: BaseException | None) -> None:
+        """The turn has failed, by an error of its method or because it was cancelled."""
+        self._no_longer_running(turn)  # from here on a deadline comes too late to cancel anything
+        reason = turn.cancelled_by
+        if reason is not None:
+            task.uncancel()
+            if isinstance(error, Exception):
+                reason.__cause__ = error
+        while turn.joined:  # INV-5: nothing of a turn may run on after its end
+            for joined in turn.joined:
+                joined.cancel()
+            await asyncio.wait(turn.joined)
+        failure = reason or error
+        assert failure is not None
+        self._failed(turn, failure)
 
     def _torn_down(self, turn: Turn) -> None:
         self._roll_back(turn)
@@ -454,7 +453,7 @@ class Activation:
             result = method.function(self.instance, *call.args)
             if method.is_async:
                 result = await result
-            self.host.answer(call, _result_for(call, method, result))
+            self.host.answer(call, result_for(call, method, result))
         except asyncio.CancelledError:
             self.host.fail(call, ActorMoved(f"the turn of {self.stream} this call had joined was cancelled"))
             raise
@@ -465,7 +464,7 @@ class Activation:
             outer.depth -= 1
 
     def _start_reader(self, call: Call, method: Method) -> None:
-        task = self.host.create_task_for(call, self._run_reader(call, method))
+        task = self.host.create_task_for(call, self._run(call, method, alone=False))
         if method.interleave:  # overlaps writers, so nobody waits for it
             return
         self.readers = self.readers or set()
@@ -479,39 +478,6 @@ class Activation:
             self.readers = None
             self._tell_idle()
 
-    async def _run_reader(self, call: Call, method: Method) -> None:
-        turn = Turn(self, call, method)
-        call.turn = turn
-        turn.task = task = asyncio.current_task()
-        assert task is not None
-        token = _current.set(turn)
-        watch = self._watch(turn)
-        try:
-            if call.reminder is not None and self._is_stale(call):
-                self.host.answer(call, None)
-                return
-            if (call.key is not None or call.redelivered) and await self._answered_before(turn):
-                return
-            result = method.function(self.instance, *call.args)
-            if method.is_async:
-                result = await result
-        except asyncio.CancelledError as error:
-            if turn.cancelled_by is None and task.cancelling():
-                self._torn_down(turn)
-                raise
-            if turn.cancelled_by is not None:
-                task.uncancel()
-            self._failed(turn, turn.cancelled_by or error)
-        except Exception as error:
-            self._failed(turn, turn.cancelled_by or error)
-        else:
-            self._decide(turn, result)
-        finally:
-            turn.closed = True
-            _current.reset(token)
-            if watch is not None:
-                watch.cancel()
-
     def _watch(self, turn: Turn) -> asyncio.TimerHandle | None:
         """Cancel the turn when its caller gives up or it runs longer than its type allows."""
         turn.call.future.add_done_callback(
@@ -522,13 +488,6 @@ class Activation:
             return None
         error = DeadlineExceeded(f"{self.stream}.{turn.method.name} ran longer than {timeout:g} s and was rolled back")
         return asyncio.get_running_loop().call_later(timeout, cancel_turn, turn, error)
-
-    async def _cancel_joined(self, turn: Turn) -> None:
-        """INV-5: nothing of a turn may run on after its end."""
-        for task in tuple(turn.joined or ()):
-            task.cancel()
-        while turn.joined:
-            await asyncio.wait(turn.joined)
 
     async def _answered_before(self, turn: Turn) -> bool:
         """INV-8: a call that was consumed before gets the first answer again."""
@@ -562,124 +521,24 @@ class Activation:
 
     def _decide(self, turn: Turn, result: Any) -> None:
         turn.closed = True
-        call, method = turn.call, turn.method
-        changed: dict[str, Any] | None = None
+        if self.phase is _DEAD:
+            self.host.resubmit(turn.call)
+            return
         try:
-            if type(result) in method.signature.plain_results and not call.raw:
-                turn.result = result
-            else:
-                turn.result = _result_for(call, method, result)
-            if not self.definition.event_sourced and not method.interleave:
-                changed = changes(self.definition, self.instance, self.base)
-                if changed is not None and method.read_only:
-                    raise InvalidState(
-                        f"{self.definition.name}.{method.name} is read_only, but changed {', '.join(changed)}"
-                    )
-            if self.dead:
-                self.host.resubmit(call)
-            elif changed is None and not turn.wrote and not _must_record(call):
-                self._answer_read(turn)
-            elif changed is not None and self.indexed and not turn.wrote and not _must_record(call):
-                self._commit_fields(turn, changed)
-            else:
-                self._commit(turn, changed, result)
+            commit = decide(self, turn, result)
         except Exception as error:  # what cannot be encoded, above all; nothing has been handed to the store yet
             self._failed(turn, error)
+            return
+        if commit is None:
+            self._answer_read(turn)
+        else:
+            self._hand_over(turn, commit)
 
-    def _commit_fields(self, turn: Turn, changed: dict[str, Any]) -> None:
-        """`_commit` for most turns, which change fields and nothing else: straight, since it is run for every one."""
-        host, call, definition = self.host, turn.call, self.definition
-        event = NewEvent(
-            definition.state_event, encode_changes(definition, changed)
-        )  # may fail: nothing is changed yet
-        expected = self.version
-        self.version = version = expected + 1
-        snapshot: bytes | None = None
-        if version - self.snapshot_version >= definition.options.snapshot_every:
-            snapshot = self._snapshot()
-            self.snapshot_version = version
-        commit = TurnCommit(
-            self.partition, host.epochs[self.partition], self.stream, turn.turn_id, host.clock.now_ms(), expected,
-            call.caller, call.trace_id, (event,), snapshot,
-        )  # fmt: skip
-        advance(definition, self.base, changed)
+    def _hand_over(self, turn: Turn, commit: TurnCommit) -> None:
         self.uncommitted += 1
-        host.group.submit(commit, turn)
-
-    def _commit(self, turn: Turn, changed: dict[str, Any] | None, result: Any) -> None:
-        host, call, definition = self.host, turn.call, self.definition
-        now_ms = host.clock.now_ms()
-        if call.reply_to is not None:
-            _post_reply(turn, call.reply_to, _encoded(turn, result), None)
-        events: tuple[NewEvent, ...] = ()
-        if not turn.deleting:
-            if changed is not None:
-                events = (NewEvent(definition.state_event, encode_changes(definition, changed)),)
-            elif turn.events is not None:
-                events = tuple(turn.events)
-        expected = self.version
-        version = expected + len(events)
-        snapshot: bytes | None = None
-        if events and version - self.snapshot_version >= definition.options.snapshot_every:
-            snapshot = self._snapshot()
-            self.snapshot_version = version
-        index: IndexEntry | None = None
-        # A receipt alone (a keyed read, a tick that came too late) does not bring an actor into being.
-        exists = bool(events) or turn.reminders_set is not None
-        if (turn.index_name is not None or (exists and not self.indexed)) and not turn.deleting:
-            index = IndexEntry(self.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)
-            self.indexed = True
-        if call.reminder is not None:
-            advance_reminder(turn, call.reminder, now_ms)
-        receipt: Receipt | None = None
-        if call.outbox_id is not None:
-            receipt = Receipt(call.outbox_id, b"", now_ms + definition.options.receipts_ms, call.outbox_partition)
-        elif call.key is not None:
-            receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + definition.options.receipts_ms)
-        self._note_marks(turn)
-        commit = TurnCommit(
-            self.partition,
-            host.epochs[self.partition],
-            self.stream,
-            turn.turn_id,
-            now_ms,
-            expected,
-            call.caller,
-            call.trace_id,
-            events,
-            snapshot,
-            index,
-            tuple(turn.reminders_set.values()) if turn.reminders_set else (),
-            tuple(turn.reminders_cleared) if turn.reminders_cleared else (),
-            tuple(m for m, _ in turn.outbox) if turn.outbox else (),
-            tuple(turn.outbox_done) if turn.outbox_done else (),
-            (),
-            receipt,
-            turn.deleting,
-        )
-        self.version = version
-        if changed is not None:
-            advance(definition, self.base, changed)
-        self.uncommitted += 1
-        host.group.submit(commit, turn)
+        self.host.group.submit(commit, turn)
         if turn.deleting:
             self.retire()
-
-    def _snapshot(self) -> bytes | None:
-        """None when the state has no JSON form: event-sourced state needs none, it is the fold of its events."""
-        try:
-            return encode_snapshot(self.definition, self.instance)
-        except CodecError as error:
-            log.warning("%s goes without snapshots, and loads ever slower: %s", self.stream, error)
-            return None
-
-    def _note_marks(self, turn: Turn) -> None:
-        if turn.reminders_set or turn.reminders_cleared:
-            self.marks = self.marks or {}
-            for name in turn.reminders_cleared or ():
-                self.marks[name] = None
-            for name, reminder in (turn.reminders_set or {}).items():
-                self.marks[name] = reminder
 
     # -- after ---------------------------------------------------------------------------------------------------------
 
@@ -743,25 +602,11 @@ class Activation:
         if self.dead and not cancelled:
             self.host.resubmit(call)
         elif call.reply_to is not None and not error.retriable and not self.dead:
-            self._commit_failure(turn, error)
+            self._hand_over(*decide_failure(self, turn, error))
         elif cancelled or (self.uncommitted == 0 and self.host.may_answer(turn.method)):
             self.host.fail(call, error)
         else:
             self.host.answer_confirmed(turn, error)
-
-    def _commit_failure(self, turn: Turn, error: ActorError) -> None:
-        """The outcome of a durable call is recorded even when it is a failure: the caller gets this one, once."""
-        clean = Turn(self, turn.call, turn.method)
-        failure = {
-            "type": error.error_type if isinstance(error, ActorFailed) else type(error).__name__,
-            "message": error.message if isinstance(error, ActorFailed) else str(error),
-            "traceback": error.traceback if isinstance(error, ActorFailed) else "",
-        }
-        assert turn.call.reply_to is not None
-        _post_reply(clean, turn.call.reply_to, b"null", failure)
-        reply_to, turn.call.reply_to = turn.call.reply_to, None
-        self._commit(clean, None, None)
-        turn.call.reply_to = reply_to
 
     def _tell_idle(self) -> None:
         if self._idle is not None and (self.quiet or self.dead):
@@ -786,31 +631,6 @@ def cancel_turn(turn: Turn, reason: BaseException) -> None:
     if turn.activation.running is turn or turn.method.read_only:
         turn.cancelled_by = reason
         task.cancel()
-
-
-def _must_record(call: Call) -> bool:
-    """Whether a turn that changes nothing leaves something durable all the same: a receipt, the advance of a
-    reminder."""
-    return call.key is not None or call.outbox_id is not None or call.reminder is not None
-
-
-def _result_for(call: Call, method: Method, result: Any) -> Any:
-    return method.signature.encode_result(result) if call.raw else method.signature.copy_result(result)
-
-
-def _encoded(turn: Turn, result: Any) -> bytes:
-    return turn.result if turn.call.raw else turn.method.signature.encode_result(result)
-
-
-def _post_reply(turn: Turn, reply_to: tuple[str, str, str], result: bytes, error: dict[str, str] | None) -> None:
-    """The outcome of a durable call: a message from the called actor's own outbox, so it is as sure as the turn
-    itself."""
-    stream, method, token = reply_to
-    payload = b"[%b,%b,%b]" % (encode(token), result, encode(error))
-    envelope = Envelope("turn", stream, method, payload, turn.trace_id)
-    turn.wrote = True
-    turn.outbox = turn.outbox or []
-    turn.outbox.append((OutboxMessage(f"{turn.turn_id}.{len(turn.outbox)}", turn.stream, envelope.encode()), envelope))
 
 
 def _as_actor_error(error: BaseException, method: Method | None = None) -> ActorError:

@@ -31,6 +31,8 @@ class ActorClient:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        # Bound once, as it is on the path of every call.
+        self.new_call: Callable[[str, str], Call] = host.new_call
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
@@ -62,9 +64,6 @@ class ActorClient:
             name = definition.name
         check_name("actor id", actor_id)
         return ActorRef(self, definition, stream_of(name, actor_id), timeout, idempotency_key)
-
-    def new_call(self, stream: str, method: str) -> Call:
-        return self._host.new_call(stream, method)
 
     def call_method(
         self, stream: str, method: Method, args: tuple[Any, ...], *, fresh: bool = False

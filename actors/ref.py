@@ -72,11 +72,12 @@ class BoundMethod:
         call = ref._mecha_client.new_call(ref._mecha_stream, self.name)
         if ref._mecha_key is not None:
             call.key = ref._mecha_key
-        if self.method is not None:
-            call.method = self.method
-            call.args = self.method.signature.bind_python(args, kwargs)
-            if not ATOMS.issuperset(map(type, call.args)):
-                call.payload = self.method.signature.encode_bound(call.args)  # a turn that is run again starts afresh
+        method = self.method
+        if method is not None:
+            call.method = method
+            call.args = bound = method.signature.bind_python(args, kwargs)
+            if bound is not args and not ATOMS.issuperset(map(type, bound)):
+                call.payload = method.signature.encode_bound(bound)  # a turn that is run again starts afresh
         else:
             call.payload = encode_loose(args, kwargs)
             call.raw = True

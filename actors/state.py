@@ -60,12 +60,15 @@ def capture(definition: ActorDefinition, instance: Any) -> Base:
 
 
 def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str, Any] | None:
-    """Fields that differ from the base, by name, ready for `encode`; None when none does. Raises
-    `UnserializableResult`."""
+    """Fields that differ from the base, by name, ready for `encode_changes`; None when none does.
+
+    What is recorded must be readable again: a value its annotation refuses would make the actor one that cannot be
+    loaded. Raises `UnserializableResult`, `InvalidState`."""
     values = instance.__dict__
     changed: dict[str, Any] | None = None
-    for name, old in zip(definition.field_names, base, strict=True):
+    for place, name, atom in definition.typed_fields:
         new = values.get(name, _ABSENT)
+        old = base[place]
         if new is old:
             continue
         kind = type(new)
@@ -78,35 +81,30 @@ def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str,
             new = _encode_field(definition, name, new)
             if type(old) is Encoded and new.json == old.json:
                 continue
+        if kind is not atom:
+            _check_annotation(definition, place, new)
         if changed is None:
-            changed = {}
-        changed[name] = new
-    if changed is not None:
-        _check_annotations(definition, changed)
+            changed = {name: new}
+        else:
+            changed[name] = new
     return changed
 
 
-def _check_annotations(definition: ActorDefinition, changed: dict[str, Any]) -> None:
-    """What is recorded must be readable again: a value its annotation refuses would make the actor one that cannot be
-    loaded. Raises `InvalidState`."""
-    for name, value in changed.items():
-        adapter = definition.adapters[name]
-        if type(value) is adapter.atom or value is _ABSENT or adapter.annotation is Any:
-            continue
-        try:
-            adapter.decode(value.json if type(value) is Encoded else encode(value))
-        except CodecError as error:
-            raise InvalidState(f"{definition.name}.{name} may not be set to this: {error}") from None
+def _check_annotation(definition: ActorDefinition, place: int, value: Any) -> None:
+    field = definition.fields[place]
+    if value is _ABSENT or field.adapter.annotation is Any:
+        return
+    try:
+        field.adapter.decode(value.json if type(value) is Encoded else encode(value))
+    except CodecError as error:
+        raise InvalidState(f"{definition.name}.{field.name} may not be set to this: {error}") from None
 
 
 def advance(definition: ActorDefinition, base: Base, changed: dict[str, Any]) -> None:
     """Make the changed fields the new base."""
-    if len(base) == 1:
-        base[0] = next(iter(changed.values()))
-        return
-    for position, name in enumerate(definition.field_names):
+    for place, name, _ in definition.typed_fields:
         if name in changed:
-            base[position] = changed[name]
+            base[place] = changed[name]
 
 
 def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:

@@ -8,7 +8,7 @@ code it is the *context*: `context()` inside a method gives the running turn.
        │                    │
        └──raises──▶ failed  └──refused──▶ dropped with its activation, and run again elsewhere if the caller has time
 
-What is collected here becomes one `TurnCommit` (see `actors.activation`), so the fields below mirror it.
+What is collected here becomes one `TurnCommit` (see `actors.decision`), so the fields below mirror it.
 """
 
 from __future__ import annotations
