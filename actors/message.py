@@ -6,6 +6,7 @@ outlive a process; `Envelope` is their durable form, a wire format: fields are a
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
     from actors.turn import Turn
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Call:
-    """One request for a turn. Class-level defaults keep the common call cheap to make: only what differs is stored.
+    """One request for a turn.
 
     `future` gets the answer: JSON bytes when `raw`, else the result itself (the caller's own copy).
     """
 
+    stream: str
+    method_name: str
+    future: asyncio.Future[Any]
     # Arguments: `payload` (JSON) until the target's host has validated it into `args`.
     args: tuple[Any, ...] = ()
     payload: bytes | None = None
@@ -59,11 +64,6 @@ class Call:
     fresh: bool = False
     # Made by the runtime itself: may call hooks and built-in methods, and passes while the host is draining.
     internal: bool = False
-
-    def __init__(self, stream: str, method_name: str, future: asyncio.Future[Any]) -> None:
-        self.stream = stream
-        self.method_name = method_name
-        self.future = future
 
     @property
     def needs_receipt(self) -> bool:

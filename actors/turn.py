@@ -14,6 +14,7 @@ What is collected here becomes one `TurnCommit` (see `actors.decision`), so the 
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from actors.errors import ActorMoved, InvalidState
@@ -78,12 +79,13 @@ class TimerRequest:
         self.name, self.due, self.period, self.ttl, self.data, self.callback = name, due, period, ttl, data, callback
 
 
+@dataclasses.dataclass(slots=True, eq=False, repr=False)
 class Turn:
-    """One running turn, and the context of the code in it. All times are the host's clock.
+    """One running turn, and the context of the code in it. All times are the host's clock."""
 
-    Class-level defaults: a turn that only changes fields stores nothing but its slots in `__init__`.
-    """
-
+    activation: Activation
+    call: Call
+    method: Method
     # Wants anything beside changed fields: set by whatever fills one of the following.
     wrote: bool = False
     events: list[NewEvent] | None = None
@@ -110,11 +112,6 @@ class Turn:
     _turn_id: str | None = None
     _chain_id: str | None = None
     result: Any = None
-
-    def __init__(self, activation: Activation, call: Call, method: Method) -> None:
-        self.activation = activation
-        self.call = call
-        self.method = method
 
     # -- what user code may ask ----------------------------------------------------------------------------------------
 
