@@ -32,6 +32,7 @@ from actors.errors import (
 from actors.host import Host
 from actors.outbox import DeadLetter, Work, Worker
 from actors.placement.local import StoreInUse
+from actors.ref import MakeReference
 from actors.turn import Turn, context, send
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "InvalidState",
     "LoopClock",
     "MailboxFull",
+    "MakeReference",
     "NotOwner",
     "OutcomeUnknown",
     "ReentrancyDepthExceeded",

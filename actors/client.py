@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from actors.activation import Phase
 from actors.definition import definition_of
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from actors.host import Host
     from actors.message import Call
     from actors.outbox import DeadLetter
+    from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
     from statestores.model import Event, IndexEntry, IndexQuery, StreamState
-
-T = TypeVar("T")
 
 
 class ActorClient:
@@ -36,24 +35,15 @@ class ActorClient:
 
     # -- calling -------------------------------------------------------------------------------------------------------
 
-    @overload
-    def actor(
-        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> T: ...
-    @overload
-    def actor(
-        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> Any: ...
-    def actor(
-        self,
-        actor_type: type[T] | str,
-        actor_id: str,
-        *,
-        timeout: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> Any:
+    @property
+    def actor(self) -> MakeReference:
         """A reference. `timeout` in seconds bounds each call made through it; `idempotency_key` makes its call take
         effect once, however often it is made (use one reference per keyed call)."""
+        return self._refer
+
+    def _refer(
+        self, actor_type: type | str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Any:
         if isinstance(actor_type, str):
             definition, name = None, actor_type
             check_name("actor type", name)

@@ -7,7 +7,7 @@ goes, and the target checks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from actors.definition import HOOKS
 from actors.errors import UnknownMethod
@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from actors.definition import ActorDefinition, Method
     from actors.message import Call
     from actors.turn import Turn
+
+
+T = TypeVar("T")
+
+
+class MakeReference(Protocol):
+    """How actors are referred to, by whoever can: `runtime.actor(Account, "alice")`. Given by its class, a reference is
+    typed like it; by name, it is `Any`."""
+
+    @overload
+    def __call__(
+        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> T: ...
+    @overload
+    def __call__(
+        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Any: ...
 
 
 class ActorRef:

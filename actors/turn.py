@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from actors.errors import ActorMoved, InvalidState
 from actors.message import Envelope
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from actors.activation import Activation
     from actors.definition import EventMethod, Method
     from actors.message import Call
+    from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
     from statestores.errors import CommitRefused, StoreUnavailable
     from statestores.model import Reminder
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     When = Span | datetime
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 _current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("mecha_turn", default=None)
 
@@ -160,25 +160,11 @@ class Turn:
 
     # -- talking to other actors ---------------------------------------------------------------------------------------
 
-    @overload
-    def actor(
-        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> T: ...
-    @overload
-    def actor(
-        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> Any: ...
-    def actor(
-        self,
-        actor_type: type[T] | str,
-        actor_id: str,
-        *,
-        timeout: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> Any:
+    @property
+    def actor(self) -> MakeReference:
         """A reference to another actor. ``await ref.method(…)`` is a call inside this turn: what it did stays done even
         if this turn fails later. Use `send` for effects that must stand or fall with this turn."""
-        return self.activation.host.client.actor(actor_type, actor_id, timeout=timeout, idempotency_key=idempotency_key)
+        return self.activation.host.client.actor
 
     def send(self, method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """See `actors.send`."""

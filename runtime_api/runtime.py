@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from actors import ActorClient, Host, SystemClock
 from runtime_api.collector import collect_rarely, restore
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from actors import ActorDefinition, Clock
+    from actors import ActorDefinition, Clock, MakeReference
     from statestores import StateStore
     from statestores.components import Component
     from workflow.client import WorkflowClient
-
-T = TypeVar("T")
 
 DEFAULT_STORE = "sqlite:///mecha.db"
 OWN_COMPONENT = "statestore"
@@ -187,24 +185,10 @@ class Runtime:
             raise RuntimeError(_NOT_RUNNING)
         return self._workflows
 
-    @overload
-    def actor(
-        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> T: ...
-    @overload
-    def actor(
-        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> Any: ...
-    def actor(
-        self,
-        actor_type: type[T] | str,
-        actor_id: str,
-        *,
-        timeout: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> Any:
+    @property
+    def actor(self) -> MakeReference:
         """A reference to an actor, typed when it is given by its class. See `ActorClient.actor`."""
-        return self.actors.actor(actor_type, actor_id, timeout=timeout, idempotency_key=idempotency_key)
+        return self.actors.actor
 
     async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """A durable one-way message: ``await runtime.send(runtime.actor(Airport, "JFK").departed, 10)``. Returns

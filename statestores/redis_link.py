@@ -247,7 +247,7 @@ class _Node:
             connection = self._idle.pop() if self._idle else self._connection_class(**self._options)
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await connection.connect()  # type: ignore[no-untyped-call]
+                    await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
                     await connection.send_packed_command(packed, check_health=False)
                     answers = [await _answer(connection) for _ in calls]
             except BaseException:

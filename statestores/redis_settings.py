@@ -101,7 +101,7 @@ def settings_from_url(url: str) -> RedisSettings:
             raise ComponentError(f"redis: unknown parameter {name!r} in the URL, there are {', '.join(_PARAMETERS)}")
         target, read = _PARAMETERS[name]
         fields[target] = read(text, name)
-    return RedisSettings(**fields)  # type: ignore[arg-type]
+    return RedisSettings(**fields)  # type: ignore[arg-type]  # each reader gives what its field takes
 
 
 def settings_from_metadata(metadata: Mapping[str, str]) -> RedisSettings:
@@ -119,7 +119,7 @@ def settings_from_metadata(metadata: Mapping[str, str]) -> RedisSettings:
             fields[target] = read(str(text), name)
     if fields.pop("failover", False):
         raise ComponentError("redis: failover (Sentinel) is not supported: give the primary's redisHost, or a cluster")
-    return RedisSettings(**fields)  # type: ignore[arg-type]
+    return RedisSettings(**fields)  # type: ignore[arg-type]  # each reader gives what its field takes
 
 
 def _text(text: str, name: str) -> str:

@@ -174,7 +174,7 @@ class RedisCluster:
 
 
 def _cluster(client: Redis, *arguments: str | int) -> str:
-    return str(client.execute_command("CLUSTER", *arguments))  # type: ignore[no-untyped-call]
+    return str(client.execute_command("CLUSTER", *arguments))  # type: ignore[no-untyped-call]  # redis-py leaves it bare
 
 
 @cache

@@ -151,7 +151,7 @@ class Picky:
     @method
     async def wrong_result(self, what: Any) -> int:
         self.level += 1
-        return what  # type: ignore[no-any-return]
+        return what  # type: ignore[no-any-return]  # the mistake that is tested
 
     @method
     async def object_result(self) -> Any:
@@ -423,7 +423,7 @@ async def test_unknown_type_and_method(world: World) -> None:
     with pytest.raises(UnknownMethod, match=r"Till\.t\.nothing"):
         await client.actor("Till", "t").nothing()
     with pytest.raises(AttributeError, match="nothing"):
-        _ = client.actor(Till, "t").nothing  # type: ignore[attr-defined]
+        _ = client.actor(Till, "t").nothing  # type: ignore[attr-defined]  # the mistake that is tested
 
 
 @pytest.mark.parametrize("name", ["on_activate", "$delete", "$patch", "receive_reminder"])

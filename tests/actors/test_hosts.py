@@ -268,7 +268,7 @@ async def test_read_that_cannot_be_confirmed_is_refused(world: World) -> None:
 def test_read_levels_are_checked_at_decoration() -> None:
     """A level that does not exist, or on a method that writes, is refused."""
     with pytest.raises(TypeError, match="unknown consistency"):
-        method(read_only=True, consistency="eventual")  # type: ignore[call-overload]
+        method(read_only=True, consistency="eventual")  # type: ignore[call-overload]  # the mistake that is tested
     with pytest.raises(TypeError, match="choice of reads"):
         method(consistency="cached")
 

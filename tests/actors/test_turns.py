@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from pydantic import BaseModel
@@ -491,6 +491,7 @@ async def test_store_outage_longer_than_patience_is_told(world: World) -> None:
 @actor
 class Probe:
     value: int = 0
+    _kept: ClassVar[asyncio.Future[str]]
 
     @method
     async def who(self) -> list[str]:
@@ -522,7 +523,7 @@ class Probe:
     @method(read_only=True)
     async def stray_of_read(self) -> None:
         await asyncio.sleep(0)
-        Probe.kept = asyncio.ensure_future(self._later())  # type: ignore[attr-defined]
+        Probe._kept = asyncio.ensure_future(self._later())
         raise ValueError("no")
 
 
@@ -546,7 +547,7 @@ async def test_turn_is_closed_to_code_it_left_behind(world: World) -> None:
     assert "has ended" in await probe.stray()
     with pytest.raises(ActorFailed):
         await probe.stray_of_read()
-    assert "has ended" in await Probe.kept  # type: ignore[attr-defined]
+    assert "has ended" in await Probe._kept
 
 
 async def test_history_carries_time_turn_caller_and_trace(world: World) -> None:

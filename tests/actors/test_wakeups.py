@@ -269,7 +269,7 @@ async def test_scan_that_is_older_than_a_commit(world: World) -> None:
         await holding.wait()
         return found
 
-    world.lever.due_reminders = slow_scan  # type: ignore[attr-defined]
+    world.lever.due_reminders = slow_scan  # type: ignore[attr-defined]  # the lever passes everything on
     reminders.rescan()
     reminders._window.clear()
     await reading.wait()

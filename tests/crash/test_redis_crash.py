@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from itertools import chain, combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -47,9 +47,9 @@ ALICE, BOB, CAROL, DAVE = _stream_in(0), _stream_in(1), _stream_in(2), _stream_i
 STREAMS = (ALICE, BOB, CAROL, DAVE)
 
 
-def _turn(stream: str, turn_id: str, **parts: object) -> TurnCommit:
+def _turn(stream: str, turn_id: str, **parts: Any) -> TurnCommit:
     bare = TurnCommit(partition_of(stream, PARTITIONS), 1, stream, turn_id, 1_000, caller="test", trace_id="trace")
-    return bare._replace(**parts)  # type: ignore[arg-type]
+    return bare._replace(**parts)
 
 
 def _born(stream: str, turn_id: str) -> TurnCommit:
@@ -134,9 +134,9 @@ async def _check_repeat(journal: Journal) -> None:
     assert await _seen(journal) == await _oracle(range(PARTITIONS))
 
 
-def _store(port: int, namespace: str, **settings: object) -> RedisStore:
+def _store(port: int, namespace: str, **settings: Any) -> RedisStore:
     return RedisStore(
-        RedisSettings(hosts=(("127.0.0.1", port),), namespace=namespace, partitions=PARTITIONS, **settings)  # type: ignore[arg-type]
+        RedisSettings(hosts=(("127.0.0.1", port),), namespace=namespace, partitions=PARTITIONS, **settings)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -34,14 +34,14 @@ class MortalConnection(sqlite3.Connection):
 
     fate: Fate | None = None
 
-    def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         if self.fate is None:
-            return super().execute(sql, parameters)  # type: ignore[arg-type]
+            return super().execute(sql, parameters)
         self.fate = self.fate._replace(statement=self.fate.statement - 1)
         if self.fate.statement >= 0:
-            return super().execute(sql, parameters)  # type: ignore[arg-type]
+            return super().execute(sql, parameters)
         if self.fate.after:
-            super().execute(sql, parameters)  # type: ignore[arg-type]
+            super().execute(sql, parameters)
         self.close()
         raise sqlite3.OperationalError("the connection died")
 

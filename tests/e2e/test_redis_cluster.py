@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import pytest
@@ -30,9 +30,9 @@ def cluster() -> Iterator[RedisCluster]:
         yield cluster
 
 
-def _store(cluster: RedisCluster, namespace: str, **settings: object) -> RedisStore:
-    given = {"hosts": cluster.hosts, "cluster": True, "namespace": namespace, **settings}
-    return RedisStore(RedisSettings(**given))  # type: ignore[arg-type]
+def _store(cluster: RedisCluster, namespace: str, **settings: Any) -> RedisStore:
+    given: dict[str, Any] = {"hosts": cluster.hosts, "cluster": True, "namespace": namespace, **settings}
+    return RedisStore(RedisSettings(**given))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -37,16 +37,21 @@ if TYPE_CHECKING:
 PARTITIONS = 4
 
 
-def _store(port: int | None = None, namespace: str | None = None, **settings: object) -> RedisStore:
-    base = {"retry_base_s": 0.005, "retry_cap_s": 0.02, "namespace": namespace or uuid4().hex, "partitions": PARTITIONS}
+def _store(port: int | None = None, namespace: str | None = None, **settings: Any) -> RedisStore:
+    base: dict[str, Any] = {
+        "retry_base_s": 0.005,
+        "retry_cap_s": 0.02,
+        "namespace": namespace or uuid4().hex,
+        "partitions": PARTITIONS,
+    }
     hosts = (("127.0.0.1", port or shared_redis().port),)
-    return RedisStore(RedisSettings(**{"hosts": hosts, **base, **settings}))  # type: ignore[arg-type]
+    return RedisStore(RedisSettings(**{"hosts": hosts, **base, **settings}))
 
 
-def _turn(stream: str, number: int, **parts: object) -> TurnCommit:
+def _turn(stream: str, number: int, **parts: Any) -> TurnCommit:
     events = (NewEvent("added", b"\x00\xff" * 10),)
     turn = TurnCommit(partition_of(stream, PARTITIONS), 1, stream, f"{stream}-{number}", 1_000, number, events=events)
-    return turn._replace(**parts)  # type: ignore[arg-type]
+    return turn._replace(**parts)
 
 
 async def _own_all(store: RedisStore) -> None:

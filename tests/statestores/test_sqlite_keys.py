@@ -130,7 +130,7 @@ async def test_concurrent_writes_share_commits(store: SqliteStore) -> None:
 
 async def test_neighbours_of_a_failed_write_succeed(store: SqliteStore) -> None:
     """Of writes that share a commit, one that fails is undone alone: refused, or broken half-way."""
-    broken: Any = [SetKey("x", b"1"), SetKey("x", object())]  # type: ignore[arg-type]
+    broken: Any = [SetKey("x", b"1"), SetKey("x", object())]  # type: ignore[arg-type]  # what breaks half-way
     refused = [SetKey("y", b"1"), SetKey("a", b"9", etag="77")]
     answers = await asyncio.gather(
         write(store, SetKey("a", b"1")),
