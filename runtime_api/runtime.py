@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import ActorClient, Host, SystemClock
-from runtime_api.collector import collect_rarely, restore
+from runtime_api import collector, switching
 from runtime_api.components import StateComponent
 from runtime_api.loader import Application, AppSource, find_application
 from runtime_api.wire import duration_s
@@ -53,7 +53,8 @@ class Runtime:
     duration like ``"10s"``; how long a host that vanished from another machine is waited for. `drain_s`: how long
     `stop` waits for what is under way.
 
-    While it runs, Python's garbage collector is made to look less often (`runtime_api.collector` says why).
+    While it runs, Python's garbage collector is made to look less often, and threads to make room for each other sooner
+    (`runtime_api.collector` and `runtime_api.switching` say why).
 
     Between `start` and `stop` (or inside ``async with``) everything works; before and after, calls raise
     `RuntimeError`.
@@ -112,7 +113,8 @@ class Runtime:
             await self._close_stores()
             raise
         self._host, self._engine, self._workflows = host, engine, workflows
-        self._collector = collect_rarely()
+        self._collector = collector.collect_rarely()
+        self._switch_interval_s = switching.switch_often()
         self._stopping.clear()
         self._purging = asyncio.create_task(self._purge_expired())
 
@@ -136,7 +138,8 @@ class Runtime:
         host, self._host = self._host, None
         try:
             if host is not None:
-                restore(self._collector)
+                collector.restore(self._collector)
+                switching.restore(self._switch_interval_s)
                 await host.stop(self._drain_s if timeout_s is None else timeout_s)
         finally:
             if self._engine is not None:

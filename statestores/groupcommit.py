@@ -2,7 +2,8 @@
 
 One writer per host. Whatever was decided while the last batch was being written makes the next one, in order of
 decision, so the cost of a transaction (and its fsync) is shared by everything in flight, and a lone turn waits for
-nobody.
+nobody. One batch is at the store at a time. The next one is handed over before the last one is answered, since the
+answers give the loop work for as long as the store needs.
 
 Order is the contract the output gate stands on: answers are given in the order of submission, and a *barrier* (`commit`
 None) is answered after everything submitted before it. No public method awaits, so nothing can slip between a
@@ -23,18 +24,22 @@ from typing import TYPE_CHECKING
 from statestores.errors import CommitRefused, StaleEpoch, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from statestores.model import TurnCommit
     from statestores.store import Journal
 
     Outcome = CommitRefused | StoreUnavailable | None
     Done = Callable[[Outcome], None]
+    Submission = tuple[TurnCommit | None, Done]
 
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 2.0
+# A batch takes at most half of what is in flight, from twice this size on: while the store writes one half, the loop
+# decides the other, and two cores are at work. Smaller ones are not worth a transaction more.
+_UNDIVIDED = 64
 
 
 class GroupCommit:
@@ -44,12 +49,12 @@ class GroupCommit:
         self._journal = journal
         self._max_batch = max_batch
         self._patience_s = patience_s
-        self._queue: list[tuple[TurnCommit | None, Done]] = []
+        self._queue: list[Submission] = []
         self._wake: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
         # Taken off the queue and not answered yet.
-        self._batch: deque[tuple[TurnCommit | None, Done]] = deque()
+        self._batch: deque[Submission] = deque()
 
     def start(self) -> None:
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="group-commit")
@@ -104,22 +109,37 @@ class GroupCommit:
             if not self._queue:
                 self._wake = loop.create_future()
                 await self._wake
-            batch = self._queue[: self._max_batch]
-            del self._queue[: self._max_batch]
             self._writing = True
-            self._batch.extend(batch)
-            turns = [commit for commit, _ in batch if commit is not None]
-            outcomes = iter(await self._commit(turns)) if turns else iter(())
-            while self._batch:
-                commit, done = self._batch.popleft()
-                outcome = next(outcomes) if commit is not None else None
-                try:
-                    done(outcome)
-                except Exception:  # one caller's bug must not strand the others' answers
-                    log.exception("an answer to a committed turn failed")
+            batch = self._take()
+            outcomes = await self._commit(_turns_of(batch))
+            while batch:
+                following = self._take()
+                writing = loop.create_task(self._commit(_turns_of(following))) if following else None
+                self._answer(batch, iter(outcomes))
+                batch, outcomes = following, await writing if writing is not None else []
             self._writing = False
 
+    def _take(self) -> list[Submission]:
+        at_most = min(self._max_batch, max(_UNDIVIDED, (len(self._queue) + len(self._batch)) // 2))
+        batch = self._queue[:at_most]
+        del self._queue[:at_most]
+        self._batch.extend(batch)
+        return batch
+
+    def _answer(self, batch: list[Submission], outcomes: Iterator[Outcome]) -> None:
+        for commit, done in batch:
+            if not self._batch:  # abandoned by one of the answers
+                return
+            self._batch.popleft()
+            outcome = next(outcomes) if commit is not None else None
+            try:
+                done(outcome)
+            except Exception:  # one caller's bug must not strand the others' answers
+                log.exception("an answer to a committed turn failed")
+
     async def _commit(self, turns: list[TurnCommit]) -> list[Outcome]:
+        if not turns:
+            return []
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._patience_s
         delay = _FIRST_RETRY_S
@@ -138,6 +158,10 @@ class GroupCommit:
             await asyncio.sleep(delay)
             repeated = True
             delay = min(delay * 2, _LONGEST_RETRY_S)
+
+
+def _turns_of(batch: list[Submission]) -> list[TurnCommit]:
+    return [commit for commit, _ in batch if commit is not None]
 
 
 def _unknown(outcome: Outcome) -> Outcome:
