@@ -62,6 +62,15 @@ class Till:
             await asyncio.sleep(0)
         return self.cash
 
+    @method(read_only=True)
+    async def read_deaf(self) -> int:
+        """Swallows the cancellation, beside other reads."""
+        try:
+            await self._gate.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        return self.cash
+
     @method
     async def pay_and_turn_the_cancellation_into_an_error(self) -> None:
         self.cash += 1
@@ -347,7 +356,7 @@ async def test_deadline_reaches_nested_calls(world: World) -> None:
     assert await client.state("Shop", "s") is None
 
 
-@pytest.mark.parametrize("name", ["pay_deaf", "pay_and_turn_the_cancellation_into_an_error"])
+@pytest.mark.parametrize("name", ["pay_deaf", "read_deaf", "pay_and_turn_the_cancellation_into_an_error"])
 async def test_method_that_swallows_the_cancellation_is_rolled_back(world: World, name: str) -> None:
     """The caller was promised that nothing stays, whatever the method makes of it."""
     client = await world.client(Till)
