@@ -13,7 +13,7 @@ Who may do what when:
   other actors all wait for it.
 
 No lock guards any of this: everything here runs on the host's event loop, and `submit`, `_run_inline`, `_decide` and
-`_committed` do not await, so each is atomic to all others.
+`committed` do not await, so each is atomic to all others.
 
 A turn whose method cannot suspend runs inside `submit`, without a task; any other runs in the activation's pump task,
 which lives as long as there is work.
