@@ -14,7 +14,7 @@ from actors.state import fold, new_instance, plain_state
 from statestores.codec import ATOMS, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from actors.definition import ActorDefinition, Method
     from actors.host import Host
@@ -162,6 +162,14 @@ class ActorClient:
     def is_stopped(self) -> bool:
         """The host does nothing any more."""
         return self._host.aborted
+
+    def is_at_work(self, message_id: str) -> bool:
+        """Whether work posted under this id is with its worker in this process."""
+        return self._host.outbox.is_at_work(message_id)
+
+    def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task of the host: cancelled with it."""
+        return self._host.create_task(work)
 
     def when_stopped(self, callback: Callable[[], None]) -> None:
         """Call back, on the event loop, when the host does nothing any more."""

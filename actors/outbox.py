@@ -41,13 +41,15 @@ _MOST_WORK = 10_000
 
 class Work(NamedTuple):
     """Posted work for a worker. `body` is the JSON that was posted; `redelivered`: it may have been started before;
-    `failed`: see `Worker`."""
+    `scanned`: its row was found by a scan, otherwise the turn that posted it has been committed here, just now, and its
+    `after_commit` callbacks come next; `failed`: see `Worker`."""
 
     kind: str
     id: str
     stream: str
     body: bytes
     redelivered: bool
+    scanned: bool
     failed: Callable[[BaseException], None]
 
 
@@ -66,20 +68,29 @@ class DeadLetter(NamedTuple):
 
 
 Worker = Callable[[Work], Awaitable[None] | None]
-"""Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises. What it
-gives is run as a task of the host; None: the work goes on without one, and `Work.failed` is called should it fail."""
+"""Does the work and makes the stream's turn commit `done(id)`. Called again, after a pause, when it raises; and,
+perhaps while it is at work, when the outcome of a commit is unknown: what memory says of unfinished work is in doubt
+then. What it gives is run as a task of the host; None: the work goes on without one, and `Work.failed` is called should
+it fail."""
 
 
 class _Delivery:
-    __slots__ = ("attempts", "envelope", "id", "partition", "redelivered", "stream")
+    __slots__ = ("attempts", "envelope", "id", "partition", "redelivered", "scanned", "stream")
 
-    def __init__(self, message: OutboxMessage, envelope: Envelope, partition: int, redelivered: bool) -> None:
+    def __init__(
+        self, message: OutboxMessage, envelope: Envelope, partition: int, *, redelivered: bool, scanned: bool
+    ) -> None:
         self.id = message.id
         self.stream = message.stream
         self.envelope = envelope
         self.partition = partition
         self.redelivered = redelivered
+        self.scanned = scanned
         self.attempts = 0
+
+    @property
+    def is_work(self) -> bool:
+        return self.envelope.kind != "turn"
 
 
 class Outbox:
@@ -97,6 +108,8 @@ class Outbox:
         self._missed: set[int] = set()
         # Partitions in which messages made by this host may have been delivered already, by it or by another owner.
         self._doubted: set[int] = set()
+        # Partitions whose work under way is to be compared with the rows, by their next scan.
+        self._unsure: set[int] = set()
         # What was finished while a scan was under way: its page may still show it.
         self._scanning = False
         self._recently: set[str] = set()
@@ -124,8 +137,11 @@ class Outbox:
         return len(self._in_flight)
 
     def recover(self, partitions: list[int]) -> None:
-        """Deliver what stands in the rows of newly owned partitions."""
+        """Deliver what stands in the rows of partitions that are newly owned, or in which the outcome of a commit is
+        unknown. Work under way is handed to its worker again: a turn that is recorded after all may have added to it,
+        or finished it."""
         self._doubted.update(partitions)
+        self._unsure.update(partitions)
         self._behind.update(partitions)
         self._wake.set()
 
@@ -139,29 +155,36 @@ class Outbox:
             self._wake.set()
             return
         for message, envelope in messages:
-            self._begin(_Delivery(message, envelope, partition, redelivered=False))
+            self._begin(_Delivery(message, envelope, partition, redelivered=False, scanned=False))
 
     def finished(self, message_ids: list[str]) -> None:
         """A committed turn removed these rows itself."""
         for message_id in message_ids:
-            delivery = self._in_flight.pop(message_id, None)
-            if delivery is not None and delivery.envelope.kind != "turn":
-                self._working -= 1
+            self._let_go(message_id)
         if self._behind:
             self._check_behind()
         if self._scanning:
             self._recently.update(message_ids)
 
+    def is_at_work(self, message_id: str) -> bool:
+        """Whether posted work is with its worker here: delivered, and not finished."""
+        return message_id in self._in_flight and not self._stopped
+
     # -- delivering ----------------------------------------------------------------------------------------------------
 
     def _begin(self, delivery: _Delivery) -> None:
         self._in_flight[delivery.id] = delivery
-        if delivery.envelope.kind != "turn":
+        if delivery.is_work:
             self._working += 1
         self._deliver(delivery)
 
+    def _let_go(self, message_id: str) -> None:
+        delivery = self._in_flight.pop(message_id, None)
+        if delivery is not None and delivery.is_work:
+            self._working -= 1
+
     def _deliver(self, delivery: _Delivery) -> None:
-        if self._stopped or delivery.id not in self._in_flight:
+        if self._stopped or self._in_flight.get(delivery.id) is not delivery:
             return
         if not self._host.epochs[delivery.partition]:  # its new owner has found the row
             self.finished([delivery.id])
@@ -213,6 +236,7 @@ class Outbox:
             delivery.stream,
             delivery.envelope.payload,
             delivery.redelivered,
+            delivery.scanned,
             lambda error: self._work_failed(delivery, error),
         )
         try:
@@ -230,7 +254,7 @@ class Outbox:
             self._work_failed(delivery, error)
 
     def _work_failed(self, delivery: _Delivery, error: BaseException) -> None:
-        delivery.redelivered = True
+        delivery.redelivered = delivery.scanned = True
         log.warning("work %s of %s failed, trying again: %r", delivery.id, delivery.stream, error)
         self._later(delivery)
 
@@ -367,6 +391,10 @@ class Outbox:
 
     async def _scan(self, partition: int) -> None:
         after = ""
+        if partition in self._unsure:
+            self._unsure.discard(partition)
+            for known in [d for d in self._in_flight.values() if d.partition == partition and d.is_work]:
+                self._let_go(known.id)
         while True:
             self._missed.discard(partition)
             page = await self._page(partition, after)
@@ -376,7 +404,8 @@ class Outbox:
                 if self._room() <= 0:
                     return
                 again = partition in self._doubted or not self._host.has_made(message.id)
-                self._begin(_Delivery(message, Envelope.decode(message.body), partition, redelivered=again))
+                envelope = Envelope.decode(message.body)
+                self._begin(_Delivery(message, envelope, partition, redelivered=again, scanned=True))
             if page:
                 after = page[-1].id
             if len(page) < _PAGE and partition not in self._missed:

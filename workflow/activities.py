@@ -1,15 +1,21 @@
-"""The worker that runs activities: a piece of posted work in, a turn of its workflow out.
+"""The worker that runs activities: an open order in, a turn of its workflow out.
 
-An activity is run at least once: the work stands in the outbox until the turn that records its outcome is committed, so
-a crash in between runs it again, with the same `activity_id`. Its outcome is recorded once: the turn that consumes the
-work removes it. Whether to try again is decided here, by the policy the code has now, and recorded as a fact.
+An activity is run at least once: its order is open until the turn that records its outcome is committed, and as long as
+it is open, its instance can be found (see `workflow.orders`), so a crash in between runs it again, with the same
+`activity_id`. Its outcome is recorded once: that turn closes the order. Whether to try again is decided here, by the
+policy the code has now, and recorded as a fact.
+
+What is under way in this process is known here, by execution, step and attempt: an order that is given twice, by the
+turn that opened it and by a scan that found its instance, is begun once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import traceback
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +25,10 @@ from actors import HostStopping, Retriable
 from statestores.codec import encode
 from workflow.errors import WorkflowError
 from workflow.history import ACTOR_TYPE
+from workflow.orders import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
@@ -30,6 +37,11 @@ if TYPE_CHECKING:
 _LONGEST_TRACEBACK = 20_000
 _REPORT_RETRY_S = 0.05
 _LONGEST_RETRY_S = 5.0
+# Tasks of activities on one host. Others wait, in memory: the live programs that wait for them are there as well.
+_MOST_RUNNING = 10_000
+_QUICK_AT_ONCE = 64
+
+log = logging.getLogger("workflow")
 
 
 class ActivityInfo(NamedTuple):
@@ -43,31 +55,18 @@ class ActivityInfo(NamedTuple):
     redelivered: bool
 
 
-class _Order(NamedTuple):
-    """A piece of work, parsed."""
-
-    message: str
-    instance_id: str
-    execution: str
-    step: str
-    name: str
-    arguments: Any
-    attempt: int
-    first_ms: int
-
-
-# The order, and whether it was given before: few activities ask what it says.
-_info: contextvars.ContextVar[tuple[_Order, bool]] = contextvars.ContextVar("mecha_activity")
+# Few activities ask what it says.
+_info: contextvars.ContextVar[Order] = contextvars.ContextVar("mecha_activity")
 
 
 def activity_info() -> ActivityInfo:
     """Of the running activity. Raises `RuntimeError` outside of one."""
     try:
-        order, redelivered = _info.get()
+        order = _info.get()
     except LookupError:
         raise RuntimeError("activity_info() works inside an activity that a workflow called") from None
     activity_id = f"{order.instance_id}:{order.execution}:{order.step}"
-    return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, redelivered)
+    return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, order.redelivered)
 
 
 class ActivityTimeout(WorkflowError):
@@ -85,6 +84,13 @@ class ActivityWorker:
         self._free: asyncio.Semaphore | None = None
         self._client: ActorClient | None = None
         self._methods: Mapping[str, Method] = {}
+        # From their beginning until their outcome is recorded.
+        self._under_way: dict[tuple[str, str, int], Order] = {}
+        # Those of them that have not been begun: code that cannot suspend runs one after the other, as soon as the
+        # event loop gets to it, other code in tasks, and waits when there are too many.
+        self._quick: deque[tuple[Activity[Any, Any], Order]] = deque()
+        self._waiting: deque[tuple[Activity[Any, Any], Order]] = deque()
+        self._running = 0
 
     def attach(self, client: ActorClient, methods: Mapping[str, Method]) -> None:
         """Outcomes go through this client, to these methods of instances. Call before the host starts."""
@@ -96,68 +102,117 @@ class ActivityWorker:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def __call__(self, work: Work) -> Awaitable[None] | None:
-        """Raises later: `HostStopping`; `LookupError` for an activity that is not deployed here, whose work then waits
-        for a host that has it. One whose code cannot suspend runs without a task, as soon as the event loop gets to
-        it."""
-        fields = orjson.loads(work.body)
-        instance_id = work.stream.partition("/")[2]
-        order = _Order(
-            work.id, instance_id, fields["x"], fields["s"], fields["n"], fields["a"], fields["k"], fields["f"]
-        )
+    # -- what there is to do -------------------------------------------------------------------------------------------
+
+    def begin(self, marker: str, orders: Sequence[Order], redelivered: bool) -> None:
+        """Open orders of an instance, durable by now. Those under way go on. Where the marker is not at work here (more
+        stand than may be at a time), nothing is begun: its turn will come."""
+        if self._attached.is_at_work(marker):
+            for order in orders:
+                self._begin(order, redelivered)
+
+    def take_marker(self, work: Work) -> None:
+        """An instance with open orders. The turn that posted the marker begins them itself, from memory."""
+        if not work.scanned:
+            return
+
+        def asked(answer: asyncio.Future[None]) -> None:
+            if not answer.cancelled() and (error := answer.exception()) is not None:
+                work.failed(error)
+
+        call = self._attached.call_method(work.stream, self._methods["resume_orders"], (work.id,))
+        call.add_done_callback(asked)
+
+    def take_row(self, work: Work) -> None:
+        """An order with a row of its own."""
+        order = Order.decode(work.stream.partition("/")[2], work.id, work.body)
+        known = self._under_way.get(order.key)
+        if known is None:
+            self._begin(order, work.redelivered)
+        else:
+            known.row = order.row  # its workflow has ended meanwhile
+
+    def _begin(self, order: Order, redelivered: bool) -> None:
+        key = order.key
+        if key in self._under_way:
+            return
         found = self._activities.get(order.name)
         if found is None:
-            return self._not_deployed(order)
-        if not found.is_quick:
-            return self._work(found, order, work.redelivered)
-        asyncio.get_running_loop().call_soon(self._work_quickly, found, order, work)
-        return None
+            log.error(
+                "activity %r of workflow instance %s is not deployed here, and waits for a host that has it",
+                order.name, order.instance_id,
+            )  # fmt: skip
+            return
+        order.redelivered = redelivered
+        self._under_way[key] = order
+        if found.is_quick:
+            self._quick.append((found, order))
+            if len(self._quick) == 1:
+                asyncio.get_running_loop().call_soon(self._run_quick)
+        elif self._running < _MOST_RUNNING:
+            self._start(found, order)
+        else:
+            self._waiting.append((found, order))
 
-    async def _not_deployed(self, order: _Order) -> None:
-        """Work for an instance that has ended or was purged would wait for a deployment that never comes."""
-        assert self._client is not None
-        args = (order.message, order.execution, order.step)
-        stream = f"{ACTOR_TYPE}/{order.instance_id}"
-        if await self._client.call_method(stream, self._methods["wants"], args):
-            raise LookupError(
-                f"activity {order.name!r} is not deployed here; there is {', '.join(sorted(self._activities))}"
-            )
+    @property
+    def _attached(self) -> ActorClient:
+        assert self._client is not None, "attach() comes before the host starts"
+        return self._client
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    async def _work(self, found: Activity[Any, Any], order: _Order, redelivered: bool) -> None:
-        _info.set((order, redelivered))
+    def _start(self, found: Activity[Any, Any], order: Order) -> None:
+        self._running += 1
+        self._attached.create_task(self._work(found, order)).add_done_callback(self._ended)
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self._running -= 1
+        if self._waiting and not self._attached.is_stopped:
+            self._start(*self._waiting.popleft())
+
+    async def _work(self, found: Activity[Any, Any], order: Order) -> None:
+        _info.set(order)
         try:
             result = encode(await self._run(found, order)).decode()
         except BaseException as error:
             if _is_ours(error):
+                self._under_way.pop(order.key, None)
                 raise
-            report, args = "activity_failed", self._failure(order, found, error)
+            self._report_failure(order, found, error)
         else:
-            report, args = "activity_done", (order.message, order.execution, order.step, result)
-        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._report(order, report, args, lambda error: _settle(heard, error))
-        await heard
+            self._report(order, "activity_done", (order.execution, order.step, result))
 
-    def _work_quickly(self, found: Activity[Any, Any], order: _Order, work: Work) -> None:
-        """As `_work`, in one go."""
-        assert self._client is not None
-        if self._client.is_stopped:  # as if crashed: whoever has the partition next finds the work
-            return
-        _info.set((order, work.redelivered))
+    def _run_quick(self) -> None:
+        quick = self._quick
         try:
-            positional, named = found.decode_arguments(order.arguments)
+            for _ in range(min(len(quick), _QUICK_AT_ONCE)):
+                if self._attached.is_stopped:  # as if crashed: whoever has the partition next finds the orders
+                    quick.clear()
+                    return
+                self._work_quickly(*quick[0])
+                quick.popleft()
+        except BaseException:  # somebody is at the keyboard
+            quick.popleft()
+            raise
+        finally:
+            if quick:
+                asyncio.get_running_loop().call_soon(self._run_quick)
+
+    def _work_quickly(self, found: Activity[Any, Any], order: Order) -> None:
+        """As `_work`, in one go."""
+        _info.set(order)
+        try:
+            positional, named = found.decode_arguments(orjson.loads(order.arguments))
             result = encode(_result_of(found.function(*positional, **named))).decode()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            report, args = "activity_failed", self._failure(order, found, error)
+            self._report_failure(order, found, error)
         else:
-            report, args = "activity_done", (order.message, order.execution, order.step, result)
-        self._report(order, report, args, lambda error: None if error is None else work.failed(error))
+            self._report(order, "activity_done", (order.execution, order.step, result))
 
-    async def _run(self, found: Activity[Any, Any], order: _Order) -> Any:
-        args, kwargs = found.decode_arguments(order.arguments)
+    async def _run(self, found: Activity[Any, Any], order: Order) -> Any:
+        args, kwargs = found.decode_arguments(orjson.loads(order.arguments))
         if not found.is_async:
             return await self._run_in_thread(found, order, args, kwargs)
         limit_s = self._limit_s(found, order)
@@ -166,7 +221,7 @@ class ActivityWorker:
         return await _limited(found.function(*args, **kwargs), limit_s, order)
 
     async def _run_in_thread(
-        self, found: Activity[Any, Any], order: _Order, args: list[Any], kwargs: dict[str, Any]
+        self, found: Activity[Any, Any], order: Order, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
         """A thread cannot be stopped: after a timeout it runs on, unheard, and is busy until it ends. Waiting for a
         free one does not count."""
@@ -192,7 +247,7 @@ class ActivityWorker:
             raise error
         return result
 
-    def _limit_s(self, found: Activity[Any, Any], order: _Order) -> float | None:
+    def _limit_s(self, found: Activity[Any, Any], order: Order) -> float | None:
         """Seconds this attempt may take: its own timeout, or what is left of the step's."""
         policy = found.retry
         if policy.overall_ms is None:
@@ -202,47 +257,34 @@ class ActivityWorker:
 
     # -- reporting ----------------------------------------------------------------------------------------------------
 
-    def _failure(self, order: _Order, found: Activity[Any, Any], error: BaseException) -> tuple[Any, ...]:
-        """Arguments of `WorkflowInstance.activity_failed`."""
+    def _report_failure(self, order: Order, found: Activity[Any, Any], error: BaseException) -> None:
         now_ms = self._clock.now_ms()
         due_ms = found.retry.next_due_ms(order.attempt, error, order.first_ms, now_ms)
         retry_ms = -1 if due_ms is None else due_ms - now_ms
         trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
         failure = [type(error).__name__, _storable(str(error)), _storable(trace)]
-        return order.message, order.execution, order.step, order.attempt, failure, retry_ms
+        self._report(order, "activity_failed", (order.execution, order.step, order.attempt, failure, retry_ms))
 
-    def _report(
-        self,
-        order: _Order,
-        method: str,
-        args: tuple[Any, ...],
-        heard: Callable[[BaseException | None], None],
-        pause_s: float = _REPORT_RETRY_S,
-    ) -> None:
-        """Make the turn that records the outcome, and call `heard`, with what went wrong. A host in trouble is asked
-        again, rather than the activity run again."""
-        assert self._client is not None, "attach() comes before the host starts"
+    def _report(self, order: Order, method: str, outcome: tuple[Any, ...], pause_s: float = _REPORT_RETRY_S) -> None:
+        """Make the turn that records the outcome. Whatever is in its way, it is reported again, rather than the
+        activity run again."""
+        row = order.row
 
         def answered(answer: asyncio.Future[None]) -> None:
             error = HostStopping("the outcome was not taken") if answer.cancelled() else answer.exception()
-            if isinstance(error, Retriable) and not isinstance(error, HostStopping):
+            if error is None and order.row == row:
+                del self._under_way[order.key]
+            elif error is None:  # the row came in between
+                self._report(order, method, outcome)
+            elif not isinstance(error, HostStopping):
+                if not isinstance(error, Retriable):
+                    log.warning("the outcome of %s in %s is reported again: %s", order.step, order.instance_id, error)
                 longer_s = min(pause_s * 2, _LONGEST_RETRY_S)
-                loop = asyncio.get_running_loop()
-                loop.call_later(pause_s, self._report, order, method, args, heard, longer_s)
-            else:
-                heard(error)
+                asyncio.get_running_loop().call_later(pause_s, self._report, order, method, outcome, longer_s)
 
         stream = f"{ACTOR_TYPE}/{order.instance_id}"
-        self._client.call_method(stream, self._methods[method], args).add_done_callback(answered)
-
-
-def _settle(heard: asyncio.Future[None], error: BaseException | None) -> None:
-    if heard.done():
-        return
-    if error is None:
-        heard.set_result(None)
-    else:
-        heard.set_exception(error)
+        call = self._attached.call_method(stream, self._methods[method], (row, *outcome))
+        call.add_done_callback(answered)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -263,7 +305,7 @@ def _is_ours(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-async def _limited(running: Coroutine[Any, Any, Any], limit_s: float, order: _Order) -> Any:
+async def _limited(running: Coroutine[Any, Any, Any], limit_s: float, order: Order) -> Any:
     try:
         async with asyncio.timeout(limit_s) as scope:
             return await running

@@ -18,7 +18,7 @@ from actors.schedule import parse_duration_s
 from workflow.activities import ActivityWorker
 from workflow.client import WorkflowClient
 from workflow.definition import Activity, Workflow
-from workflow.instance import ACTIVITY_KIND, Deployment, definition_for, instance_type
+from workflow.instance import MARKER_KIND, ROW_KIND, Deployment, definition_for, instance_type
 from workflow.replay import scan_of
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Engine:
             _put(self.workflows, definition, "workflows")
         for activity in (*activities, *self._named_activities()):
             _put(self.activities, activity, "activities")
-        self._deployment = Deployment(self.workflows, evict_always=evict_always)
-        self.instance_type = instance_type(self._deployment, parse_duration_s(idle_timeout))
         self._worker = ActivityWorker(self.activities, clock if clock is not None else SystemClock(), threads)
+        self._deployment = Deployment(self.workflows, self._worker.begin, evict_always=evict_always)
+        self.instance_type = instance_type(self._deployment, parse_duration_s(idle_timeout))
 
     @property
     def types(self) -> list[ActorDefinition]:
@@ -62,7 +62,7 @@ class Engine:
     @property
     def workers(self) -> Mapping[str, Worker]:
         """Workers the host must have, by kind."""
-        return {ACTIVITY_KIND: self._worker}
+        return {MARKER_KIND: self._worker.take_marker, ROW_KIND: self._worker.take_row}
 
     def attach(self, client: ActorClient) -> WorkflowClient:
         """Connect to the host's client, before the host starts. Returns the client for workflows."""

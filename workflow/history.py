@@ -14,7 +14,7 @@ arrays, the kind first:
     ["done", step, result]                            ["cancel", step]     timer no longer wanted
     ["failed", step, type, message, traceback]        ["abandon", step]    result no longer wanted
     ["retry", step, attempt, due_ms, type, message]   ["call", step, actor type, actor id, method, arguments]
-    ["again", step, attempt]                          ["send", step, actor type, actor id, method, arguments]
+    ["again", step, attempt, first_ms]                ["send", step, actor type, actor id, method, arguments]
     ["fired", step]                                   ["status", value]
     ["event", name, payload]                          ["completed", output]
     ["paused"]  ["resumed"]                           ["failed", type, message]

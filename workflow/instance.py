@@ -5,9 +5,8 @@ id>``:
 
     1. the live program is at hand, or replayed from the records;
     2. the input is applied: the code runs until it waits again, and issues commands;
-    3. one event, `advanced`, records input and commands; what the commands ask for goes into the same commit:
-    activities
-       into the outbox, timers as reminders, calls and sends as messages.
+    3. one event, `advanced`, records input and commands; what the commands ask for goes into the same commit: timers
+       as reminders, calls and sends as messages, activities by the instance's marker (see `workflow.orders`).
 
 So single activation, fencing, atomicity and recovery are the actor's; nothing here writes or schedules by itself. When
 a turn fails or its commit is refused the program has seen an input that never was: it is dropped, and replayed next
@@ -45,10 +44,11 @@ from workflow.history import (
     encode_commands,
     encode_inputs,
 )
+from workflow.orders import OpenOrders, Order
 from workflow.replay import Live, Program, replay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from actors import ActorDefinition, Turn
     from statestores.model import Event
@@ -56,7 +56,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workflow")
 
-ACTIVITY_KIND = "activity"
+MARKER_KIND = "activities"
+"""Posted work: this instance has open orders."""
+ROW_KIND = "activity"
+"""Posted work: one order that outlives its workflow, in full. (Before there were markers, each was posted so.)"""
 
 MISSING = "missing"
 
@@ -67,6 +70,7 @@ _RECORDED = operator.itemgetter("t", "i", "c")
 _MAILBOX_LIMIT = 1_000_000
 _RECHECK_S = 30.0
 _POISONED = 3
+_ENDS = frozenset({"completed", "failed"})
 # Inputs and commands that change what is shown of an instance.
 _TELLING = frozenset(
     {"started", "begun", "paused", "resumed", "terminated", "stalled", "recovered", "status", "completed", "failed"}
@@ -74,10 +78,18 @@ _TELLING = frozenset(
 
 
 class Deployment:
-    """What all instances in one process share: the code, and who waits here for the end of which instance."""
+    """What all instances in one process share: the code, who waits here for the end of which instance, and who does
+    activities: `begin(marker, orders, redelivered)`."""
 
-    def __init__(self, workflows: Mapping[str, Workflow[Any, Any]], *, evict_always: bool) -> None:
+    def __init__(
+        self,
+        workflows: Mapping[str, Workflow[Any, Any]],
+        begin: Callable[[str, Sequence[Order], bool], None],
+        *,
+        evict_always: bool,
+    ) -> None:
         self.workflows = workflows
+        self.begin = begin
         self.evict_always = evict_always
         self.waiters: dict[str, list[asyncio.Future[str]]] = {}
 
@@ -131,6 +143,11 @@ class WorkflowInstance:
     _records: list[Record] | None = None
     _summary: Summary | None = None
     _live: Live | None = None
+    # Open orders; None: to be found in the records, from `_since` on. The marker that stands for them: "" when there
+    # are none, None when none was ever posted.
+    _open: OpenOrders | None = None
+    _marker: str | None = None
+    _since: int = 0
     # The replay of a stalled instance was tried in this activation: not again before somebody says `resume`.
     _tried: bool = False
     # Errors of ours that made turns fail, in this activation: not for ever.
@@ -139,10 +156,11 @@ class WorkflowInstance:
     # -- the history --------------------------------------------------------------------------------------------------
 
     @event
-    def advanced(self, t: int, i: str, c: str, s: str = "", x: str = "") -> None:
+    def advanced(self, t: int, i: str, c: str, s: str = "", x: str = "", m: str | None = None) -> None:
         """One turn: time, inputs, commands. `s` is not empty when anything that is shown has changed; `x`: the
-        traceback of a failure."""
-        self._fold(Record(t, i, c), s, x)
+        traceback of a failure; `m`: the marker that was posted, "" when it was removed, None or absent when it stays
+        as it was."""
+        self._fold(Record(t, i, c), s, x, m)
 
     def __mecha_fold__(self, events: Sequence[Event]) -> None:
         """All of a history: `advanced` for each of its events. Most records change nothing that is shown, and are only
@@ -154,21 +172,25 @@ class WorkflowInstance:
                 raise LookupError("an event that is not of a workflow")
             facts = orjson.loads(b"[%b]" % b",".join([event.data for event in some]))
             kept = list(map(Record._make, map(_RECORDED, facts)))
-            records += kept
-            for fact, record in zip(facts, kept, strict=True):
+            for position, (fact, record) in enumerate(zip(facts, kept, strict=True), len(records)):
+                if "m" in fact:
+                    self._marker, self._since = fact["m"], position
                 if fact["s"]:
                     self._summary = self._summary or Summary()
                     self._summary.apply(record)
                     self._show(self._summary, record, fact["x"])
+            records += kept
         if records:
             self.__dict__["updated_ms"] = records[-1].time_ms
         self._records = None if self.status in TERMINAL else records
 
-    def _fold(self, record: Record, telling: str, trace: str) -> None:
+    def _fold(self, record: Record, telling: str, trace: str, marker: str | None) -> None:
         own = self.__dict__
         records = own.get("_records")
         if records is None:
             records = own["_records"] = []
+        if marker is not None:
+            own["_marker"], own["_since"] = marker, len(records)
         records.append(record)
         own["updated_ms"] = record.time_ms
         if telling:
@@ -216,10 +238,11 @@ class WorkflowInstance:
 
     @method
     def activity_done(self, message: str, execution: str, step: str, result: str) -> None:
-        """`message`: the outbox message the attempt was started by. `result`: JSON text."""
+        """`message`: the row that stands for the order alone, or "". `result`: JSON text."""
         turn = context()
-        turn.done(message)
-        if self._expects(execution, step):
+        if message:
+            turn.done(message)
+        if self._ordered(execution, step) is not None:
             self._advance(turn, [("done", step, orjson.Fragment(result))])
 
     @method
@@ -228,24 +251,28 @@ class WorkflowInstance:
     ) -> None:
         """`error`: type, message, traceback. `retry_ms`: try again after so long; -1: this was the last attempt."""
         turn = context()
-        turn.done(message)
-        if not self._expects(execution, step, attempt):
+        if message:
+            turn.done(message)
+        order = self._ordered(execution, step)
+        if order is None or order.attempt != attempt:  # the same attempt, delivered twice, fails once
             return
         if retry_ms < 0:
             self._advance(turn, [("failed", step, *error)])
             return
         due_ms = turn.now_ms() + retry_ms
-        again = f"again {execution} {attempt + 1} {step}"
+        again = f"again {execution} {attempt + 1}:{order.first_ms} {step}"
         turn.set_reminder(_retry_name(step), due=_instant(due_ms), data=again, callback="timer_fired")
         self._advance(turn, [("retry", step, attempt + 1, due_ms, error[0], error[1])])
 
     @method
-    def wants(self, message: str, execution: str, step: str) -> bool:
-        """Whether the outcome of an activity is still waited for. If not, its work is done with."""
-        if self._expects(execution, step):
-            return True
-        context().done(message)
-        return False
+    def resume_orders(self, message: str) -> None:
+        """A scan has found the row `message`: begin whatever is open and not under way."""
+        turn = context()
+        if message != self._marker:  # of a commit this one rests on, which has removed it by now
+            turn.done(message)
+            return
+        orders = list(self._open_orders().orders.values())
+        turn.after_commit(lambda: self._deployment.begin(message, orders, True))
 
     @method
     def replied(self, token: str, result: Any, error: Any) -> None:
@@ -270,7 +297,9 @@ class WorkflowInstance:
             self._advance(context(), [("begun",)])
         else:
             attempt, _, step = rest.partition(" ")
-            self._advance(context(), [("again", step, int(attempt))])
+            number, _, first_ms = attempt.partition(":")
+            again: Input = ("again", step, int(number), int(first_ms)) if first_ms else ("again", step, int(number))
+            self._advance(context(), [again])
 
     @method
     def raise_event(self, name: str, payload: str) -> str:
@@ -315,8 +344,9 @@ class WorkflowInstance:
         for reminder in await turn.reminders():
             turn.clear_reminder(reminder.name)
         self._drop()
-        text = encode_inputs([("terminated", orjson.Fragment(output))])
-        self._record(turn, self._now_ms(turn), text, "", True, "")
+        self._open_orders().orders.clear()
+        items: list[Input] = [("terminated", orjson.Fragment(output))]
+        self._record(turn, self._now_ms(turn), items, encode_inputs(items), [], "")
         return ""
 
     @method
@@ -331,6 +361,8 @@ class WorkflowInstance:
         self._drop()
         turn = context()
         instance_id = turn.actor_id
+        if self._marker:
+            turn.done(self._marker)
         turn.delete()
         turn.after_commit(lambda: self._deployment.tell(instance_id, MISSING))
         return ""
@@ -365,9 +397,15 @@ class WorkflowInstance:
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
-    def _expects(self, execution: str, step: str, attempt: int = 0) -> bool:
-        """Whether the outcome of a step is still wanted: of this execution, not ended, and (where the code can be
-        asked) not given up by it. `attempt`: a failure of that one; the same attempt, delivered twice, fails once."""
+    def _ordered(self, execution: str, step: str) -> Order | None:
+        """The open order of a step, if its outcome is still wanted."""
+        if execution != self.execution or self.status in TERMINAL:
+            return None
+        return self._open_orders().orders.get(step)
+
+    def _expects(self, execution: str, step: str) -> bool:
+        """Whether the outcome of a call to an actor is still wanted: of this execution, not ended, and (where the code
+        can be asked) not given up by it."""
         if execution != self.execution or self.status in TERMINAL:
             return False
         if self.status == STALLED:
@@ -377,10 +415,7 @@ class WorkflowInstance:
             program = self._program() if live is None else live.program
         except Stall:
             return True  # the turn finds it out again, and records it
-        pending = program.pending(step)
-        if pending is None:
-            return program.parked
-        return not attempt or program.parked or pending.awaits(attempt)
+        return program.parked or program.pending(step) is not None
 
     def _advance(self, turn: Turn, inputs: list[Input], starting: str = "") -> None:
         """Apply inputs, record them with what the code commanded, and do that. `starting`: name of a workflow that
@@ -411,7 +446,7 @@ class WorkflowInstance:
             raise
         try:
             self._perform(turn, program, commands)
-            self._record(turn, now_ms, text, encode_commands(commands), _is_telling(items, commands), program.traceback)
+            self._record(turn, now_ms, items, text, commands, program.traceback)
         except Exception as error:
             self._drop()
             self._poison = (*self._poison, f"{type(error).__name__}: {error}")
@@ -441,19 +476,55 @@ class WorkflowInstance:
 
     def _park(self, turn: Turn, inputs: list[Input]) -> None:
         if inputs:
-            self._record(turn, self._now_ms(turn), encode_inputs(inputs), "", _is_telling(inputs, []), "")
+            self._record(turn, self._now_ms(turn), inputs, encode_inputs(inputs), [], "")
 
-    def _record(self, turn: Turn, now_ms: int, inputs: str, commands: str, telling: bool, trace: str) -> None:
-        """Record the event `advanced`, and apply it. (Calling it would do the same, at three times the cost.)"""
+    def _record(
+        self, turn: Turn, now_ms: int, items: list[Input], inputs: str, commands: list[Command], trace: str
+    ) -> None:
+        """Record the event `advanced`, and apply it. (Calling it would do the same, at three times the cost.) `inputs`:
+        the items as text."""
         before = self.status
-        told = "1" if telling else ""
-        fields = {"t": now_ms, "i": inputs, "c": commands, "s": told, "x": trace}
+        opened = self._open_orders().apply(now_ms, items, commands)
+        marker = self._move_marker(turn, ended=bool(commands) and commands[-1][0] in _ENDS)
+        told = "1" if _is_telling(items, commands) else ""
+        record = Record(now_ms, inputs, encode_commands(commands))
+        fields = {"t": now_ms, "i": inputs, "c": record.commands, "s": told, "x": trace}
+        if marker is not None:
+            fields["m"] = marker
         turn.record_encoded("advanced", orjson.dumps(fields))
-        self._fold(Record(now_ms, inputs, commands), told, trace)
+        self._fold(record, told, trace, marker)
+        if opened and (standing := self._marker):
+            turn.after_commit(lambda: self._deployment.begin(standing, opened, False))
         if self.status != before:
             turn.set_index(name=self.name, status=self.status)
             if self._is_over():
                 self._tell(turn)
+
+    def _move_marker(self, turn: Turn, *, ended: bool) -> str | None:
+        """INV-9: it stands while there are open orders. The new one, "" when there is none any more; None: as before.
+        Orders the code has left open at its end go on for themselves."""
+        orders = self._open_orders().orders
+        if ended:
+            for order in orders.values():
+                turn.post(ROW_KIND, order.encode())
+            orders.clear()
+        if orders:
+            return None if self._marker else turn.post(MARKER_KIND, b"{}")
+        if self._marker:
+            turn.done(self._marker)
+            return ""
+        return None
+
+    def _open_orders(self) -> OpenOrders:
+        found = self._open
+        if found is None:
+            records = self._records or ()
+            since = len(records) if self._marker == "" else self._since
+            turn = context()
+            # An execution has the id of the turn that starts it.
+            found = OpenOrders.of(turn.actor_id, self.execution or turn.turn_id, records, since)
+            self.__dict__["_open"] = found
+        return found
 
     def _tell(self, turn: Turn) -> None:
         """Wake those who wait, once this is durable."""
@@ -485,6 +556,8 @@ class WorkflowInstance:
         return self._summary
 
     def _drop(self) -> None:
+        """Of what memory holds, keep only what is recorded."""
+        self.__dict__["_open"] = None
         if self._live is not None:
             self._live.close()
             self._live = None
@@ -496,12 +569,8 @@ class WorkflowInstance:
         for command in commands:
             kind = command[0]
             if kind == "activity":
-                step = program.pending(command[1])
-                if step is not None:
-                    self._post(turn, execution, command, step.attempt, step.first_ms)
-                elif ("abandon", command[1]) not in commands:  # the code has ended without waiting for it
-                    self._post(turn, execution, command, 1, turn.now_ms())
-            elif kind == "timer":
+                continue
+            if kind == "timer":
                 turn.set_reminder(
                     _timer_name(command[1]),
                     due=_instant(command[2]),
@@ -523,11 +592,6 @@ class WorkflowInstance:
             timers, retries = program.leftover
             for name in (*map(_timer_name, timers), *map(_retry_name, retries)):
                 turn.clear_reminder(name)
-
-    def _post(self, turn: Turn, execution: str, command: Command, attempt: int, first_ms: int) -> None:
-        _, step, name, arguments = command
-        body = {"x": execution, "s": step, "n": name, "a": arguments, "k": attempt, "f": first_ms}
-        turn.post(ACTIVITY_KIND, orjson.dumps(body))
 
 
 _SHOWN = ("name", "status", "execution", "created_ms", "updated_ms", "input", "output", "custom_status", "failure")

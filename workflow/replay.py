@@ -54,9 +54,9 @@ Place = tuple["types.CodeType", int]
 
 class Step:
     """A durable step under way. `arguments` are kept for further attempts of an activity; `attempt` counts them from 1,
-    `first_ms` is when the first was asked for, `retrying`: waits for the next."""
+    `retrying`: waits for the next."""
 
-    __slots__ = ("arguments", "attempt", "call", "decoder", "first_ms", "future", "name", "retrying")
+    __slots__ = ("arguments", "attempt", "call", "decoder", "future", "name", "retrying")
 
     def __init__(
         self,
@@ -65,14 +65,12 @@ class Step:
         name: str,
         arguments: bytes,
         call: bool,
-        first_ms: int,
     ) -> None:
         self.future = future
         self.decoder = decoder
         self.name = name
         self.arguments = arguments
         self.call = call
-        self.first_ms = first_ms
         self.attempt = 1
         self.retrying = False
 
@@ -99,7 +97,6 @@ class Program:
         self.loop = WorkflowLoop(self, _context_with(surface))  # type: ignore[abstract]  # made concrete in a loop
         # When it ended: timers and retry waits that nobody waits for any more.
         self.leftover: tuple[list[str], list[str]] = ([], [])
-        self._time_ms = 0
         self._start: Start | None = None
         self._root: asyncio.Task[Any] | None = None
         self._parked: deque[Input] = deque()
@@ -164,7 +161,7 @@ class Program:
         self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
         self._places.append((code, offset))
         future: asyncio.Future[Any] = asyncio.Future(loop=loop)
-        self._steps[step] = Step(future, activity.result, name, arguments, False, self._time_ms)
+        self._steps[step] = Step(future, activity.result, name, arguments, False)
         try:
             return await future
         except asyncio.CancelledError:
@@ -184,7 +181,7 @@ class Program:
         step = self._scope_step(site, target[2])
         self._issue(("call", step, *target, _payload(payload)), place)
         future: asyncio.Future[Any] = self.loop.create_future()
-        self._steps[step] = Step(future, decoder, "/".join(target), b"", True, self._time_ms)
+        self._steps[step] = Step(future, decoder, "/".join(target), b"", True)
         try:
             return await future
         except asyncio.CancelledError:
@@ -259,7 +256,6 @@ class Program:
         if self._new_timers:
             self._new_timers.clear()
         self._withdrawn = False
-        self._time_ms = time_ms
         now_s = time_ms / 1000
         if now_s > self.loop.now_s:
             self.loop.now_s = now_s
