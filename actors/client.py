@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from actors.activation import Phase
 from actors.definition import definition_of
 from actors.errors import ActorNotActive, UnknownActorType
+from actors.message import Call, Heard
 from actors.names import check_name, stream_of
 from actors.ref import ActorRef, target_of
 from actors.state import fold, new_instance, plain_state
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from actors.definition import ActorDefinition, Method
     from actors.host import Host
-    from actors.message import Call
     from actors.outbox import DeadLetter
     from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
@@ -69,6 +69,15 @@ class ActorClient:
             call.fresh = True
         self._host.placement.submit(call)
         return call.future
+
+    def tell(
+        self, stream: str, method: Method, args: tuple[Any, ...], heard: Callable[[BaseException | None], None]
+    ) -> None:
+        """`call_method` for turns that the runtime makes by the thousand: the arguments are of the right types, and
+        nobody else's; `heard` is told what went wrong, see `Heard`."""
+        call = Call(stream, method.name, Heard(heard))
+        call.method, call.args = method, args
+        self._host.placement.submit(call)
 
     def start(self, call: Call, timeout: float | None) -> asyncio.Future[Any]:
         """Make a prepared call; the future of its answer. Cancelling that cancels the call."""

@@ -6,6 +6,7 @@ outlive a process; `Envelope` is their durable form, a wire format: fields are a
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import orjson
 from statestores.codec import encode
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
 
     from actors.definition import Method
     from actors.reminders import Tick
@@ -72,6 +73,29 @@ class Call:
     @property
     def receipt_key(self) -> str:
         return self.outbox_id if self.outbox_id is not None else f"key:{self.method_name}:{self.key}"
+
+
+class Heard(asyncio.Future[Any]):
+    """A `Call.future` of which nobody waits, since one function is told of the answer: what went wrong, None if
+    nothing. It is called at once, not by way of the event loop, so it must be quick, and must not raise."""
+
+    __slots__ = ("_answered", "_tell")
+
+    def __init__(self, tell: Callable[[BaseException | None], None]) -> None:
+        super().__init__()
+        self._tell = tell
+        self._answered = False
+
+    def done(self) -> bool:
+        return self._answered
+
+    def set_result(self, _result: Any, /) -> None:
+        self._answered = True
+        self._tell(None)
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        self._answered = True
+        self._tell(exception if isinstance(exception, BaseException) else exception())
 
 
 class Envelope(NamedTuple):

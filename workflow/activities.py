@@ -82,7 +82,7 @@ class ActivityWorker:
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._free: asyncio.Semaphore | None = None
-        self._client: ActorClient | None = None
+        self._attached_to: ActorClient | None = None
         self._methods: Mapping[str, Method] = {}
         # From their beginning until their outcome is recorded.
         self._under_way: dict[tuple[str, str, int], Order] = {}
@@ -94,7 +94,7 @@ class ActivityWorker:
 
     def attach(self, client: ActorClient, methods: Mapping[str, Method]) -> None:
         """Outcomes go through this client, to these methods of instances. Call before the host starts."""
-        self._client, self._methods = client, methods
+        self._attached_to, self._methods = client, methods
 
     def close(self) -> None:
         """Threads that are busy end with their work."""
@@ -116,12 +116,11 @@ class ActivityWorker:
         if not work.scanned:
             return
 
-        def asked(answer: asyncio.Future[None]) -> None:
-            if not answer.cancelled() and (error := answer.exception()) is not None:
+        def heard(error: BaseException | None) -> None:
+            if error is not None:
                 work.failed(error)
 
-        call = self._attached.call_method(work.stream, self._methods["resume_orders"], (work.id,))
-        call.add_done_callback(asked)
+        self._attached.tell(work.stream, self._methods["resume_orders"], (work.id,), heard)
 
     def take_row(self, work: Work) -> None:
         """An order with a row of its own."""
@@ -156,8 +155,8 @@ class ActivityWorker:
 
     @property
     def _attached(self) -> ActorClient:
-        assert self._client is not None, "attach() comes before the host starts"
-        return self._client
+        assert self._attached_to is not None, "attach() comes before the host starts"
+        return self._attached_to
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -270,8 +269,7 @@ class ActivityWorker:
         activity run again."""
         row = order.row
 
-        def answered(answer: asyncio.Future[None]) -> None:
-            error = HostStopping("the outcome was not taken") if answer.cancelled() else answer.exception()
+        def heard(error: BaseException | None) -> None:
             if error is None and order.row == row:
                 del self._under_way[order.key]
             elif error is None:  # the row came in between
@@ -282,9 +280,7 @@ class ActivityWorker:
                 longer_s = min(pause_s * 2, _LONGEST_RETRY_S)
                 asyncio.get_running_loop().call_later(pause_s, self._report, order, method, outcome, longer_s)
 
-        stream = f"{ACTOR_TYPE}/{order.instance_id}"
-        call = self._attached.call_method(stream, self._methods[method], (row, *outcome))
-        call.add_done_callback(answered)
+        self._attached.tell(f"{ACTOR_TYPE}/{order.instance_id}", self._methods[method], (row, *outcome), heard)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:

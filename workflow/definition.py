@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
+from asyncio.events import _get_running_loop
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -24,7 +25,7 @@ from actors.definition import _can_suspend
 from actors.names import check_name
 from actors.schedule import parse_duration_s
 from statestores.codec import Adapter, adapter, encode
-from workflow.loop import running_program
+from workflow.loop import WorkflowLoop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -108,6 +109,7 @@ class Activity(Generic[P, T]):
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
         self._parameters = [p for p in declared if p.kind in _POSITIONAL]
+        self._arity = len(self._parameters)
         self._adapters = [_value_adapter(hints.get(p.name, Any)) for p in self._parameters]
         self._by_name = {p.name: _value_adapter(hints.get(p.name, Any)) for p in declared}
         self._signature = inspect.Signature(declared)
@@ -117,21 +119,20 @@ class Activity(Generic[P, T]):
         self.__wrapped__ = function
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
-        program = running_program()
-        if program is None:
+        loop = _get_running_loop()
+        if type(loop) is not WorkflowLoop:
             return self.function(*args, **kwargs)  # type: ignore[no-any-return]  # what the plain function returns
         caller = sys._getframe(1)
-        return program.activity_call(self, self.encode_arguments(args, kwargs), caller.f_code, caller.f_lasti)
+        arguments = encode(args) if not kwargs and len(args) == self._arity else self.encode_arguments(args, kwargs)
+        call = loop.program.activity(self, arguments, caller.f_code, caller.f_lasti)
+        call.__name__ = self.name  # type: ignore[attr-defined]  # names its task
+        return call
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """JSON of the arguments: an array by position; with arguments that can only go by name, the array and an
         object. Raises `TypeError` as the function itself would, `CodecError`."""
-        if kwargs or len(args) != len(self._parameters):
-            bound = self._signature.bind(*args, **kwargs)
-            args, kwargs = bound.args, bound.kwargs
-            if kwargs:
-                return encode({"args": args, "kwargs": kwargs})
-        return encode(args)
+        bound = self._signature.bind(*args, **kwargs)
+        return encode({"args": bound.args, "kwargs": bound.kwargs} if bound.kwargs else bound.args)
 
     def decode_arguments(self, recorded: Any) -> tuple[list[Any], dict[str, Any]]:
         """What `encode_arguments` wrote, parsed, as the annotated types. Raises `CodecError`."""
@@ -142,9 +143,7 @@ class Activity(Generic[P, T]):
 
     def _restore_positional(self, values: list[Any]) -> list[Any]:
         """Values beyond the parameters stay as they are: the function will refuse them."""
-        adapters = self._adapters
-        for position, value in enumerate(values[: len(adapters)]):
-            found = adapters[position]
+        for position, (value, found) in enumerate(zip(values, self._adapters, strict=False)):
             if found is not None and type(value) is not found.atom:
                 values[position] = found.restore(value)
         return values

@@ -41,7 +41,6 @@ from workflow.history import (
     Record,
     Start,
     Summary,
-    encode_commands,
     encode_inputs,
 )
 from workflow.orders import OpenOrders, Order
@@ -64,6 +63,8 @@ ROW_KIND = "activity"
 MISSING = "missing"
 
 _NEVER = 2**62
+# What a NamedTuple's constructor comes to.
+_new_record = tuple.__new__
 _FOLDED_AT_ONCE = 1000
 _RECORDED = operator.itemgetter("t", "i", "c")
 # Results are bounded by the activities in flight, not by the mailbox; to refuse one would only run its activity again.
@@ -271,7 +272,7 @@ class WorkflowInstance:
         if message != self._marker:  # of a commit this one rests on, which has removed it by now
             turn.done(message)
             return
-        orders = list(self._open_orders().orders.values())
+        orders = list((self._open or self._open_orders()).orders.values())
         turn.after_commit(lambda: self._deployment.begin(message, orders, True))
 
     @method
@@ -401,7 +402,7 @@ class WorkflowInstance:
         """The open order of a step, if its outcome is still wanted."""
         if execution != self.execution or self.status in TERMINAL:
             return None
-        return self._open_orders().orders.get(step)
+        return (self._open or self._open_orders()).orders.get(step)
 
     def _expects(self, execution: str, step: str) -> bool:
         """Whether the outcome of a call to an actor is still wanted: of this execution, not ended, and (where the code
@@ -412,7 +413,7 @@ class WorkflowInstance:
             return True
         live = self._live
         try:
-            program = self._program() if live is None else live.program
+            program = self._replayed() if live is None else live.program
         except Stall:
             return True  # the turn finds it out again, and records it
         return program.parked or program.pending(step) is not None
@@ -431,7 +432,8 @@ class WorkflowInstance:
                 items = [("recovered",), *inputs]
             # Not by `encode`: whatever of this comes from outside has been through it already.
             text = orjson.dumps(items).decode()
-            program = self._program(starting)
+            live = self._live
+            program = live.program if live is not None else self._replayed(starting)
             # Read once: the time the code saw is the time that is recorded.
             now_ms = self._now_ms(turn)
             commands = program.apply(now_ms, orjson.loads(text))
@@ -445,7 +447,8 @@ class WorkflowInstance:
             self._drop()
             raise
         try:
-            self._perform(turn, program, commands)
+            if len(commands) != 1 or commands[0][0] != "activity":
+                self._perform(turn, program, commands)
             self._record(turn, now_ms, items, text, commands, program.traceback)
         except Exception as error:
             self._drop()
@@ -472,7 +475,8 @@ class WorkflowInstance:
 
     def _now_ms(self, turn: Turn) -> int:
         """Time as the history tells it: it never goes back."""
-        return max(turn.now_ms(), self.updated_ms)
+        now_ms, last_ms = turn.now_ms(), self.updated_ms
+        return now_ms if now_ms > last_ms else last_ms
 
     def _park(self, turn: Turn, inputs: list[Input]) -> None:
         if inputs:
@@ -484,26 +488,29 @@ class WorkflowInstance:
         """Record the event `advanced`, and apply it. (Calling it would do the same, at three times the cost.) `inputs`:
         the items as text."""
         before = self.status
-        opened = self._open_orders().apply(now_ms, items, commands)
-        marker = self._move_marker(turn, ended=bool(commands) and commands[-1][0] in _ENDS)
+        known = self._open or self._open_orders()
+        opened = known.apply(now_ms, items, commands)
+        marker = self._move_marker(turn, known.orders, ended=bool(commands) and commands[-1][0] in _ENDS)
         told = "1" if _is_telling(items, commands) else ""
-        record = Record(now_ms, inputs, encode_commands(commands))
-        fields = {"t": now_ms, "i": inputs, "c": record.commands, "s": told, "x": trace}
+        issued = orjson.dumps(commands).decode() if commands else ""
+        fields = {"t": now_ms, "i": inputs, "c": issued, "s": told, "x": trace}
         if marker is not None:
             fields["m"] = marker
         turn.record_encoded("advanced", orjson.dumps(fields))
-        self._fold(record, told, trace, marker)
+        self._fold(_new_record(Record, (now_ms, inputs, issued)), told, trace, marker)
         if opened and (standing := self._marker):
-            turn.after_commit(lambda: self._deployment.begin(standing, opened, False))
+            begin = self._deployment.begin
+            turn.after_commit(lambda: begin(standing, opened, False))
+        if not told:
+            return
         if self.status != before:
             turn.set_index(name=self.name, status=self.status)
             if self._is_over():
                 self._tell(turn)
 
-    def _move_marker(self, turn: Turn, *, ended: bool) -> str | None:
+    def _move_marker(self, turn: Turn, orders: dict[str, Order], *, ended: bool) -> str | None:
         """INV-9: it stands while there are open orders. The new one, "" when there is none any more; None: as before.
         Orders the code has left open at its end go on for themselves."""
-        orders = self._open_orders().orders
         if ended:
             for order in orders.values():
                 turn.post(ROW_KIND, order.encode())
@@ -516,14 +523,13 @@ class WorkflowInstance:
         return None
 
     def _open_orders(self) -> OpenOrders:
-        found = self._open
-        if found is None:
-            records = self._records or ()
-            since = len(records) if self._marker == "" else self._since
-            turn = context()
-            # An execution has the id of the turn that starts it.
-            found = OpenOrders.of(turn.actor_id, self.execution or turn.turn_id, records, since)
-            self.__dict__["_open"] = found
+        """As recorded."""
+        records = self._records or ()
+        since = len(records) if self._marker == "" else self._since
+        turn = context()
+        # An execution has the id of the turn that starts it.
+        found = OpenOrders.of(turn.actor_id, self.execution or turn.turn_id, records, since)
+        self.__dict__["_open"] = found
         return found
 
     def _tell(self, turn: Turn) -> None:
@@ -535,21 +541,21 @@ class WorkflowInstance:
         shown = self._shown()
         turn.after_commit(lambda: deployment.tell(instance_id, shown))
 
-    def _program(self, starting: str = "") -> Program:
-        """The live program; after an eviction, replayed. Raises `Stall`."""
-        if self._live is None:
-            name = self.name or starting
-            definition = self._deployment.workflows.get(name)
-            if definition is None:
-                raise Stall("UnknownWorkflow", f"no workflow named {name!r} is deployed here")
-            instance_id = context().actor_id
-            try:
-                self._live = Live(replay(definition, instance_id, self._records or (), SURFACE))
-            except Stall:
-                raise
-            except Exception as error:
-                raise _engine_failed(instance_id, error) from error
-        return self._live.program
+    def _replayed(self, starting: str = "") -> Program:
+        """The program, live from now on. Raises `Stall`."""
+        name = self.name or starting
+        definition = self._deployment.workflows.get(name)
+        if definition is None:
+            raise Stall("UnknownWorkflow", f"no workflow named {name!r} is deployed here")
+        instance_id = context().actor_id
+        try:
+            program = replay(definition, instance_id, self._records or (), SURFACE)
+        except Stall:
+            raise
+        except Exception as error:
+            raise _engine_failed(instance_id, error) from error
+        self._live = Live(program)
+        return program
 
     def _folded(self) -> Summary:
         assert self._summary is not None

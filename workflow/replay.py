@@ -142,14 +142,7 @@ class Program:
 
     # -- commands: what the code of the workflow asks for -------------------------------------------------------------
 
-    def activity_call(
-        self, activity: Activity[Any, Any], arguments: bytes, code: types.CodeType, offset: int
-    ) -> Coroutine[Any, Any, Any]:
-        call = self._activity(activity, arguments, code, offset)
-        call.__name__ = activity.name  # type: ignore[attr-defined]  # names its task
-        return call
-
-    async def _activity(self, activity: Activity[Any, Any], arguments: bytes, code: types.CodeType, offset: int) -> Any:
+    async def activity(self, activity: Activity[Any, Any], arguments: bytes, code: types.CodeType, offset: int) -> Any:
         # Written out, not built from `_scope_step`, `_issue` and `_outcome`: every step of every replay runs through
         # here.
         loop = self.loop
@@ -262,7 +255,7 @@ class Program:
         for item in inputs:
             if item[0] in _CONTROL:
                 self._control(item[0])
-            elif self.parked or self._parked:
+            elif self._parked or self.paused or self.stalled:
                 self._parked.append(item)
             elif not self.finished:
                 self._feed(item)
