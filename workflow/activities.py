@@ -120,7 +120,7 @@ class ActivityWorker:
             if error is not None:
                 work.failed(error)
 
-        self._attached.tell(work.stream, self._methods["resume_orders"], (work.id,), heard)
+        self._attached.tell(work.stream, self._methods["resume_orders"], (work.id, work.redelivered), heard)
 
     def take_row(self, work: Work) -> None:
         """An order with a row of its own."""

@@ -266,14 +266,14 @@ class WorkflowInstance:
         self._advance(turn, [("retry", step, attempt + 1, due_ms, error[0], error[1])])
 
     @method
-    def resume_orders(self, message: str) -> None:
+    def resume_orders(self, message: str, redelivered: bool) -> None:
         """A scan has found the row `message`: begin whatever is open and not under way."""
         turn = context()
         if message != self._marker:  # of a commit this one rests on, which has removed it by now
             turn.done(message)
             return
         orders = list((self._open or self._open_orders()).orders.values())
-        turn.after_commit(lambda: self._deployment.begin(message, orders, True))
+        turn.after_commit(lambda: self._deployment.begin(message, orders, redelivered))
 
     @method
     def replied(self, token: str, result: Any, error: Any) -> None:

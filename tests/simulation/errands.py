@@ -1,4 +1,5 @@
-"""A workflow to be simulated: three activities, a sleep, an event, a call and a message, each with a token to count."""
+"""A workflow to be simulated: three activities, a sleep, an event, a call and a message, each with a token to count.
+Half of them have a long activity beside all that, so that the others come and go while one is always under way."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import orjson
 
@@ -45,8 +47,14 @@ async def refuse(token: str) -> None:
     raise ValueError(token)
 
 
+@activity
+async def dwell() -> None:
+    await asyncio.sleep(4.0)
+
+
 @workflow
 async def errand(token: str) -> list[str]:
+    dwelling = asyncio.create_task(dwell()) if crc32(token.encode()) % 2 else None
     first = await mark(token, "1")
     await asyncio.sleep(0.4)
     second, third = await asyncio.gather(mark(token, "2"), mark(token, "3"))
@@ -57,6 +65,8 @@ async def errand(token: str) -> list[str]:
     tally = actor(Tally, PLACE)
     await tally.add(f"{token}.called")
     send(tally.add, f"{token}.sent")
+    if dwelling is not None:
+        await dwelling
     try:
         await refuse(token)
     except ActivityFailed:

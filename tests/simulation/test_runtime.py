@@ -28,11 +28,13 @@ from tests.simulation.faultystore import Faults
 from tests.simulation.scenario import Focus, run_seed
 from tests.simulation.simloop import SimulationFailed
 from tests.simulation.world import Violation
+from workflow.instance import WorkflowInstance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from statestores.model import TurnCommit
+    from workflow.orders import Order
 
 SEEDS = int(os.environ.get("MECHA_SEEDS", "2000"))
 CHUNK = 100
@@ -166,8 +168,31 @@ def forget_reminders(patch: Patch) -> None:
     patch.setattr(Reminders, "_scan", scan)
 
 
+def remove_the_marker_early(patch: Patch) -> None:
+    """The row by which an instance is found goes when its next-to-last activity is done."""
+
+    def move(self: WorkflowInstance, turn: Any, orders: dict[str, Order], *, ended: bool) -> str | None:
+        kept = {} if len(orders) == 1 and self._marker else orders
+        return MOVE_MARKER(self, turn, kept, ended=ended)
+
+    patch.setattr(WorkflowInstance, "_move_marker", move)
+
+
+def forget_work_in_doubt(patch: Patch) -> None:
+    """After a commit of unknown outcome, work that is under way is taken for complete."""
+    recover = Outbox.recover
+
+    def sure(self: Outbox, partitions: list[int]) -> None:
+        recover(self, partitions)
+        self._unsure.clear()
+
+    patch.setattr(Outbox, "recover", sure)
+
+
+MOVE_MARKER = WorkflowInstance._move_marker
 TOKENS = ("tokens",) * 4
 SLOW = Faults(delay_s=0.3)
+DEAF = Faults(delay_s=0.02, lose_answer=0.9)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +210,8 @@ SLOW = Faults(delay_s=0.3)
         (call_a_lost_commit_refused, "INV-6", Focus(("rob",) * 6, TOKENS)),
         (let_turns_interleave, "INV-5", Focus((), TOKENS)),
         (forget_reminders, "INV-9", Focus(("kill", "kill"), ("chores",) * 3)),
+        (remove_the_marker_early, "INV-9", Focus(("kill", "kill"), ("errands",) * 3)),
+        (forget_work_in_doubt, "INV-9", Focus((), ("errands",) * 4, DEAF)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
