@@ -14,6 +14,7 @@ from actors.names import check_name
 from actors.ref import target_of
 from actors.schedule import parse_duration_s
 from statestores.codec import adapter, encode
+from workflow.definition import restore
 from workflow.loop import running_program
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ async def wait_event(name: str, type: Any = Any, *, timeout: str | float | timed
     except TimeoutError:
         _give_up(program, folded, future)
         raise TimeoutError(f"no event {name!r} within {timeout}") from None
-    return payload if type is Any else adapter(type).restore(payload)
+    return payload if type is Any else restore(adapter(type), payload)
 
 
 external_event = wait_event

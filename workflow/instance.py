@@ -19,6 +19,7 @@ that follow until a later activation, or `resume`, finds code that can replay th
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import operator
@@ -64,7 +65,7 @@ MISSING = "missing"
 
 _NEVER = 2**62
 # What a NamedTuple's constructor comes to.
-_new_record = tuple.__new__
+_new_record = functools.partial(tuple.__new__, Record)
 _FOLDED_AT_ONCE = 1000
 _RECORDED = operator.itemgetter("t", "i", "c")
 # Results are bounded by the activities in flight, not by the mailbox; to refuse one would only run its activity again.
@@ -172,7 +173,7 @@ class WorkflowInstance:
             if any(event.name != "advanced" for event in some):
                 raise LookupError("an event that is not of a workflow")
             facts = orjson.loads(b"[%b]" % b",".join([event.data for event in some]))
-            kept = list(map(Record._make, map(_RECORDED, facts)))
+            kept = list(map(_new_record, map(_RECORDED, facts)))
             for position, (fact, record) in enumerate(zip(facts, kept, strict=True), len(records)):
                 if "m" in fact:
                     self._marker, self._since = fact["m"], position
@@ -497,7 +498,7 @@ class WorkflowInstance:
         if marker is not None:
             fields["m"] = marker
         turn.record_encoded("advanced", orjson.dumps(fields))
-        self._fold(_new_record(Record, (now_ms, inputs, issued)), told, trace, marker)
+        self._fold(_new_record((now_ms, inputs, issued)), told, trace, marker)
         if opened and (standing := self._marker):
             begin = self._deployment.begin
             turn.after_commit(lambda: begin(standing, opened, False))

@@ -44,6 +44,8 @@ _programs = itertools.count(1)
 SPIN_LIMIT = 1_000_000
 """Callbacks in one step, after which the workflow is taken to spin (`while True: await asyncio.sleep(0)`)."""
 
+_FEW_TASKS = 64
+
 _logger = logging.getLogger("workflow")
 _ASYNCIO = asyncio.__name__
 
@@ -92,13 +94,13 @@ class _Handle(asyncio.Handle):
     """As asyncio's, made without its look at debug mode: see `call_soon`."""
 
     __slots__ = ()
+    _repr = None
+    _source_traceback = None
     _callback: Callable[..., Any]
     _args: Any
     _loop: asyncio.AbstractEventLoop
     _context: contextvars.Context
     _cancelled: bool
-    _repr: str | None
-    _source_traceback: Any
 
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
@@ -111,7 +113,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self.root_scope = Scope("")
         self._context = context
         self._ready: deque[asyncio.Handle] = deque()
-        self._tasks: dict[int, _Task[Any]] = {}
+        # Those that have ended are let go of now and then: a callback of each would be one more for every step.
+        self._tasks: list[_Task[Any]] = []
+        self._most_tasks = _FEW_TASKS
         self._next_hash = next(_programs) << 24 & sys.maxsize
         self._timers: dict[asyncio.TimerHandle, str] = {}
         self._armed: dict[str, asyncio.TimerHandle] = {}
@@ -161,15 +165,21 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def kill(self) -> None:
         """End for good: no frame of any task runs again, on no account."""
+        self.let_go()
         self.dead = True
-        tasks = list(self._tasks.values())
-        discard([task.get_coro() for task in tasks if not task.done()])
+        tasks = self._tasks
+        discard([task.get_coro() for task in tasks])
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch, for `gather`
         self._ready.clear()
-        self._tasks.clear()
+        self._tasks = []
         self._timers.clear()
         self._armed.clear()
+
+    def let_go(self) -> None:
+        """Of tasks that have ended. Those whose error nobody has looked at say so now."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._most_tasks = _FEW_TASKS + 2 * len(self._tasks)
 
     def armed(self) -> list[str]:
         """Steps of the timers that are pending."""
@@ -219,8 +229,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self.dead:
             coro.close()
             raise WorkflowEvicted
-        path = self.scope().child(str(name) if name is not None else coro.__name__)  # type: ignore[attr-defined]
-        if context is None and asyncio.current_task(self) is None:
+        running = asyncio.current_task(self)
+        scope = running.scope if type(running) is _Task else self.root_scope
+        path = scope.child(str(name) if name is not None else coro.__name__)  # type: ignore[attr-defined]
+        if context is None and running is None:
             context = self.base_context()
         return self._task(coro, path, context, Scope(path))
 
@@ -236,8 +248,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         task.scope = scope
         self._next_hash += 1
         task.__init__(coro, loop=self, name=name, context=context)  # type: ignore[misc]
-        self._tasks[task._hash] = task
-        task.add_done_callback(self._forget, context=self._context)
+        if len(self._tasks) >= self._most_tasks:
+            self.let_go()
+        self._tasks.append(task)
         return task
 
     def call_soon(  # type: ignore[override]  # typeshed's variadic generics
@@ -250,8 +263,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         handle._loop = self
         handle._context = context if context is not None else self.base_context()
         handle._cancelled = False
-        handle._repr = None
-        handle._source_traceback = None
         if not self.dead:
             self._ready.append(handle)
         return handle
@@ -296,9 +307,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def get_task_factory(self) -> None:
         return None
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(hash(task), None)
 
 
 def running_program() -> Program | None:
@@ -359,7 +367,7 @@ def site_name(code: types.CodeType) -> str:
     """The named function a call stands in. Comprehensions and lambdas count as part of the function around them (newer
     Pythons make no frame for most of them)."""
     name = code.co_name
-    if not name.startswith("<"):
+    if name[0] != "<":
         return name
     named = [part for part in code.co_qualname.split(".") if not part.startswith("<")]
     return named[-1] if named else "module"
