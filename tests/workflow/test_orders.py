@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from actors import Host, OutcomeUnknown
+from actors import Host, OutcomeUnknown, outbox
 from statestores.memory import MemoryJournal
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, TurnCommit, partition_of
 from tests.histories.test_histories import FILES, load
 from tests.workflow.steps import double
 from tests.workflow.test_instance import QUICK, eventually
-from workflow import Engine, WorkflowFailed, activity, activity_info, wait_event, workflow
+from workflow import Engine, WorkflowFailed, activities, activity, activity_info, wait_event, workflow
 from workflow.history import Record, parse
 from workflow.instance import MARKER_KIND, ROW_KIND
 from workflow.orders import OpenOrders
@@ -280,6 +280,54 @@ async def test_no_marker_while_waiting_for_a_retry(world: World) -> None:
     history = await client.history(instance)
     first_ms = history[0].time_ms
     assert [e.inputs[0][2:] for e in history if e.inputs[0][0] == "again"] == [[2, first_ms], [3, first_ms]]
+
+
+async def test_more_instances_than_may_work_wait_in_their_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INV-9: instances beyond the limit of a host are not begun from memory, and none of them is forgotten."""
+    monkeypatch.setattr(outbox, "_MOST_WORK", 2)
+    running, most = 0, 0
+
+    @activity
+    async def counted(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    @workflow
+    async def sums(number: int) -> int:
+        return await counted(number) + await counted(number)
+
+    client = await world.start([sums])
+    instances = [await client.start(sums, number) for number in range(20)]
+    assert [await client.wait(instance, 20) for instance in instances] == [2 * number for number in range(20)]
+    assert most <= 2
+    assert await rows(world.store.journal) == []
+
+
+async def test_activities_beyond_the_limit_wait_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more tasks of activities than the limit run at a time; the others follow as these end."""
+    monkeypatch.setattr(activities, "_MOST_RUNNING", 3)
+    running, most = 0, 0
+
+    @activity
+    async def counted(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    @workflow
+    async def fans_out(width: int) -> int:
+        return sum(await asyncio.gather(*(counted(number) for number in range(width))))
+
+    client = await world.start([fans_out])
+    assert await client.run(fans_out, 50) == 1225
+    assert most == 3
 
 
 async def test_rows_of_former_stores_are_honoured(world: World) -> None:
