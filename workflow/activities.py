@@ -76,13 +76,15 @@ class ActivityTimeout(WorkflowError):
 class ActivityWorker:
     """Runs activities: coroutines on the host's loop, plain functions in at most `threads` threads."""
 
+    # `attach` comes before anything is begun.
+    _client: ActorClient
+
     def __init__(self, activities: Mapping[str, Activity[Any, Any]], clock: Clock, threads: int) -> None:
         self._activities = activities
         self._clock = clock
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._free: asyncio.Semaphore | None = None
-        self._attached_to: ActorClient | None = None
         self._methods: Mapping[str, Method] = {}
         # From their beginning until their outcome is recorded.
         self._under_way: dict[tuple[str, str, int], Order] = {}
@@ -94,7 +96,7 @@ class ActivityWorker:
 
     def attach(self, client: ActorClient, methods: Mapping[str, Method]) -> None:
         """Outcomes go through this client, to these methods of instances. Call before the host starts."""
-        self._attached_to, self._methods = client, methods
+        self._client, self._methods = client, methods
 
     def close(self) -> None:
         """Threads that are busy end with their work."""
@@ -107,7 +109,7 @@ class ActivityWorker:
     def begin(self, marker: str, orders: Sequence[Order], redelivered: bool) -> None:
         """Open orders of an instance, durable by now. Those under way go on. Where the marker is not at work here (more
         stand than may be at a time), nothing is begun: its turn will come."""
-        if self._attached.is_at_work(marker):
+        if self._client.is_at_work(marker):
             for order in orders:
                 self._begin(order, redelivered)
 
@@ -120,7 +122,7 @@ class ActivityWorker:
             if error is not None:
                 work.failed(error)
 
-        self._attached.tell(work.stream, self._methods["resume_orders"], (work.id, work.redelivered), heard)
+        self._client.tell(work.stream, self._methods["resume_orders"], (work.id, work.redelivered), heard)
 
     def take_row(self, work: Work) -> None:
         """An order with a row of its own."""
@@ -153,20 +155,15 @@ class ActivityWorker:
         else:
             self._waiting.append((found, order))
 
-    @property
-    def _attached(self) -> ActorClient:
-        assert self._attached_to is not None, "attach() comes before the host starts"
-        return self._attached_to
-
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _start(self, found: Activity[Any, Any], order: Order) -> None:
         self._running += 1
-        self._attached.create_task(self._work(found, order)).add_done_callback(self._ended)
+        self._client.create_task(self._work(found, order)).add_done_callback(self._ended)
 
     def _ended(self, _task: asyncio.Task[None]) -> None:
         self._running -= 1
-        if self._waiting and not self._attached.is_stopped:
+        if self._waiting and not self._client.is_stopped:
             self._start(*self._waiting.popleft())
 
     async def _work(self, found: Activity[Any, Any], order: Order) -> None:
@@ -185,7 +182,7 @@ class ActivityWorker:
         quick = self._quick
         try:
             for _ in range(min(len(quick), _QUICK_AT_ONCE)):
-                if self._attached.is_stopped:  # as if crashed: whoever has the partition next finds the orders
+                if self._client.is_stopped:  # as if crashed: whoever has the partition next finds the orders
                     quick.clear()
                     return
                 self._work_quickly(*quick[0])
@@ -280,7 +277,7 @@ class ActivityWorker:
                 longer_s = min(pause_s * 2, _LONGEST_RETRY_S)
                 asyncio.get_running_loop().call_later(pause_s, self._report, order, method, outcome, longer_s)
 
-        self._attached.tell(f"{ACTOR_TYPE}/{order.instance_id}", self._methods[method], (row, *outcome), heard)
+        self._client.tell(f"{ACTOR_TYPE}/{order.instance_id}", self._methods[method], (row, *outcome), heard)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -436,7 +436,9 @@ class WorkflowInstance:
             live = self._live
             program = live.program if live is not None else self._replayed(starting)
             # Read once: the time the code saw is the time that is recorded.
-            now_ms = self._now_ms(turn)
+            now_ms = turn.now_ms()
+            if now_ms < self.updated_ms:
+                now_ms = self.updated_ms  # as the history tells it, time never goes back
             commands = program.apply(now_ms, orjson.loads(text))
         except Stall as stall:
             self._stall(turn, inputs, stall)
@@ -476,8 +478,7 @@ class WorkflowInstance:
 
     def _now_ms(self, turn: Turn) -> int:
         """Time as the history tells it: it never goes back."""
-        now_ms, last_ms = turn.now_ms(), self.updated_ms
-        return now_ms if now_ms > last_ms else last_ms
+        return max(turn.now_ms(), self.updated_ms)
 
     def _park(self, turn: Turn, inputs: list[Input]) -> None:
         if inputs:

@@ -41,7 +41,18 @@ class Order:
     """One attempt of an activity. `arguments` is JSON; `first_ms`: when its first attempt was commanded; `row`: the
     message that stands for this order alone, "" where the marker does."""
 
-    __slots__ = ("arguments", "attempt", "execution", "first_ms", "instance_id", "name", "redelivered", "row", "step")
+    __slots__ = (
+        "arguments",
+        "attempt",
+        "execution",
+        "first_ms",
+        "instance_id",
+        "key",
+        "name",
+        "redelivered",
+        "row",
+        "step",
+    )
 
     def __init__(
         self,
@@ -62,13 +73,10 @@ class Order:
         self.attempt = attempt
         self.first_ms = first_ms
         self.row = row
+        # Unique for ever, since an execution id is.
+        self.key = (execution, step, attempt)
         # May have been begun before, somewhere.
         self.redelivered = False
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """Unique for ever, since an execution id is."""
-        return self.execution, self.step, self.attempt
 
     def encode(self) -> bytes:
         """The body of its own row. A wire format: fields are added, never renamed."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import math
 import os
@@ -501,9 +502,10 @@ def scan_of(definition: Workflow[Any, Any]) -> Scan:
     return found
 
 
+@functools.lru_cache(maxsize=4)
 def _context_with(surface: object) -> contextvars.Context:
     """An empty context: nothing of the host's (or the turn's) is visible to the code of a workflow, but what `surface`
-    offers in place of an actor's turn."""
+    offers in place of an actor's turn. All programs share it, since nothing runs in it: each task has a copy."""
     from actors.turn import _current
 
     context = contextvars.Context()
