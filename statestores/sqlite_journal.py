@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder, Snapshot, StreamState
-from statestores.sqlite_plain import Fence, rows_of
+from statestores.sqlite_plain import Fence, is_plain, rows_of
 from statestores.sqlite_transaction import in_transaction, undo
 from statestores.turnrules import check_partitions, check_possible
 
@@ -136,13 +136,15 @@ _STATEMENTS = {size: "INSERT INTO effects VALUES " + ",".join([_ROW] * size) for
 _LARGEST = _SIZES[-1] * _WIDTH
 
 
-def _add_effects(effects: list[Any], turn: TurnCommit) -> None:
-    """Append one turn's effects, in the order in which they apply."""
+def _add_effects(effects: list[Any], turn: TurnCommit, *, events_apart: bool = False) -> None:
+    """Append one turn's effects, in the order in which they apply; with `events_apart` all but its events."""
     (
         partition, _, stream, turn_id, time_ms, expected_version, caller, trace_id, events, snapshot, listing,
         reminders_set, reminders_cleared, outbox, outbox_done, outbox_dead, receipt, delete,
     ) = turn  # fmt: skip
-    if events:
+    if events and events_apart:
+        version = (expected_version or 0) + len(events)
+    elif events:
         version = expected_version or 0
         for name, data in events:
             version += 1
@@ -204,6 +206,27 @@ def _insert(connection: sqlite3.Connection, effects: list[Any]) -> None:
 
 
 # ---- commit --------------------------------------------------------------------------------------------------------
+
+
+class _LeftOut(Exception):
+    """Rows that the short way did not take."""
+
+
+def _effects_beside_events(turns: Sequence[TurnCommit], others: Sequence[TurnCommit]) -> list[Any]:
+    """What the `others` among the turns do beside recording events."""
+    effects: list[Any] = []
+    for turn in others:
+        _add_effects(effects, turn, events_apart=True)
+    if effects:
+        _add_record(effects, turns)
+    return effects
+
+
+def _add_record(effects: list[Any], turns: Sequence[TurnCommit]) -> None:
+    """Append the record of the call, where it needs one."""
+    if any(map(_needs_record, turns)):
+        record = _recent(turns, "1" * len(turns))
+        effects += (_RECENT, turns[0].partition, record, None, None, None, None, None, None)
 
 
 def _needs_record(turn: TurnCommit) -> bool:
@@ -426,6 +449,10 @@ def _release(connection: sqlite3.Connection, owned: Sequence[tuple[int, int]]) -
 class SqliteJournal:
     """The journal in the store's file. Each call is one transaction, or one statement that is one."""
 
+    # A transaction of two statements takes the interpreter lock four times where one statement takes it once; from so
+    # many turns on it is worth it.
+    worth_two_statements = 12
+
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self._fence = Fence()
@@ -463,21 +490,35 @@ class SqliteJournal:
             return []
         check_possible(turns, self.partitions)
         values = rows_of(turns)
-        if values is not None and await self._store.run_writer(lambda c: self._commit_plain(c, turns, values)):
-            return [None] * len(turns)
+        if values is not None:
+            others = [turn for turn in turns if not is_plain(turn)]
+            if not others or len(turns) >= self.worth_two_statements:
+                beside = _effects_beside_events(turns, others)
+                if await self._store.run_writer(lambda c: self._commit_events(c, turns, values, beside)):
+                    return [None] * len(turns)
         effects = _effects_of(turns)
-        if any(map(_needs_record, turns)):
-            record = _recent(turns, "1" * len(turns))
-            effects += (_RECENT, turns[0].partition, record, None, None, None, None, None, None)
+        _add_record(effects, turns)
         return await self._store.run_writer(lambda connection: _commit(connection, turns, effects))
 
-    def _commit_plain(self, connection: sqlite3.Connection, turns: Sequence[TurnCommit], values: list[Any]) -> bool:
+    def _commit_events(
+        self, connection: sqlite3.Connection, turns: Sequence[TurnCommit], values: list[Any], beside: list[Any]
+    ) -> bool:
+        """The short way: events first, then what the turns do beside them. False: nothing was recorded."""
         if not self._fence.admits(connection, turns):
             return False
         try:
-            return self._fence.insert(connection, values)
-        except sqlite3.IntegrityError:
+            if not beside:
+                return self._fence.insert(connection, values)
+            in_transaction(connection, lambda _: self._insert_both(connection, values, beside))
+        except (sqlite3.IntegrityError, _LeftOut):
             return False
+        return True
+
+    def _insert_both(self, connection: sqlite3.Connection, values: list[Any], beside: list[Any]) -> None:
+        """Invariant: the fence that the first statement checks holds to the end of the transaction (INV-2)."""
+        if not self._fence.insert(connection, values):
+            raise _LeftOut
+        _apply(connection, beside)
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:
         return await self._store.read(lambda c: _load(c, stream, at_version))

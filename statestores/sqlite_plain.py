@@ -1,10 +1,11 @@
-"""The short way into SQLite, for batches of turns that record events and nothing else: one plain INSERT.
+"""The short way into SQLite: the events of a batch by one plain INSERT.
 
-Most turns are such turns, and the general way (`sqlite_journal`, a row of a trigger's view for each effect) costs about
-twice as much for them. This one statement fences, checks and writes as well; it differs in what happens when something
-is wrong. A row whose check fails is left out, and then the count of rows tells; the caller goes the general way with
-the same turns, which finds the ones that are recorded already by their turn ids, and words the refusals of the others.
-No turn is recorded in part: all rows of a stream ask for the same thing, the event that was its head before the batch.
+Events are most of what turns record, and the general way (`sqlite_journal`, a row of a trigger's view for each effect)
+costs about twice as much for them. This one statement fences, checks and writes as well; it differs in what happens
+when something is wrong. A row whose check fails is left out, and then the count of rows tells; the caller undoes what
+there is and goes the general way with the same turns, which finds the ones that are recorded already by their turn ids,
+and words the refusals of the others. No turn is recorded in part: all rows of a stream ask for the same thing, the
+event that was its head before the batch.
 """
 
 from __future__ import annotations
@@ -41,23 +42,31 @@ def _statement(size: int) -> str:
 _STATEMENTS = {size: _statement(size) for size in _SIZES}
 
 
+def is_plain(turn: TurnCommit) -> bool:
+    """Whether a turn records events and nothing else."""
+    return bool(turn.events) and turn[9:] == _NOTHING_ELSE
+
+
 def rows_of(turns: Sequence[TurnCommit]) -> list[Any] | None:
-    """The rows' values, one after the other; None when the turns need the general way."""
+    """The values of the events' rows, one after the other; None when the turns need the general way, since what some of
+    them do to a stream comes between the events of others."""
     values: list[Any] = []
-    # Of each stream: its head before the batch, and after the turns so far.
+    # Of each stream: its head before the batch, and after the turns so far; the latter is -1 when it may not move.
     heads: dict[str, tuple[int, int]] = {}
     for turn in turns:
-        _, _, stream, turn_id, time_ms, version, caller, trace_id, events, *_ = turn
-        if not events or version is None or turn[9:] != _NOTHING_ELSE:
-            return None
+        _, _, stream, turn_id, time_ms, version, caller, trace_id, events, *_, delete = turn
+        if version is None:  # bookkeeping: of no stream
+            continue
         before, head = heads.get(stream, (version, version))
-        if head != version:
+        if head != version or delete:
             return None
         for name, data in events:
             version += 1
             values += (stream, version, name, data, time_ms, turn_id, caller, trace_id, before)
-        heads[stream] = before, version
-    return values if len(values) <= _SIZES[-1] * _COLUMNS else None
+        if not events and before != head:  # it asks for a head that the events before it have not made yet
+            return None
+        heads[stream] = before, version if events else -1
+    return values if values and len(values) <= _SIZES[-1] * _COLUMNS else None
 
 
 class Fence:

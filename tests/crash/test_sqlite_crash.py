@@ -89,7 +89,18 @@ def with_a_large_turn(owner: Owner) -> list[TurnCommit]:
     return [*every_feature(owner), owner.turn("a/5", 0, events=many)]
 
 
-BATCHES = [every_feature, with_refusals, with_a_large_turn]
+def events_and_more(owner: Owner) -> list[TurnCommit]:
+    """Many turns with events, and what else a turn has beside them: two statements in a transaction."""
+    return [
+        *(owner.turn("a/1", 2 + n, f"plain {n}") for n in range(12)),
+        owner.turn("a/1", 14, "more", snapshot=b"3", listing=IndexEntry("a/1", "n", "done", NOW_MS, NOW_MS + 1)),
+        owner.turn("a/2", 2, "kept", receipt=Receipt("other", b"r", NOW_MS)),
+        owner.turn("a/3", 1, reminders_cleared=("old",), outbox_done=("old-0",), outbox_dead=(("old-1", "no"),)),
+        everything(owner, "a/4"),
+    ]
+
+
+BATCHES = [every_feature, with_refusals, with_a_large_turn, events_and_more]
 
 
 async def picture(journal: Journal) -> list[dict[str, object]]:

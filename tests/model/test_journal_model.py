@@ -249,6 +249,15 @@ class SqliteMachine(JournalMachine):
         return SqliteStore(self.directory / "model.db", partitions=PARTITIONS, synchronous="OFF")
 
 
+class SqliteApartMachine(JournalMachine):
+    """Events go apart from what turns do beside them, however few they are."""
+
+    def open_store(self) -> StateStore:
+        store = SqliteStore(self.directory / "model.db", partitions=PARTITIONS, synchronous="OFF")
+        store.journal.worth_two_statements = 1
+        return store
+
+
 class RedisMachine(JournalMachine):
     def open_store(self) -> StateStore:
         return RedisStore.from_url(f"{shared_redis().url}?namespace={self.directory.name}&partitions={PARTITIONS}")
@@ -262,5 +271,7 @@ TestMemoryJournal = MemoryMachine.TestCase
 TestMemoryJournal.settings = _modest
 TestSqliteJournal = SqliteMachine.TestCase
 TestSqliteJournal.settings = _modest
+TestSqliteApartJournal = SqliteApartMachine.TestCase
+TestSqliteApartJournal.settings = _modest
 TestRedisJournal = RedisMachine.TestCase
 TestRedisJournal.settings = _modest

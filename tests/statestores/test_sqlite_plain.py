@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from statestores.errors import StaleEpoch, VersionConflict
-from statestores.model import NewEvent, TurnCommit, partition_of
+from statestores.errors import DuplicateTurn, StaleEpoch, VersionConflict
+from statestores.model import NewEvent, Receipt, Snapshot, TurnCommit, partition_of
 from statestores.sqlite import SqliteStore
-from statestores.sqlite_plain import rows_of
+from statestores.sqlite_plain import is_plain, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,12 +35,24 @@ async def versions(store: SqliteStore, stream: str) -> list[int]:
 
 
 def test_which_batches_take_it() -> None:
-    """A batch with anything but events, or whose turns of a stream do not follow each other, goes the general way."""
+    """A batch whose turns of a stream do not follow each other, or with anything between their events, goes the general
+    way."""
     assert rows_of([turn("a/1", 0, "t1"), turn("a/1", 1, "t2", events=2), turn("a/2", 5, "t3")]) is not None
     assert rows_of([turn("a/1", 0, "t1"), turn("a/1", 2, "t2")]) is None
-    assert rows_of([turn("a/1", 0, "t1")._replace(snapshot=b"{}")]) is None
-    assert rows_of([turn("a/1", 0, "t1")._replace(outbox_done=("x",))]) is None
+    assert rows_of([turn("a/1", 0, "t1")._replace(snapshot=b"{}"), turn("a/1", 1, "t2")]) is not None
+    assert rows_of([turn("a/1", 0, "t1"), turn("a/2", 3, "t2", events=0)]) is not None
+    assert rows_of([turn("a/1", 0, "t1"), turn("a/1", 1, "t2", events=0)]) is None
+    assert rows_of([turn("a/1", 0, "t1", events=0), turn("a/1", 0, "t2")]) is None
+    assert rows_of([turn("a/1", 0, "t1"), turn("a/2", 0, "t2", events=0)._replace(delete=True)]) is None
     assert rows_of([turn("a/1", 0, "t1", events=0)]) is None
+
+
+def test_what_is_plain() -> None:
+    """Events alone are one statement; with anything beside them they are two in a transaction."""
+    assert is_plain(turn("a/1", 0, "t1"))
+    assert not is_plain(turn("a/1", 0, "t1")._replace(snapshot=b"{}"))
+    assert not is_plain(turn("a/1", 0, "t1")._replace(outbox_done=("x",)))
+    assert not is_plain(turn("a/1", 0, "t1", events=0))
 
 
 async def test_a_chain_that_hangs_in_the_air_is_refused_whole(store: SqliteStore) -> None:
@@ -58,6 +70,20 @@ async def test_a_version_that_is_taken_refuses_its_turns_alone(store: SqliteStor
     answers = await store.journal.commit([turn("a/2", 0, "u1"), turn("a/1", 1, "u2"), turn("a/3", 0, "u3")])
     assert [type(answer) for answer in answers] == [type(None), VersionConflict, type(None)]
     assert [await versions(store, f"a/{n}") for n in (1, 2, 3)] == [[1, 2], [1], [1]]
+
+
+async def test_what_comes_beside_events_is_refused_with_them(store: SqliteStore) -> None:
+    """INV-4, INV-8: a receipt that is there already refuses its own turn whole, and no other of a large batch."""
+    receipt = Receipt("key", b"first", 99)
+    assert await store.journal.commit([turn("a/1", 0, "t0")._replace(receipt=receipt)]) == [None]
+    batch = [turn(f"b/{n}", 0, f"u{n}")._replace(snapshot=b"{}" if n % 5 == 0 else None) for n in range(20)]
+    again = turn("a/1", 1, "t1")._replace(receipt=receipt, snapshot=b"{}")
+    answers = await store.journal.commit([*batch, again])
+    assert [type(answer) for answer in answers] == [type(None)] * 20 + [DuplicateTurn]
+    assert await versions(store, "a/1") == [1]
+    assert [await versions(store, f"b/{n}") for n in range(20)] == [[1]] * 20
+    assert (await store.journal.load("b/5")).snapshot == Snapshot(1, b"{}")
+    assert (await store.journal.load("a/1")).snapshot is None
 
 
 async def test_repeats_are_recognised(store: SqliteStore) -> None:
