@@ -184,6 +184,10 @@ class ActorClient:
         """Call back, on the event loop, when the host does nothing any more."""
         self._host.when_stopped.append(callback)
 
+    def when_lost(self, callback: Callable[[int], None]) -> None:
+        """Call back, on the event loop, with each partition that another host owns from now on."""
+        self._host.when_lost.append(callback)
+
     def active_counts(self) -> dict[str, int]:
         """Activations in memory, for every hosted type."""
         counts = dict.fromkeys(self._host.types, 0)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # NamedTuples cost several times as much when they are made by their own constructor, and these are made by every turn.
 _new = tuple.__new__
+# Longer than anybody makes the same call again.
+_HOP_RECEIPT_MS = 120_000
 
 
 def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None:
@@ -86,7 +88,7 @@ def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None
             (),
             (),
             (),
-            None,
+            None if call.hop is None else _hop_receipt(turn, result),
             False,
         ),
     )
@@ -133,6 +135,8 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
         receipt = Receipt(call.outbox_id, b"", now_ms + definition.options.receipts_ms, call.outbox_partition)
     elif call.key is not None:
         receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + definition.options.receipts_ms)
+    elif call.hop is not None:
+        receipt = _hop_receipt(turn, result)
     # From here on nothing can fail.
     activation.version = version = expected + len(events)
     if changed is not None:
@@ -162,6 +166,11 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
         receipt,
         turn.deleting,
     )
+
+
+def _hop_receipt(turn: Turn, result: Any) -> Receipt:
+    """The answer to a call from another host, which makes it again when this one dies before it has answered."""
+    return Receipt(turn.call.receipt_key, _encoded(turn, result), turn.now_ms() + _HOP_RECEIPT_MS)
 
 
 def _snapshot(activation: Activation) -> bytes | None:

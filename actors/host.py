@@ -38,10 +38,11 @@ from statestores.groupcommit import GroupCommit
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 
     from actors.client import ActorClient
     from actors.definition import ActorDefinition, Method
+    from actors.placement import Placement
     from actors.turn import Turn
     from statestores.errors import StaleEpoch
     from statestores.store import Journal
@@ -58,9 +59,11 @@ _PURGE_LIMIT = 10_000
 class Host:
     """Runs the actors of the given types. `start` takes partitions over, `stop` drains and gives them back.
 
-    `workers` do posted work by kind (see `Turn.post`). `lease_s` is how long reads may be served after the store was
-    last asked, and how long a crashed host on another machine is waited for. `store_patience_s`: how long commits are
-    repeated while the store is away before their callers get `OutcomeUnknown`.
+    `placement` brings calls to the host that owns their actor; by default this one, which then owns all partitions. On
+    a cluster somebody else says which ones it is to `take` and to `give` back. `workers` do posted work by kind (see
+    `Turn.post`). `lease_s` is how long reads may be served after the store was last asked, and how long a crashed host
+    on another machine is waited for. `store_patience_s`: how long commits are repeated while the store is away before
+    their callers get `OutcomeUnknown`.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Host:
         workers: Mapping[str, Worker] | None = None,
         max_in_flight_messages: int = 8192,
         store_patience_s: float = 30.0,
+        placement: Callable[[Host], Placement] = LocalPlacement,
     ) -> None:
         from actors.client import ActorClient
 
@@ -94,7 +98,7 @@ class Host:
         self.reminders = Reminders(self)
         self.timers = Timers(self)
         self.outbox = Outbox(self, dict(workers or {}), max_in_flight_messages)
-        self.placement = LocalPlacement(self)
+        self.placement: Placement = placement(self)
         self.client: ActorClient = ActorClient(self)
         self.draining = False
         self.aborted = False
@@ -106,27 +110,50 @@ class Host:
         # In the order of their start, not of their addresses: a simulated run must be the same each time.
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self.when_stopped: list[Callable[[], None]] = []
+        self.when_lost: list[Callable[[int], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.loop_time: Callable[[], float] = self.clock.monotonic  # the loop's own clock, once started
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take over all partitions and find what was left unfinished. Raises `StoreInUse`, `StoreError`."""
+        """Take over the partitions that are ours from the beginning, and find what was left unfinished in them. Raises
+        `StoreInUse`, `StoreError`."""
         self._loop = asyncio.get_running_loop()
         self.loop_time = self._loop.time
         self.group.start()
         try:
-            await self.placement.acquire_all()
+            await self.placement.start()
         except BaseException:
             await self.group.close()
             raise
-        self._id_prefix = f"{self._unique[:12]}-{self._first_epoch()}-"
+        self._id_prefix = f"{self._unique[:12]}-{self._first_epoch() or secrets.token_hex(8)}-"
         self.ownership.start_renewing()
         self.outbox.start(self.ownership.owned)
         self.reminders.start()
         self.create_task(self._sweep())
         self.create_task(self._purge())
+
+    async def take(self, partitions: Sequence[int], *, force: bool) -> None:
+        """Own these partitions too, from now on, and find what was left unfinished in them. `force`: although the lease
+        of another owner runs, which is safe (INV-2) but lets that owner, if it lives, answer reads until its lease
+        ends. Raises `LeaseHeld`, with nothing taken, `StoreError`."""
+        await self.ownership.acquire(partitions, force=force)
+        self.outbox.recover(list(partitions))
+        self.reminders.rescan()
+
+    async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
+        """Hand partitions over: finish the turns that run or wait in them, commit, deactivate, end the leases. What has
+        not finished after `timeout_s` is rolled back and runs elsewhere. New calls are the placement's to keep away."""
+        leaving = frozenset(partitions)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._drain(leaving)
+        except TimeoutError:
+            log.warning("turns took longer than %g s to end, their partitions leave without them", timeout_s)
+        self.outbox.flush()
+        await self.group.drain()
+        await self.ownership.release(leaving)
 
     async def stop(self, timeout_s: float = 30.0) -> None:
         """Drain: refuse new calls, finish the turns that are queued, commit, deactivate, give the partitions back. What
@@ -139,11 +166,12 @@ class Host:
             async with asyncio.timeout(timeout_s):
                 await self._drain()
                 await self.group.close()
+                await self.placement.drain()
         except TimeoutError:
             log.warning("drain took longer than %g s: what still runs is rolled back", timeout_s)
         self.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.ownership.release()
+        await self.ownership.release(self.owned())
 
     def abort(self) -> None:
         """Stop at once, as a crash would; memory is dropped, nothing is written any more. Whoever waits is told what is
@@ -154,14 +182,19 @@ class Host:
         for activation in tuple(self.activations.values()):
             activation.retire()
         self.ownership.stop()
+        self.placement.stop()
         for task in tuple(self._tasks):
             task.cancel()
         for callback in self.when_stopped:
             callback()
 
-    async def _drain(self) -> None:
-        while self.activations:
-            for activation in tuple(self.activations.values()):
+    async def _drain(self, partitions: Container[int] | None = None) -> None:
+        """Deactivate all activations, or those of some partitions."""
+        while True:
+            found = [a for a in self.activations.values() if partitions is None or a.partition in partitions]
+            if not found:
+                break
+            for activation in found:
                 await activation.wait_quiet()
                 if not activation.dead and activation.quiet:
                     await self._deactivate(activation)
@@ -310,6 +343,9 @@ class Host:
     def _lost(self, partition: int) -> None:
         for activation in [a for a in self.activations.values() if a.partition == partition]:
             activation.retire()
+        self.timers.forget_partition(partition)
+        for callback in self.when_lost:
+            callback(partition)
 
     def _activate(self, call: Call) -> Activation:
         actor_type, _, actor_id = call.stream.partition("/")

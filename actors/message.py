@@ -41,6 +41,9 @@ class Call:
     key: str | None = None
     outbox_id: str | None = None
     outbox_partition: int = -1
+    # Identity of a call that goes from host to host, the same for every attempt: what it records leaves a receipt, so
+    # that the call may be made again when the host it was sent to has died.
+    hop: str | None = None
     # May have been delivered before: the target looks for a receipt before it runs the turn.
     redelivered: bool = False
     # Where the outcome goes when it must be durable (a call out of an outbox): see `Envelope`.
@@ -56,6 +59,8 @@ class Call:
     deadline: float | None = None
     timer: asyncio.TimerHandle | None = None
     attempt: int = 0
+    # Until when it waits for somebody to own its actor's partition, once it has had to: seconds on the loop's clock.
+    wait_until: float = 0.0
     method: Method | None = None
     turn: Turn | None = None
     # The wake-up this call is, for ticks of reminders.
@@ -72,7 +77,9 @@ class Call:
 
     @property
     def receipt_key(self) -> str:
-        return self.outbox_id if self.outbox_id is not None else f"key:{self.method_name}:{self.key}"
+        if self.outbox_id is not None:
+            return self.outbox_id
+        return f"key:{self.method_name}:{self.key}" if self.key is not None else f"hop:{self.hop}"
 
 
 class Heard(asyncio.Future[Any]):

@@ -130,7 +130,7 @@ class Outbox:
         if self._scanner is not None:
             self._scanner.cancel()
             await asyncio.gather(self._scanner, return_exceptions=True)
-        self._flush()
+        self.flush()
 
     @property
     def in_flight(self) -> int:
@@ -289,10 +289,11 @@ class Outbox:
     def _acknowledge(self, delivery: _Delivery) -> None:
         """Remove the row, together with others: losing this to a crash costs a redelivery that finds its receipt."""
         if not self._acks:
-            asyncio.get_running_loop().call_later(_ACK_DELAY_S, self._flush)
+            asyncio.get_running_loop().call_later(_ACK_DELAY_S, self.flush)
         self._acks.setdefault(delivery.partition, []).append(delivery.id)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what has been acknowledged, without waiting for more."""
         acks, self._acks = self._acks, {}
         for partition, ids in acks.items():
             self._submit(partition, tuple(ids), ())

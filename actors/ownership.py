@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from statestores.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from actors.clock import Clock
     from statestores.store import Journal
@@ -91,11 +91,12 @@ class Ownership:
             self.epochs[partition] = 0
             self._on_lost(partition)
 
-    async def release(self) -> None:
-        """Stop renewing and end the leases, so that a successor need not wait."""
-        self.stop()
-        pairs = [(p, e) for p, e in enumerate(self.epochs) if e]
-        self._valid_until = 0.0
+    async def release(self, partitions: Iterable[int]) -> None:
+        """End the leases of these partitions, so that a successor need not wait. They are no longer ours from the start
+        of this call on: a successor may answer before we hear that the store knows."""
+        pairs = [(p, self.epochs[p]) for p in partitions if self.epochs[p]]
+        for partition, _ in pairs:
+            self.lose(partition)
         try:
             await self._journal.release(pairs)
         except StoreError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from actors.errors import ActorError
 from actors.reminders import tick_payload
 from actors.schedule import make_schedule, next_due_ms
+from statestores.model import partition_of
 
 if TYPE_CHECKING:
     from actors.host import Host
@@ -37,6 +38,13 @@ class Timers:
     def forget(self, stream: str) -> None:
         for key in [k for k in self._running if k[0] == stream]:
             self._cancel(key)
+
+    def forget_partition(self, partition: int) -> None:
+        """Timers die with the ownership of their actor, as they would with the host: what owns it now has none."""
+        partitions = self._host.journal.partitions
+        for stream in {stream for stream, _ in self._running}:
+            if partition_of(stream, partitions) == partition:
+                self.forget(stream)
 
     async def stop(self) -> None:
         tasks = [*self._running.values()]

@@ -37,7 +37,13 @@ class LocalPlacement:
         # The way to an actor's host is a function call here: bound once, as it is on the path of every turn.
         self.submit: Callable[[Call], None] = host.submit
 
-    async def acquire_all(self) -> None:
+    async def drain(self) -> None:
+        """Answers here are futures: they leave at once."""
+
+    def stop(self) -> None:
+        """Nothing is held but what the host holds."""
+
+    async def start(self) -> None:
         """Own every partition. Raises `StoreInUse` when the present owner keeps its lease alive."""
         everything = range(self._host.journal.partitions)
         waited_for = ""

@@ -113,7 +113,7 @@ class Life:
 class Robber(LocalPlacement):
     """Takes the partitions over although their owner lives: a placement that is wrong."""
 
-    async def acquire_all(self) -> None:
+    async def start(self) -> None:
         await self._host.ownership.acquire(range(PARTITIONS), force=True)
 
 

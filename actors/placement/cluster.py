@@ -1,0 +1,331 @@
+"""Placement over several hosts: a call goes to the host whose epoch the store has for the actor's partition.
+
+Nothing here is true, and nothing needs to be. The routing table is what the store said last; a call that goes to the
+wrong host is refused there, unapplied, and goes again when the table has been read anew. A call whose host may have
+died with it half done goes again under the same id, marked *redelivered*: the receipt its first attempt left, if it
+was recorded, is its answer (INV-8), and an attempt that still runs somewhere cannot be recorded any more (INV-2).
+
+Who is to own what, somebody else decides and says with `take` and `give` (see `actors.placement.plan`).
+
+Failure cases, and what becomes of a call:
+
+- *Nobody owns the partition just now* (a take-over is under way): it waits here, at most `patience_s`.
+- *The owner died*: sent again to the next one, see above.
+- *The owner is frozen*: it never answers; when the store names another owner, sent again to that one.
+- *The owner hands the partition over*: it refuses what is new, and finishes what it has.
+- *This host hands it over*: what is new waits here until the store names the next owner.
+
+All of this runs on the host's event loop; no public method but `take` and `give` awaits, so tables and queues are
+consistent between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from typing import TYPE_CHECKING
+
+from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown
+from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
+from statestores.errors import StoreError
+from statestores.model import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actors.host import Host
+    from actors.message import Call
+    from actors.placement.hop import Peers, Sent
+
+log = logging.getLogger(__name__)
+
+# Not applied over there, so it may go again.
+_ELSEWHERE = (NotOwner, ActorMoved, HostStopping)
+_FIRST_LOOK_S = 0.01
+_LONGEST_LOOK_S = 0.25
+# After the table says that a partition has moved, its former owner may still answer what it was asked, so long.
+_FORMER_OWNER_S = 0.25
+
+
+class ClusterPlacement:
+    """One host's view of the cluster. `peers`: how others are reached. `refresh_s`: how often the table is read even
+    though nothing went wrong, which is what finds the successor of a frozen host. `patience_s`: how long a call waits
+    for a partition that has no owner, before it fails with `NotOwner`."""
+
+    def __init__(self, host: Host, peers: Peers, *, refresh_s: float = 0.5, patience_s: float = 30.0) -> None:
+        self._host = host
+        self._peers = peers
+        self._refresh_s = refresh_s
+        self._patience_s = patience_s
+        self.name = host_name(host.owner)
+        count = host.journal.partitions
+        # Names of hosts, "" where nobody is known.
+        self.routes: list[str] = [""] * count
+        self._links: dict[str, Link] = {}
+        self._leaving: set[int] = set()
+        # Calls that nobody can take just now.
+        self._parked: dict[int, list[Call]] = {}
+        # (sender, id) of what this host was asked and has not answered.
+        self._serving: dict[tuple[str, str], Call] = {}
+        self._look = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        await self._read_routes()
+        self._looking = asyncio.get_running_loop().create_task(self._look_for_ever(), name="routes")
+
+    def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.close()
+            for sent in link.unanswered.values():
+                unknown = OutcomeUnknown(f"{sent.call.stream}: this host stopped before {link.peer_name} had answered")
+                self._host.fail(sent.call, unknown)
+        for parked in self._parked.values():
+            for call in parked:
+                self._host.fail(call, HostStopping("this host has stopped"))
+        self._parked.clear()
+
+    async def drain(self) -> None:
+        for link in tuple(self._links.values()):
+            await link.wait_sent()
+
+    async def take(self, partitions: Sequence[int], *, force: bool) -> None:
+        """Own these partitions from now on. Raises `LeaseHeld`, `StoreError`."""
+        await self._host.take(partitions, force=force)
+        for partition in partitions:
+            self.routes[partition] = self.name
+            self._unpark(partition)
+
+    async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
+        """Hand partitions over to whoever takes them next. New calls wait meanwhile, so none fails."""
+        owned = [p for p in partitions if self._host.epochs[p]]
+        self._leaving.update(owned)
+        try:
+            await self._host.give(owned, timeout_s)
+        finally:
+            self._leaving.difference_update(owned)
+            for partition in owned:
+                self.routes[partition] = ""
+            self._look.set()
+
+    # -- the way out ---------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        host = self._host
+        partition = partition_of(call.stream, len(self.routes))
+        if host.epochs[partition]:
+            # A chain that is under way here has to come to its end before the partition can leave.
+            if partition not in self._leaving or call.chain:
+                host.submit(call)
+            elif call.reminder is not None:
+                host.fail(call, NotOwner(f"{call.stream} is being handed over, its next owner finds the reminder"))
+            else:
+                self._park(call, partition)
+        elif host.aborted:
+            host.fail(call, HostStopping("this host has stopped"))
+        elif call.reminder is not None:
+            host.fail(call, NotOwner(f"{call.stream} has another owner, which finds the reminder itself"))
+        else:
+            self._forward(call, partition)
+
+    def _forward(self, call: Call, partition: int) -> None:
+        owner = self.routes[partition]
+        if not owner or owner == self.name:
+            self._park(call, partition)
+            return
+        if call.hop is None:
+            call.hop = self._host.new_id()
+            call.future.add_done_callback(functools.partial(self._given_up, call))
+        link = self._links.get(owner)
+        if link is None:
+            link = self._links[owner] = Link(self.name, owner, self._peers, self._link_gone)
+        try:
+            link.ask(call, call.hop, partition)
+        except ActorError as error:
+            self._host.fail(call, error)
+
+    def _given_up(self, call: Call, _: object) -> None:
+        """The caller has its answer, or wants none any more: a deadline, a cancellation."""
+        assert call.hop is not None
+        for link in self._links.values():
+            if call.hop in link.unanswered:
+                link.cancel(call.hop)
+
+    def _park(self, call: Call, partition: int) -> None:
+        if not call.wait_until:
+            call.wait_until = asyncio.get_running_loop().time() + self._patience_s
+        self._parked.setdefault(partition, []).append(call)
+        self._look.set()
+
+    def _unpark(self, partition: int) -> None:
+        for call in self._parked.pop(partition, ()):
+            if not call.future.done():
+                self.submit(call)
+
+    # -- the way in ----------------------------------------------------------------------------------------------------
+
+    def receive(self, sender: str, batch: bytes) -> None:
+        """A batch of another host's link to this one."""
+        for kind, *rest in decode_batch(batch):
+            if kind == "ask":
+                self._serve(sender, rest[0])
+            elif kind == "cancel":
+                call = self._serving.get((sender, rest[0]))
+                if call is not None:
+                    call.future.cancel()
+            else:
+                self._answered(sender, kind, *rest)
+
+    def _serve(self, sender: str, wanted: Asked) -> None:
+        if (sender, wanted.id) in self._serving or self._host.aborted:
+            return
+        host = self._host
+        call = host.new_call(wanted.stream, wanted.method)
+        call.raw = True
+        call.payload, call.caller, call.trace_id = wanted.payload, wanted.caller, wanted.trace_id
+        call.key, call.outbox_id, call.outbox_partition = wanted.key, wanted.outbox_id, wanted.outbox_partition
+        call.redelivered, call.reply_to, call.internal = wanted.redelivered, wanted.reply_to, wanted.internal
+        call.chain, call.chain_id, call.waiter = wanted.chain, wanted.chain_id, wanted.waiter
+        call.hop = wanted.id
+        self._serving[sender, wanted.id] = call
+        if call.waiter:  # known at both ends, so that a cycle over two hosts is seen by one of them
+            host.waits.add(call.waiter, call.stream)
+        call.future.add_done_callback(functools.partial(self._served, sender, call))
+        partition = partition_of(call.stream, len(self.routes))
+        if not host.epochs[partition] or (partition in self._leaving and not call.chain):
+            host.fail(call, NotOwner(f"{self.name} does not own partition {partition} of {call.stream}"))
+            return
+        if wanted.left_s is not None:
+            loop = asyncio.get_running_loop()
+            call.deadline = loop.time() + wanted.left_s
+            call.timer = loop.call_at(call.deadline, host.expire, call)
+        host.submit(call)
+
+    def _served(self, sender: str, call: Call, _: object) -> None:
+        assert call.hop is not None
+        del self._serving[sender, call.hop]
+        if call.waiter:
+            self._host.waits.remove(call.waiter, call.stream)
+        future = call.future
+        if future.cancelled():
+            return
+        error = future.exception()
+        if self._host.aborted:
+            return
+        link = self._links.get(sender)
+        if link is None:
+            link = self._links[sender] = Link(self.name, sender, self._peers, self._link_gone)
+        if error is None:
+            link.put(("answer", call.hop, future.result()))
+        else:
+            link.put(("fail", call.hop, encode_error(error)))
+
+    def _answered(self, sender: str, kind: str, call_id: str, outcome: bytes | tuple[str, ...]) -> None:
+        link = self._links.get(sender)
+        sent = link.unanswered.pop(call_id, None) if link is not None else None
+        if sent is None:  # asked again elsewhere meanwhile, or given up
+            return
+        call, partition = sent
+        if isinstance(outcome, bytes):
+            try:
+                self._host.answer(call, result_of(call, outcome))
+            except ActorError as error:
+                self._host.fail(call, error)
+            return
+        failure = decode_error(outcome)
+        if not isinstance(failure, _ELSEWHERE):
+            self._host.fail(call, failure)
+            return
+        if self.routes[partition] == sender:
+            self.routes[partition] = ""
+        self._again(sent, redelivered=False)
+
+    # -- going again ---------------------------------------------------------------------------------------------------
+
+    def _again(self, sent: Sent, *, redelivered: bool) -> None:
+        call = sent.call
+        if call.future.done():
+            return
+        if redelivered:
+            call.redelivered = True
+        self.submit(call)
+
+    def _link_gone(self, link: Link) -> None:
+        """The peer has ended: whatever it was asked and had not answered goes again."""
+        if self._links.get(link.peer_name) is link:
+            del self._links[link.peer_name]
+        self.routes = ["" if name == link.peer_name else name for name in self.routes]
+        waiting, link.unanswered = list(link.unanswered.values()), {}
+        for sent in waiting:
+            self._again(sent, redelivered=True)
+        self._look.set()
+
+    def _moved(self, partition: int, former: str) -> None:
+        """The table names a new owner; the former one has a moment left to answer, then its calls go to the new one."""
+        link = self._links.get(former)
+        if link is None:
+            return
+        left = {call_id: sent for call_id, sent in link.unanswered.items() if sent.partition == partition}
+        if left:
+            asyncio.get_running_loop().call_later(_FORMER_OWNER_S, self._give_up_on, link, left)
+
+    def _give_up_on(self, link: Link, left: dict[str, Sent]) -> None:
+        for call_id, sent in left.items():
+            if link.unanswered.get(call_id) is sent:
+                del link.unanswered[call_id]
+                self._again(sent, redelivered=True)
+
+    # -- the table -----------------------------------------------------------------------------------------------------
+
+    async def _look_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        delay_s = _FIRST_LOOK_S
+        while True:
+            try:
+                async with asyncio.timeout(self._refresh_s):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            try:
+                await self._read_routes()
+            except StoreError as error:
+                log.warning("the owners of partitions cannot be read, trying again: %s", error)
+            self._give_up_parked(loop.time())
+            if not self._parked:
+                delay_s = _FIRST_LOOK_S
+                continue
+            self._look.set()
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, _LONGEST_LOOK_S)
+
+    async def _read_routes(self) -> None:
+        for ownership in await self._host.journal.owners():
+            partition, name = ownership.partition, host_name(ownership.owner)
+            if self._host.epochs[partition]:
+                name = self.name
+            before, self.routes[partition] = self.routes[partition], name
+            if name and name != before and before not in ("", self.name):
+                self._moved(partition, before)
+            if name and partition in self._parked:
+                self._unpark(partition)
+
+    def _give_up_parked(self, now_s: float) -> None:
+        for partition, parked in list(self._parked.items()):
+            for call in parked:
+                if now_s >= call.wait_until:
+                    self._host.fail(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
+            self._parked[partition] = [call for call in parked if not call.future.done()]
+            if not self._parked[partition]:
+                del self._parked[partition]
+
+
+def host_name(owner: str) -> str:
+    """The name a host has among its peers, out of the one it has in the store (see `local.make_owner`)."""
+    return owner.rpartition(":")[2]

@@ -1,0 +1,243 @@
+"""The hop between two hosts: calls and answers as plain values, and a link that carries whatever has gathered.
+
+A message between processes costs a cluster about the same whatever it carries (see `actors.placement.ray`), so a link
+sends one batch at a time, and what is asked or answered meanwhile makes the next. One at a time also keeps the order,
+and is the back-pressure: a peer that takes batches slowly gets them slowly, and fuller.
+
+The wire form is a list of tuples of plain values, pickled: both ends are processes of one cluster, of one release of
+the code or two neighbouring ones. Fields are added at the end, with defaults, never renamed or removed.
+
+    ("ask", Asked)  ("answer", id, result)  ("fail", id, error)  ("cancel", id)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from actors import errors
+from actors.errors import ActorError, ActorFailed, Deadlock, MailboxFull
+from statestores.codec import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from actors.message import Call
+
+    Item = tuple[Any, ...]
+
+_MOST_ITEMS = 1000
+_MOST_BYTES = 4 << 20
+_MOST_WAITING = 50_000
+_RESEND_S = 0.1
+
+
+class PeerGone(Exception):
+    """The peer has ended, or is not to be found: whatever it had not answered may or may not have been done."""
+
+
+class PeerUnsure(Exception):
+    """The batch may or may not have arrived; the peer may still be there."""
+
+
+class Peer(Protocol):
+    async def deliver(self, sender: str, batch: bytes) -> None:
+        """Hand a batch to the peer's `ClusterPlacement.receive`. Returns when it has been taken, not when it is done.
+        Raises `PeerGone`, `PeerUnsure`."""
+
+
+class Peers(Protocol):
+    """How a host reaches others by their names: the transport of a cluster."""
+
+    async def connect(self, name: str) -> Peer:
+        """Raises `PeerGone`."""
+
+
+class Asked(NamedTuple):
+    """A call on the wire: see `actors.message.Call` for the fields. `id` is the same for every attempt."""
+
+    id: str
+    stream: str
+    method: str
+    payload: bytes
+    key: str | None
+    outbox_id: str | None
+    outbox_partition: int
+    redelivered: bool
+    reply_to: tuple[str, str, str] | None
+    caller: str
+    trace_id: str
+    chain: tuple[str, ...]
+    waiter: str
+    chain_id: str | None
+    left_s: float | None
+    internal: bool
+
+
+def asked(call: Call, call_id: str, now_s: float) -> Asked:
+    """`now_s`: the loop's time. A deadline travels as what is left of it, since clocks differ."""
+    payload = call.payload
+    if payload is None:
+        payload = b"" if call.method is None else call.method.signature.encode_bound(call.args)
+    return Asked(
+        call_id,
+        call.stream,
+        call.method_name,
+        payload,
+        call.key,
+        call.outbox_id,
+        call.outbox_partition,
+        call.redelivered,
+        call.reply_to,
+        call.caller,
+        call.trace_id,
+        call.chain,
+        call.waiter,
+        call.chain_id,
+        None if call.deadline is None else max(0.0, call.deadline - now_s),
+        call.internal,
+    )
+
+
+def result_of(call: Call, data: bytes) -> Any:
+    """What the caller gets for the JSON of an answer. Raises `UnserializableResult`."""
+    if call.raw:
+        return data
+    if call.method is not None:
+        return call.method.signature.decode_result(data)
+    return decode(data) if data else None
+
+
+def encode_error(error: BaseException) -> tuple[str, ...]:
+    """An error on the wire: its name and what it is made of. One that is not an `ActorError` arrives as
+    `ActorFailed`."""
+    if isinstance(error, ActorFailed):
+        return "ActorFailed", error.error_type, error.message, error.traceback
+    if isinstance(error, Deadlock):
+        return "Deadlock", *error.chain
+    if isinstance(error, ActorError):
+        return type(error).__name__, str(error)
+    return "ActorFailed", type(error).__name__, str(error), ""
+
+
+def decode_error(fields: tuple[str, ...]) -> ActorError:
+    name, *rest = fields
+    if name == "Deadlock":
+        return Deadlock(tuple(rest))
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, ActorError):
+        error: ActorError = kind(*rest)
+        return error
+    return ActorFailed(name, *rest[:2])
+
+
+def encode_batch(items: list[Item]) -> bytes:
+    return pickle.dumps(items, 5)
+
+
+def decode_batch(batch: bytes) -> list[Item]:
+    items: list[Item] = pickle.loads(batch)
+    return items
+
+
+class Sent(NamedTuple):
+    """A call that a peer has been asked, and has not answered."""
+
+    call: Call
+    partition: int
+
+
+class Link:
+    """One direction to one peer, and what is waited for from it. `gone` is called once, when the peer has ended, with
+    what it had not answered; the link is then of no more use."""
+
+    def __init__(self, own_name: str, peer_name: str, peers: Peers, gone: Callable[[Link], None]) -> None:
+        self.peer_name = peer_name
+        self.unanswered: dict[str, Sent] = {}
+        self._own_name = own_name
+        self._peers = peers
+        self._gone = gone
+        self._outgoing: list[Item] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._sending = True
+        self._sent: asyncio.Future[None] | None = None
+        self._sender = asyncio.get_running_loop().create_task(self._send_for_ever(), name=f"link to {peer_name}")
+
+    def ask(self, call: Call, call_id: str, partition: int) -> None:
+        """Raises `MailboxFull` when the peer takes calls more slowly than they come, `InvalidArguments`."""
+        if len(self._outgoing) >= _MOST_WAITING:
+            raise MailboxFull(f"{len(self._outgoing)} calls wait for host {self.peer_name}: try again later")
+        item = ("ask", asked(call, call_id, asyncio.get_running_loop().time()))
+        self.unanswered[call_id] = Sent(call, partition)
+        self.put(item)
+
+    def cancel(self, call_id: str) -> None:
+        """The caller has given up."""
+        if self.unanswered.pop(call_id, None) is not None:
+            self.put(("cancel", call_id))
+
+    def put(self, item: Item) -> None:
+        self._outgoing.append(item)
+        if self._wake is not None:
+            wake, self._wake = self._wake, None
+            if not wake.done():
+                wake.set_result(None)
+
+    def close(self) -> None:
+        self._sender.cancel()
+
+    async def wait_sent(self) -> None:
+        """Returns when everything put until now has been taken by the peer, or the peer is gone."""
+        if self._sending or self._outgoing:
+            self._sent = self._sent or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._sent)
+
+    async def _send_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            peer = await self._peers.connect(self.peer_name)
+            while True:
+                if not self._outgoing:
+                    self._all_sent()
+                    self._wake = loop.create_future()
+                    await self._wake
+                self._sending = True
+                await self._send(peer, self._take())
+        except PeerGone:
+            self._gone(self)
+        finally:
+            self._all_sent()
+
+    def _all_sent(self) -> None:
+        self._sending = False
+        if self._sent is not None:
+            sent, self._sent = self._sent, None
+            if not sent.done():
+                sent.set_result(None)
+
+    async def _send(self, peer: Peer, items: list[Item]) -> None:
+        """Until the batch has been taken. What is sent twice says so; answers may come twice."""
+        while True:
+            try:
+                await peer.deliver(self._own_name, encode_batch(items))
+                return
+            except PeerUnsure:
+                items = [("ask", i[1]._replace(redelivered=True)) if i[0] == "ask" else i for i in items]
+                await asyncio.sleep(_RESEND_S)
+
+    def _take(self) -> list[Item]:
+        """The next batch: bounded in number and, but for a single large item, in bytes."""
+        size = 0
+        for count, item in enumerate(self._outgoing[:_MOST_ITEMS]):
+            if item[0] == "ask":
+                size += len(item[1].payload)
+            elif item[0] == "answer":
+                size += len(item[2])
+            if size > _MOST_BYTES and count:
+                break
+        else:
+            count = _MOST_ITEMS
+        items = self._outgoing[:count]
+        del self._outgoing[:count]
+        return items

@@ -1,0 +1,249 @@
+"""Several hosts on one store: calls find their actor, whatever becomes of the hosts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from actors import ActorFailed, DeadlineExceeded, Deadlock, NotOwner, actor, context, method, send
+from statestores.memory import MemoryStore
+from statestores.model import partition_of
+from tests.actors.worlds import until
+from tests.placement.network import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PARTITIONS = 4
+gates: dict[str, asyncio.Event] = {}
+
+
+@actor
+class Cell:
+    value: int = 0
+
+    @method
+    async def add(self, amount: int = 1) -> int:
+        self.value += amount
+        return self.value
+
+    @method(read_only=True)
+    async def read(self) -> int:
+        return self.value
+
+    @method
+    async def add_when(self, gate: str, amount: int = 1) -> int:
+        await gates[gate].wait()
+        self.value += amount
+        return self.value
+
+    @method
+    async def fail(self) -> None:
+        raise ValueError("no")
+
+    @method
+    async def add_via(self, other: str) -> int:
+        return await context().actor(Cell, other).add(1)
+
+    @method
+    async def add_there_and_back(self, other: str) -> int:
+        return await context().actor(Cell, other).add_via(context().actor_id)
+
+    @method
+    async def tell(self, other: str, times: int) -> None:
+        for _ in range(times):
+            send(context().actor(Cell, other).add, 1)
+
+
+def of_partition(partition: int, number: int = 0) -> str:
+    """An actor id in that partition."""
+    found = [name for n in range(1000) if partition_of(f"Cell/{(name := f'c{n}')}", PARTITIONS) == partition]
+    return found[number]
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    store = MemoryStore(partitions=PARTITIONS)
+    await store.open()
+    made = Cluster(store.journal, Cell)
+    yield made
+    await made.close()
+    await store.close()
+
+
+async def test_a_call_goes_to_the_owner(cluster: Cluster) -> None:
+    """A call is answered wherever it comes in, and runs where its actor lives."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    for partition in range(PARTITIONS):
+        name = of_partition(partition)
+        assert await one.client.actor(Cell, name).add(2) == 2
+        assert await two.client.actor(Cell, name).add(3) == 5
+        assert await one.client.actor(Cell, name).read() == 5
+    assert set(one.activations) == {f"Cell/{of_partition(p)}" for p in (0, 1)}
+    assert set(two.activations) == {f"Cell/{of_partition(p)}" for p in (2, 3)}
+
+
+async def test_errors_cross_hosts(cluster: Cluster) -> None:
+    """What the method raised arrives as the same kind of error as in one process."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    with pytest.raises(ActorFailed, match="ValueError: no"):
+        await one.client.actor(Cell, of_partition(2)).fail()
+
+
+async def test_calls_gather_into_batches(cluster: Cluster) -> None:
+    """The hop carries whatever has gathered since the last batch left."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    name = of_partition(3)
+    await one.client.actor(Cell, name).add(0)
+    before = len(cluster.network.batches)
+    answers = await asyncio.gather(*(one.client.actor(Cell, name).add(1) for _ in range(200)))
+    assert answers == list(range(1, 201))
+    assert len(cluster.network.batches) - before <= 8
+
+
+async def test_a_killed_host_fails_no_call(cluster: Cluster) -> None:
+    """Calls that were under way on a host that died are answered by its successor, and take effect once (INV-8)."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    name, gate = of_partition(2), asyncio.Event()
+    gates["killed"] = gate
+    pending = [asyncio.create_task(one.client.actor(Cell, name).add_when("killed")) for _ in range(5)]
+    await until(lambda: f"Cell/{name}" in cluster.hosts["two"].activations)
+    cluster.kill("two")
+    await cluster.add("three", [2, 3])
+    gate.set()
+    assert sorted(await asyncio.gather(*pending)) == [1, 2, 3, 4, 5]
+
+
+async def test_an_effect_recorded_before_the_death_is_not_repeated(cluster: Cluster) -> None:
+    """The commit was made and its answer died with the host: the call made again gets that first answer (INV-8)."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    name = of_partition(2)
+    assert await one.client.actor(Cell, name).add(1) == 1
+    cluster.network.hold("two", "one")
+    pending = asyncio.create_task(one.client.call("Cell", name, "add", b"10"))
+    activation = two.activations[f"Cell/{name}"]
+    await until(lambda: activation.version == 2 and not activation.uncommitted)
+    cluster.kill("two")
+    cluster.network.thaw("one")
+    three = await cluster.add("three", [2, 3])
+    assert await pending == b"11"
+    assert await three.client.actor(Cell, name).read() == 11
+
+
+async def test_a_frozen_host_is_left_for_its_successor(cluster: Cluster) -> None:
+    """A call to a host that neither dies nor answers goes to the next owner as soon as the store names one; what the
+    frozen one decides later is refused (INV-2)."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    name = of_partition(2)
+    assert await one.client.actor(Cell, name).add(1) == 1
+    cluster.network.freeze("two")
+    pending = asyncio.create_task(one.client.actor(Cell, name).add(1))
+    await until(lambda: one.placement._links["two"].unanswered)  # type: ignore[attr-defined]
+    await cluster.add("three", [2, 3])
+    assert await pending == 2
+    cluster.network.thaw("two")
+    assert await two.client.actor(Cell, name).add(1) == 3
+
+
+async def test_a_batch_that_may_have_arrived_is_sent_again(cluster: Cluster) -> None:
+    """A lost acknowledgement repeats the batch; the call runs once."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    name = of_partition(2)
+    cluster.network.dropping.add("two")
+    assert await one.client.actor(Cell, name).add(1) == 1
+    assert await one.client.actor(Cell, name).read() == 1
+
+
+async def test_a_hand_over_fails_no_call(cluster: Cluster) -> None:
+    """While partitions go from host to host under load, every call is answered and counted once."""
+    one = await cluster.add("one", [0, 1, 2, 3])
+    two = await cluster.add("two", [])
+    names = [of_partition(p, n) for p in range(PARTITIONS) for n in range(3)]
+
+    async def load(host_name: str) -> None:
+        host = cluster.hosts[host_name]
+        for round_ in range(30):
+            await asyncio.gather(*(host.client.actor(Cell, name).add(1) for name in names))
+            await asyncio.sleep(0 if round_ % 5 else 0.01)
+
+    async def shift() -> None:
+        for _ in range(3):
+            await cluster.placement("one").give([2, 3], 2.0)
+            await cluster.placement("two").take([2, 3], force=False)
+            await cluster.placement("two").give([2, 3], 2.0)
+            await cluster.placement("one").take([2, 3], force=False)
+
+    await asyncio.gather(load("one"), load("two"), shift())
+    assert [await two.client.actor(Cell, name).read() for name in names] == [60] * len(names)
+    assert one.owned() == [0, 1, 2, 3]
+
+
+async def test_messages_survive_the_host_that_sends_them(cluster: Cluster) -> None:
+    """One-way messages between hosts arrive exactly once, though their sender's host dies at once (INV-8, INV-9)."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    sender, target = of_partition(0), of_partition(2)
+    await two.client.actor(Cell, sender).tell(target, 20)
+    cluster.kill("one")
+    await cluster.add("three", [0, 1])
+
+    async with asyncio.timeout(5):
+        while await two.client.actor(Cell, target).read() < 20:
+            await asyncio.sleep(0.001)
+    assert await two.client.actor(Cell, target).read() == 20
+    assert one.aborted
+
+
+async def test_a_deadlock_over_two_hosts_is_seen(cluster: Cluster) -> None:
+    """A -> B -> A across hosts fails at once and names the chain."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    first, second = of_partition(0), of_partition(2)
+    with pytest.raises(Deadlock, match=f"Cell/{first} -> Cell/{second} -> Cell/{first}"):
+        await one.client.actor(Cell, first).add_there_and_back(second)
+
+
+async def test_a_deadline_travels(cluster: Cluster) -> None:
+    """A call that is late on another host is rolled back there (INV-6)."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    name = of_partition(2)
+    gates["late"] = asyncio.Event()
+    with pytest.raises(DeadlineExceeded):
+        await one.client.actor(Cell, name, timeout=0.05).add_when("late", 5)
+    gates["late"].set()
+    assert await two.client.actor(Cell, name).add(1) == 1
+
+
+async def test_giving_up_travels(cluster: Cluster) -> None:
+    """A cancelled call is cancelled where it runs, and leaves no trace."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    name = of_partition(2)
+    gates["cancelled"] = asyncio.Event()
+    pending = asyncio.ensure_future(one.client.actor(Cell, name).add_when("cancelled", 5))
+    await until(lambda: f"Cell/{name}" in two.activations and two.activations[f"Cell/{name}"].running)
+    pending.cancel()
+    await until(lambda: two.activations[f"Cell/{name}"].quiet)
+    assert await two.client.actor(Cell, name).add(1) == 1
+
+
+async def test_nobody_owns_it(cluster: Cluster) -> None:
+    """A call for a partition without owner waits for one, and says so when none comes."""
+    one = await cluster.add("one", [0, 1])
+    waiting = asyncio.create_task(one.client.call("Cell", of_partition(3), "add", b"4"))
+    await asyncio.sleep(0)
+    await cluster.placement("one").take([3], force=False)
+    assert await waiting == b"4"
+    cluster.placement("one")._patience_s = 0.05
+    with pytest.raises(NotOwner, match="partition 2"):
+        await one.client.actor(Cell, of_partition(2)).read()
