@@ -13,6 +13,7 @@ from actors.names import check_name, stream_of
 from actors.ref import ActorRef, target_of
 from actors.state import fold, new_instance, plain_state
 from statestores.codec import ATOMS, encode
+from statestores.model import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -184,9 +185,11 @@ class ActorClient:
         """Call back, on the event loop, when the host does nothing any more."""
         self._host.when_stopped.append(callback)
 
-    def when_lost(self, callback: Callable[[int], None]) -> None:
-        """Call back, on the event loop, with each partition that another host owns from now on."""
-        self._host.when_lost.append(callback)
+    def when_lost(self, callback: Callable[[Callable[[str], bool]], None]) -> None:
+        """Call back, on the event loop, when this host has lost actors to another one; with what tells whether a stream
+        is one of them."""
+        partitions = self._host.journal.partitions
+        self._host.when_lost.append(lambda lost: callback(lambda stream: partition_of(stream, partitions) == lost))
 
     def active_counts(self) -> dict[str, int]:
         """Activations in memory, for every hosted type."""

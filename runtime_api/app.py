@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from runtime_api import actors, metadata, openapi, state, workflows
+from runtime_api import actors, clusterapi, metadata, openapi, state, workflows
 from runtime_api.edge import DEFAULT_LIMITS, Disconnected, Edge, Limits, Token
 from runtime_api.hotpath import HotPath
 from runtime_api.hotroutes import HotRoutes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI, Request
 
+    from runtime_api.clusterapi import ClusterControl
     from runtime_api.runtime import Runtime
 
 _log = logging.getLogger("mecha.http")
@@ -41,12 +42,16 @@ def create_app(
     limits: Limits = DEFAULT_LIMITS,
     api_token: str | None = None,
     shutdown: Callable[[bool], None] = _ignore,
+    cluster: ClusterControl | None = None,
 ) -> HotPath:
     """An ASGI application that serves `runtime`, which somebody else starts and stops."""
     token = Token(api_token)
     state_api = state.StateApi(runtime.components, runtime.app_id, runtime.clock.now_ms)
     workflow_api = workflows.WorkflowApi(runtime)
-    general = Edge(create_api(runtime, state_api, workflow_api, shutdown), limits, token)
+    api = create_api(runtime, state_api, workflow_api, shutdown)
+    if cluster is not None:
+        api.include_router(clusterapi.router(cluster))
+    general = Edge(api, limits, token)
     routes = HotRoutes(runtime.application_types, runtime.actors.invoke_nowait, state_api.read_nowait, workflow_api)
     return HotPath(general, routes, token, limits.body)
 

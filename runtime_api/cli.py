@@ -30,7 +30,9 @@ cli = typer.Typer(
 )
 actor_cli = typer.Typer(help="Talk to actors of a running server.", no_args_is_help=True)
 workflow_cli = typer.Typer(help="Talk to workflows of a running server.", no_args_is_help=True)
+cluster_cli = typer.Typer(help="Look at a cluster, and roll it.", no_args_is_help=True)
 cli.add_typer(actor_cli, name="actor")
+cli.add_typer(cluster_cli, name="cluster")
 cli.add_typer(workflow_cli, name="workflow")
 
 Url = Annotated[str, typer.Option("--url", envvar="MECHA_URL", help="Where the server is.")]
@@ -170,6 +172,11 @@ def run(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
     app_id: Annotated[str | None, typer.Option(help="Default: the name of the application's file.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
+    placement: Annotated[str | None, typer.Option(help="local: one process; ray: several hosts on Ray.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: start one here.")] = None,
+    hosts: Annotated[int | None, typer.Option(help="On Ray: hosts that serve.")] = None,
+    hosts_per_node: Annotated[int | None, typer.Option(help="On Ray: so many hosts on each node instead.")] = None,
+    spares: Annotated[int | None, typer.Option(help="On Ray: further hosts, ready to take over.")] = None,
     lease: Annotated[str | None, typer.Option(help="How long a vanished host is waited for, e.g. 10s.")] = None,
     drain: Annotated[str | None, typer.Option(help="How long a graceful stop may take, e.g. 30s.")] = None,
     max_body_size: Annotated[str | None, typer.Option(help="Longest request body, e.g. 4Mi.")] = None,
@@ -192,6 +199,11 @@ def run(
         "port": port,
         "app_id": app_id,
         "namespace": namespace,
+        "placement": placement,
+        "ray_address": ray_address,
+        "hosts": hosts,
+        "hosts_per_node": hosts_per_node,
+        "spares": spares,
         "lease": lease,
         "drain": drain,
         "max_body_size": max_body_size,
@@ -204,13 +216,53 @@ def run(
     from runtime_api.settings import SettingsError, load_settings
 
     try:
-        run_server(app, load_settings({k: v for k, v in given.items() if v is not None}, settings))
+        chosen = load_settings({k: v for k, v in given.items() if v is not None}, settings)
+        if chosen.placement == "ray":
+            from runtime_api.cluster import run_cluster
+
+            run_cluster(app, chosen)
+        else:
+            run_server(app, chosen)
     except SettingsError as error:
         fail(error, EXIT_USAGE)
     except StartupError as error:
         fail(error)
     except KeyboardInterrupt:
         fail("stopped before it was up")
+
+
+# -- mecha cluster ---------------------------------------------------------------------------------------------------
+
+
+@cluster_cli.command("status")
+def cluster_status(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Hosts, and what each owns."""
+    with remote(url) as server:
+        status = server.json("GET", "/v1.0/mecha/cluster")
+    if as_json:
+        print_json(status)
+        return
+    columns = ("HOST", "PID", "VERSION", "PARTITIONS", "EPOCHS", "LAG MS", "ACTIVATIONS", "NODE")
+    print_table(columns, [_host_row(host) for host in status["hosts"]])
+    for name in status["silent"]:
+        print(f"{name} does not answer")
+    if not status["settled"]:
+        print("partitions are on their way" + (f"; last error: {status['error']}" if status["error"] else ""))
+
+
+@cluster_cli.command("roll")
+def cluster_roll(url: Url = DEFAULT_URL) -> None:
+    """Replace every host, one at a time, by one that loads the application anew. Returns at once; see `status`."""
+    with remote(url) as server:
+        server.request("POST", "/v1.0/mecha/cluster/roll")
+
+
+def _host_row(host: dict[str, Any]) -> tuple[Any, ...]:
+    epochs = [*host["owned"].values()]
+    shown = f"{min(epochs)}..{max(epochs)}" if epochs else ""
+    kind = len(epochs) or "spare"
+    lag = round(host["lag_s"] * 1000, 1)
+    return host["name"], host["pid"], host["version"], kind, shown, lag, host["activations"], host["node"][:12]
 
 
 # -- mecha actor -----------------------------------------------------------------------------------------------------

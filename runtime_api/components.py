@@ -9,6 +9,9 @@ from statestores import Capability
 if TYPE_CHECKING:
     from statestores import StateStore
 
+# What says how the store serves the runtime, and is nothing to applications.
+_OURS = frozenset({Capability.JOURNAL, Capability.DURABLE, Capability.SHARED})
+
 
 class StateComponent(NamedTuple):
     """One state component as the API sees it. `key_prefix` goes before every key as it is."""
@@ -25,5 +28,9 @@ class StateComponent(NamedTuple):
     @property
     def capabilities(self) -> list[str]:
         """As the metadata endpoint lists them: Dapr's names, and ACTOR for what can do both ETAG and TRANSACTIONAL."""
-        own = {c.value for c in self.store.capabilities if c not in (Capability.JOURNAL, Capability.DURABLE)}
+        own = {
+            c.value
+            for c in self.store.capabilities
+            if c not in (Capability.JOURNAL, Capability.DURABLE, Capability.SHARED)
+        }
         return sorted(own | ({"ACTOR"} if {"ETAG", "TRANSACTIONAL"} <= own else set()))

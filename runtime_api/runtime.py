@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import ActorClient, Host, SystemClock
+from actors.placement.local import LocalPlacement
 from runtime_api import collector, switching
 from runtime_api.components import StateComponent
 from runtime_api.loader import Application, AppSource, find_application
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from actors import ActorDefinition, Clock, MakeReference
+    from actors.placement import Placement
     from statestores import StateStore
     from statestores.components import Component
     from workflow.client import WorkflowClient
+
+
+    PlacementMaker = Callable[[Host], Placement]
 
 DEFAULT_STORE = "sqlite:///mecha.db"
 OWN_COMPONENT = "statestore"
@@ -51,7 +56,8 @@ class Runtime:
     `store`: a URL or a store (which stays the caller's to close). Default: the component with `actorStateStore` in
     `resources_path`, else ``sqlite:///mecha.db``. `app_id` goes before the keys of the state API. `lease`: seconds or a
     duration like ``"10s"``; how long a host that vanished from another machine is waited for. `drain_s`: how long
-    `stop` waits for what is under way.
+    `stop` waits for what is under way. `placement` and `host_id` make it one host of several, see
+    `runtime_api.cluster`.
 
     While it runs, Python's garbage collector is made to look less often, and threads to make room for each other sooner
     (`runtime_api.collector` and `runtime_api.switching` say why).
@@ -71,6 +77,8 @@ class Runtime:
         lease: str | float = 10.0,
         drain_s: float = 30.0,
         clock: Clock | None = None,
+        placement: PlacementMaker | None = None,
+        host_id: str | None = None,
     ) -> None:
         source = app if app is not None else sys._getframe(1).f_globals
         self.application = source if isinstance(source, Application) else find_application(source)
@@ -79,6 +87,8 @@ class Runtime:
         self.namespace = namespace
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.components: dict[str, StateComponent] = {}
+        self._placement = placement
+        self._host_id = host_id
         self._given_store = store
         self._resources = _paths(resources_path)
         self._lease_s = duration_s(lease) if isinstance(lease, str) else float(lease)
@@ -206,7 +216,15 @@ class Runtime:
 
     def _make_host(self, engine: Engine) -> Host:
         types = [*self.application.actors, *engine.types]
-        return Host(self.store.journal, types, clock=self.clock, lease_s=self._lease_s, workers=engine.workers)
+        return Host(
+            self.store.journal,
+            types,
+            clock=self.clock,
+            host_id=self._host_id,
+            lease_s=self._lease_s,
+            workers=engine.workers,
+            placement=self._placement or LocalPlacement,
+        )
 
     async def _open_stores(self) -> None:
         components = load_resources(self._resources, self.app_id, self.namespace) if self._resources else []

@@ -32,6 +32,7 @@ from statestores.errors import ComponentError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from runtime_api.clusterapi import ClusterControl
     from runtime_api.settings import Settings
 
 _FORCED_EXIT_DELAY_S = 0.1
@@ -47,7 +48,7 @@ class StartupError(Exception):
 
 def run_server(target: str, settings: Settings) -> None:
     """Serve the application at `target` until told to stop; returns after a graceful end. Raises `StartupError`."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(settings)
     try:
         application = load_application(target)
     except LoadError as error:
@@ -65,8 +66,13 @@ def run_server(target: str, settings: Settings) -> None:
         runner.run(_serve(runtime, settings, listener))
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet, so a taken port is known before any store is touched."""
+def configure_logging(settings: Settings) -> None:
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket that does not listen yet, so a taken port is known before any store is touched. `shared`: with
+    other processes of this user that say so too; the kernel spreads connections over them."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -74,6 +80,8 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
@@ -112,10 +120,10 @@ async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) 
 class Server(uvicorn.Server):
     """uvicorn, its end under our control."""
 
-    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+    def __init__(self, runtime: Runtime, settings: Settings, cluster: ClusterControl | None = None) -> None:
         token = settings.api_token.get_secret_value() if settings.api_token else None
         limits = Limits(settings.max_body_size, max(64 * settings.max_body_size, DEFAULT_LIMITS.bodies))
-        app = create_app(runtime, limits=limits, api_token=token, shutdown=self.stop)
+        app = create_app(runtime, limits=limits, api_token=token, shutdown=self.stop, cluster=cluster)
         calls = HotCalls(app.routes, Token(token), limits.body)
         super().__init__(
             uvicorn.Config(
@@ -141,9 +149,12 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; only then say so."""
-        await super().startup(sockets)
+        await self.listen(sockets)
         assert sockets is not None, "the port was bound before"
         announce(self._runtime, self._settings, sockets[0])
+
+    async def listen(self, sockets: list[socket.socket] | None) -> None:
+        await super().startup(sockets)
 
     def stop(self, force: bool = False) -> None:
         """Begin the end. `force`, or asking again: at once, with exit code 1."""

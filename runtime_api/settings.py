@@ -70,6 +70,13 @@ class Settings(BaseSettings):
     port: int = Field(3500, ge=0, le=65535, description="0: any free port")
     app_id: str = Field("", description="Default: the name of the application's file")
     namespace: str = "default"
+    placement: str = Field(
+        "local", pattern="^(local|ray)$", description="local: one process; ray: several hosts on Ray"
+    )
+    ray_address: str = Field("", description="Ray cluster to join, e.g. auto; default: a small one is started here")
+    hosts: int = Field(2, gt=0, description="With placement ray: hosts that serve")
+    hosts_per_node: int = Field(0, ge=0, description="With placement ray: so many hosts on each node instead")
+    spares: int = Field(1, ge=0, description="With placement ray: further hosts, ready to take over")
     lease: Seconds = 10.0
     drain: Seconds = Field(30.0, description="How long a graceful stop waits for requests and turns under way")
     max_body_size: Size = DEFAULT_BODY_LIMIT

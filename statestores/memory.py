@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class MemoryStore:
     """Both faces in this process, gone with it. For tests, simulations and trying things out."""
 
-    capabilities = frozenset(Capability) - {Capability.DURABLE}
+    capabilities = frozenset(Capability) - {Capability.DURABLE, Capability.SHARED}
 
     def __init__(self, *, partitions: int = DEFAULT_PARTITIONS) -> None:
         self.journal = MemoryJournal(partitions)

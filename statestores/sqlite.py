@@ -59,7 +59,7 @@ def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
 class SqliteStore:
     """Both faces in the file `path`. Its directory must exist."""
 
-    capabilities = frozenset(Capability)
+    capabilities = frozenset(Capability) - {Capability.SHARED}
 
     def __init__(
         self,

@@ -42,6 +42,8 @@ class Capability(Enum):
     """Has the journal face: can hold actors and workflows."""
     DURABLE = "DURABLE"
     """Survives the end of the process that wrote it."""
+    SHARED = "SHARED"
+    """Processes on several machines can use it at once."""
 
 
 class Journal(Protocol):

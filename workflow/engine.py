@@ -68,6 +68,7 @@ class Engine:
         """Connect to the host's client, before the host starts. Returns the client for workflows."""
         self._worker.attach(client, definition_for(self.instance_type).methods)
         client.when_stopped(self._deployment.release)
+        client.when_lost(self._deployment.release)
         return WorkflowClient(client, self.instance_type, self._deployment)
 
     def close(self) -> None:

@@ -112,10 +112,11 @@ class Deployment:
                 if not queue:
                     del self.waiters[instance_id]
 
-    def release(self) -> None:
-        """The host has stopped: nobody here will be told anything."""
+    def release(self, lost: Callable[[str], bool] | None = None) -> None:
+        """The host has stopped, or lost the streams for which `lost` is true: nobody will be told of them here."""
         for instance_id in list(self.waiters):
-            self.tell(instance_id, "")
+            if lost is None or lost(f"{ACTOR_TYPE}/{instance_id}"):
+                self.tell(instance_id, "")
 
     def tell(self, instance_id: str, shown: str) -> None:
         """The instance has ended or stalled, durably."""

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 
 from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
-from statestores.errors import StoreError
+from actors.placement.local import is_gone
+from statestores.errors import LeaseHeld, StoreError
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
@@ -101,6 +102,18 @@ class ClusterPlacement:
         for partition in partitions:
             self.routes[partition] = self.name
             self._unpark(partition)
+
+    async def take_free(self, partitions: Sequence[int]) -> None:
+        """`take` what can be had now: what has no owner, one whose lease has ended, or one that was a process of this
+        machine and is gone. The rest is left out."""
+        try:
+            await self.take(partitions, force=False)
+        except LeaseHeld as held:
+            if len(partitions) > 1:
+                for partition in partitions:
+                    await self.take_free([partition])
+            elif is_gone(held.holder.owner):
+                await self.take(partitions, force=True)
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
         """Hand partitions over to whoever takes them next. New calls wait meanwhile, so none fails."""

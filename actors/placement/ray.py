@@ -1,0 +1,347 @@
+"""Placement on Ray: hosts are async Ray actors, a controller is the supervisor of them. The only file that imports ray.
+
+What Ray is used for: to start processes on nodes, to carry batches between them, and to say that a process has ended.
+What it is not trusted with: which host owns what (the store's epochs), and that a host it calls dead is dead (leases).
+
+- Ray never repeats a call here (`max_task_retries=0`): it would repeat side effects. Calls between hosts are repeated
+  by `ClusterPlacement`, with their identity.
+- A host is asked by the controller in a concurrency group of its own, which Ray runs on a thread of its own: a busy
+  event loop still answers, and says how late it is.
+- One call that never returns stands at each host: it fails within milliseconds of the end of the process.
+- Hosts outlive the controller, and it the driver (detached, found by name). A controller that Ray has started again
+  adopts the hosts that are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.placement.hop import PeerGone, PeerUnsure
+from actors.placement.supervisor import Node, Report, Supervisor, Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from actors.placement.cluster import ClusterPlacement
+    from actors.placement.supervisor import HostHandle
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_CONTROLLER = "controller"
+_HOST_PREFIX = "host-"
+_LAG_S = 0.5
+_START_S = 60.0
+_MOST_CALLS = 10_000
+_SMALLEST_OBJECT_STORE = 80 << 20
+
+
+class HostProcess(Protocol):
+    """What runs inside a host actor, built there by whoever composes runtimes."""
+
+    @property
+    def placement(self) -> ClusterPlacement: ...
+    async def start(self) -> None: ...
+    async def stop(self, timeout_s: float) -> None: ...
+    def facts(self) -> tuple[int, int, dict[int, int], int, str]:
+        """(start in ms, partitions, epochs by owned partition, activations, URL)."""
+
+
+class ClusterSpec(NamedTuple):
+    """`namespace`: Ray's, one for each application. `build(name, cluster)` makes the process of a host; it is sent to
+    the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts."""
+
+    namespace: str
+    build: Callable[[str, RayCluster], HostProcess]
+    wanted: Wanted
+    environment: dict[str, Any] | None = None
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+
+
+class _HostActor:
+    """One host: a process of the cluster. Its event loop is that of Ray's default concurrency group."""
+
+    def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
+        self._name, self._version = name, version
+        self._process = spec.build(name, RayCluster(spec.namespace))
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._process.start()
+
+    async def deliver(self, sender: str, batch: bytes) -> None:
+        self._process.placement.receive(sender, batch)
+
+    async def take(self, partitions: list[int]) -> None:
+        await self._process.placement.take_free(partitions)
+
+    async def give(self, partitions: list[int], timeout_s: float) -> None:
+        await self._process.placement.give(partitions, timeout_s)
+
+    async def stop(self, timeout_s: float) -> None:
+        await self._process.stop(timeout_s)
+
+    async def report(self) -> Report:
+        since_ms, partitions, owned, activations, url = self._process.facts()
+        node = ray.get_runtime_context().get_node_id()
+        lag_s = await self._lag_s()
+        return Report(
+            self._name, node, os.getpid(), since_ms, self._version, partitions, owned, lag_s, activations, url
+        )
+
+    async def _lag_s(self) -> float:
+        """How long the host's event loop takes to get to something, up to a limit."""
+        assert self._loop is not None, "start() comes first"
+        begun = time.monotonic()
+        came = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAG_S):
+                await came
+        return time.monotonic() - begun
+
+    async def wait_for_ever(self) -> None:
+        await asyncio.Event().wait()
+
+
+def _host_class() -> Any:
+    for name in ("report", "wait_for_ever"):
+        setattr(_HostActor, name, ray.method(concurrency_group="control")(getattr(_HostActor, name)))
+    return _actor_class(_HostActor, max_restarts=0, concurrency_groups={"control": 64})
+
+
+def _actor_class(cls: type, **options: Any) -> Any:
+    """Ray's class of actors. (Its annotations know fewer options than it takes.)"""
+    make: Any = ray.remote
+    options |= {"num_cpus": 0, "max_task_retries": 0, "max_concurrency": _MOST_CALLS, "enable_task_events": False}
+    return make(**options)(cls)
+
+
+class RayHost:
+    """A host as others see it: a peer of other hosts, a handle of the supervisor."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+
+    async def deliver(self, sender: str, batch: bytes) -> None:
+        try:
+            await self._actor.deliver.remote(sender, batch)
+        except ActorUnavailableError as error:
+            raise PeerUnsure(str(error)) from error
+        except RayActorError as error:
+            raise PeerGone(self.name) from error
+        except RayError as error:
+            raise PeerUnsure(str(error)) from error
+
+    async def start(self) -> None:
+        await self._done(self._actor.start.remote())
+
+    async def report(self) -> Report:
+        report: Report = await self._done(self._actor.report.remote())
+        return report
+
+    async def take(self, partitions: Sequence[int]) -> None:
+        await self._done(self._actor.take.remote(list(partitions)))
+
+    async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
+        await self._done(self._actor.give.remote(list(partitions), timeout_s))
+
+    async def stop(self, timeout_s: float) -> None:
+        await self._done(self._actor.stop.remote(timeout_s))
+
+    async def wait_gone(self) -> None:
+        while True:
+            try:
+                await self._actor.wait_for_ever.remote()
+            except ActorUnavailableError:
+                await asyncio.sleep(0.1)
+            except RayActorError:
+                return
+
+    def kill(self) -> None:
+        ray.kill(self._actor, no_restart=True)
+
+    async def _done(self, reference: Any) -> Any:
+        try:
+            return await reference
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except ActorUnavailableError:
+            raise
+        except RayActorError as error:
+            raise PeerGone(self.name) from error
+
+
+class RayFleet:
+    """Hosts as detached actors of one namespace."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        self._spec = spec
+        self._class = _host_class()
+
+    async def start_host(self, version: str, node: str | None) -> HostHandle:
+        name = f"{_HOST_PREFIX}{token_hex(4)}"
+        strategy: Any = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
+        options: dict[str, Any] = {"name": name, "namespace": self._spec.namespace, "lifetime": "detached"}
+        if self._spec.environment:
+            options["runtime_env"] = self._spec.environment
+        actor = self._class.options(scheduling_strategy=strategy, **options).remote(name, version, self._spec)
+        host = RayHost(name, actor)
+        try:
+            async with asyncio.timeout(_START_S):
+                await host.start()
+        except BaseException:
+            host.kill()
+            raise
+        return host
+
+    async def existing(self) -> list[HostHandle]:
+        return [RayHost(name, actor) for name, actor in await _in_thread(_named_hosts, self._spec.namespace)]
+
+    async def nodes(self) -> list[Node]:
+        return await _in_thread(_nodes)
+
+
+def _named_hosts(namespace: str) -> list[tuple[str, Any]]:
+    found = []
+    for named in ray.util.list_named_actors(all_namespaces=True):
+        if named["namespace"] == namespace and named["name"].startswith(_HOST_PREFIX):
+            with contextlib.suppress(ValueError):  # it has ended meanwhile
+                found.append((named["name"], ray.get_actor(named["name"], namespace)))
+    return found
+
+
+def _nodes() -> list[Node]:
+    from ray._private.state import state
+
+    nodes: list[dict[str, Any]] = state.node_table()  # type: ignore[no-untyped-call]  # Ray's
+    draining = state.get_draining_nodes()
+    return [Node(node["NodeID"], node["NodeID"] in draining) for node in nodes if node["Alive"]]
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Ray's own look-ups block."""
+    return await asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args))
+
+
+# -- the controller ----------------------------------------------------------------------------------------------------
+
+
+class _ControllerActor:
+    """The supervisor, in an actor that Ray starts again when it dies; on an event loop of its own."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._supervisor = Supervisor(RayFleet(spec), spec.wanted)
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="supervisor").start()
+        self._running = asyncio.run_coroutine_threadsafe(self._supervisor.run(), self._loop)
+
+    async def status(self) -> dict[str, Any]:
+        return await self._there(self._status())
+
+    async def roll(self, version: str) -> None:
+        await self._there(self._roll(version))
+
+    async def stop(self) -> None:
+        self._running.cancel()
+        await self._there(self._supervisor.stop_hosts())
+
+    async def _roll(self, version: str) -> None:
+        self._supervisor.roll(version)
+
+    async def _status(self) -> dict[str, Any]:
+        supervisor = self._supervisor
+        return {
+            "wanted": supervisor.wanted._asdict(),
+            "settled": supervisor.is_settled,
+            "error": supervisor.last_error,
+            "silent": supervisor.silent(),
+            "hosts": [_shown(report) for report in supervisor.reports()],
+        }
+
+    async def _there(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    """As JSON values."""
+    return report._asdict() | {"owned": {str(partition): epoch for partition, epoch in report.owned.items()}}
+
+
+class RayCluster:
+    """One application's cluster, by its namespace, from anywhere in Ray: transport of its hosts, and its controls."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+
+    def start(self, spec: ClusterSpec) -> None:
+        """Make the controller, which makes the hosts; returns at once. One that is there already stays."""
+        made = _actor_class(_ControllerActor, max_restarts=-1)
+        made.options(name=_CONTROLLER, namespace=self.namespace, lifetime="detached", get_if_exists=True).remote(spec)
+
+    async def connect(self, name: str) -> RayHost:
+        """The peer of that name. Raises `PeerGone`."""
+        try:
+            return RayHost(name, await _in_thread(ray.get_actor, name, self.namespace))
+        except ValueError as error:
+            raise PeerGone(name) from error
+
+    async def status(self) -> dict[str, Any]:
+        """What the controller sees: hosts with their partitions, epochs, lag and activations. Raises `PeerGone` while
+        there is no controller."""
+        status: dict[str, Any] = await self._ask("status")
+        return status
+
+    async def roll(self, version: str) -> None:
+        await self._ask("roll", version)
+
+    async def stop(self) -> None:
+        """Drain and end all hosts, then the controller."""
+        await self._ask("stop")
+        ray.kill(await _in_thread(ray.get_actor, _CONTROLLER, self.namespace), no_restart=True)
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        try:
+            controller = await _in_thread(ray.get_actor, _CONTROLLER, self.namespace)
+            return await getattr(controller, method).remote(*args)
+        except (ValueError, RayActorError) as error:
+            raise PeerGone(f"no controller of {self.namespace} answers: {error}") from error
+
+
+def start_ray(address: str | None, cpus: int | None = None) -> None:
+    """Connect to a cluster, or (address None) start a small one here, which ends with this process: no dashboard, no
+    usage reports, no log forwarding."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if address is not None:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    ray.init(
+        include_dashboard=False,
+        num_cpus=cpus,
+        object_store_memory=_SMALLEST_OBJECT_STORE,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+
+
+def stop_ray() -> None:
+    ray.shutdown()

@@ -1,0 +1,348 @@
+"""Keeps a cluster as it is wanted: so many hosts, every partition owned, nothing where a node is about to go.
+
+    look (ask every host)  ->  plan (`actors.placement.plan`)  ->  orders (take, give)  ->  look again
+
+It holds no truth. What a host owns it hears from the host, who has it from the store; if this process dies, another one
+adopts the hosts that are there and goes on; while there is none, everything works but repair. So nothing is written
+down here, and no order is waited for by anybody's call.
+
+Failure cases:
+
+- *A host's process ends*: heard of at once (`wait_gone`); its partitions are claimed by nobody, and another host takes
+  them: at once when it can see that the process is gone, else when the lease has ended.
+- *A host is frozen*: it does not answer; the same, when its lease has ended. A host that is only slow renews its lease,
+  so nobody can take anything from it.
+- *A host cannot be started*: tried again, ever more slowly; the reason stands in `status`.
+- *An order fails or hangs*: each runs by itself, with a time limit, and the next look says what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from actors.placement.hop import PeerGone
+from actors.placement.plan import HostView, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+log = logging.getLogger(__name__)
+
+_REPORT_S = 1.0
+_ORDER_S = 10.0
+_LOOK_S = 0.5
+_LOOK_AGAIN_S = 0.1
+# At the beginning, nothing is handed out before all hosts are there, or so long.
+_GATHER_S = 10.0
+_LONGEST_BACKOFF_S = 30.0
+
+
+class Report(NamedTuple):
+    """What a host says of itself. `owned`: epochs by partition. `lag_s`: how late its event loop is. `since_ms`: when
+    it was started."""
+
+    name: str
+    node: str
+    pid: int
+    since_ms: int
+    version: str
+    partitions: int
+    owned: dict[int, int]
+    lag_s: float
+    activations: int
+    url: str
+
+
+class Node(NamedTuple):
+    """`leaving`: it is being drained, or will be taken away soon."""
+
+    id: str
+    leaving: bool
+
+
+class HostHandle(Protocol):
+    """A host in another process. Every method raises `PeerGone` when it has ended."""
+
+    @property
+    def name(self) -> str: ...
+    async def report(self) -> Report: ...
+    async def take(self, partitions: Sequence[int]) -> None:
+        """What cannot be had yet is left out."""
+
+    async def give(self, partitions: Sequence[int], timeout_s: float) -> None: ...
+    async def stop(self, timeout_s: float) -> None:
+        """Drain, and end."""
+
+    async def wait_gone(self) -> None:
+        """Returns when the host's process has ended."""
+
+    def kill(self) -> None: ...
+
+
+class Fleet(Protocol):
+    """Where hosts run."""
+
+    async def start_host(self, version: str, node: str | None) -> HostHandle:
+        """Returns when the host is ready to take partitions. `node`: it must run there. Raises whatever went wrong."""
+
+    async def existing(self) -> list[HostHandle]:
+        """Hosts that are there already."""
+
+    async def nodes(self) -> list[Node]: ...
+
+
+class Wanted(NamedTuple):
+    """`hosts` that serve, all together; with `per_node`, so many on each node instead. `spares`: more, ready to take
+    the place of one that ends. `version`: of the code; hosts of another one are replaced, one at a time."""
+
+    hosts: int = 2
+    per_node: int = 0
+    spares: int = 1
+    version: str = "1"
+    drain_s: float = 30.0
+
+    def serving(self, nodes: Sequence[Node]) -> int:
+        staying = sum(not node.leaving for node in nodes)
+        return max(1, self.per_node * staying) if self.per_node else self.hosts
+
+
+class _Known:
+    """A host, and what was heard of it last. `report` None: it does not answer."""
+
+    def __init__(self, handle: HostHandle) -> None:
+        self.handle = handle
+        self.report: Report | None = None
+        self.leaving = False
+        self.stopping = False
+        # The orders it is carrying out: "take", "give".
+        self.busy: set[str] = set()
+
+
+class Supervisor:
+    def __init__(self, fleet: Fleet, wanted: Wanted) -> None:
+        self._fleet = fleet
+        self._hosts: dict[str, _Known] = {}
+        self._nodes: list[Node] = []
+        self._starting: dict[asyncio.Task[None], str | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._begun_s = 0.0
+        self._gathered = False
+        self._failures = 0
+        self.wanted = wanted
+        self.last_error = ""
+
+    async def run(self) -> None:
+        """For ever. Cancel it to stop."""
+        self._begun_s = asyncio.get_running_loop().time()
+        try:
+            for handle in await self._fleet.existing():
+                self._adopt(handle)
+            while True:
+                self._wake.clear()
+                delay_s = _LOOK_AGAIN_S if await self._look() else _LOOK_S
+                try:
+                    async with asyncio.timeout(delay_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in (*self._tasks, *self._starting):
+                task.cancel()
+
+    async def stop_hosts(self) -> None:
+        """After `run` was cancelled: drain and end every host."""
+        handles = [known.handle for known in self._hosts.values()]
+        await asyncio.gather(*(self._end(handle) for handle in handles))
+
+    def roll(self, version: str) -> None:
+        """Replace every host by one of this version of the code, one at a time, without failed calls."""
+        self.wanted = self.wanted._replace(version=version)
+        self._wake.set()
+
+    @property
+    def is_settled(self) -> bool:
+        """Every partition is owned, by hosts of the version that is wanted."""
+        reports = self.reports()
+        owned = {p for report in reports for p in report.owned}
+        return (
+            bool(reports)
+            and len(owned) == reports[0].partitions
+            and all(report.version == self.wanted.version for report in reports)
+        )
+
+    def reports(self) -> list[Report]:
+        """Of the hosts that answer, oldest first; a partition two of them claim stands with the newer epoch."""
+        found = [known.report for known in self._hosts.values() if known.report is not None]
+        newest: dict[int, int] = {}
+        for report in found:
+            for partition, epoch in report.owned.items():
+                newest[partition] = max(epoch, newest.get(partition, 0))
+        return sorted(
+            (r._replace(owned={p: e for p, e in r.owned.items() if newest[p] == e}) for r in found),
+            key=lambda report: (report.since_ms, report.name),
+        )
+
+    def silent(self) -> list[str]:
+        return [name for name, known in self._hosts.items() if known.report is None]
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> bool:
+        """One round. Whether something is under way, so that the next look should come soon."""
+        try:
+            self._nodes = await self._fleet.nodes()
+        except Exception as error:
+            log.warning("the nodes of the cluster are not known just now: %s", error)
+        await asyncio.gather(*(self._ask(known) for known in tuple(self._hosts.values())))
+        leaving_nodes = {node.id for node in self._nodes if node.leaving}
+        for known in self._hosts.values():
+            if known.report is not None and known.report.node in leaving_nodes:
+                known.leaving = True
+        self._start_missing()
+        self._replace_old()
+        return self._order() | self._end_leaving() | bool(self._starting)
+
+    async def _ask(self, known: _Known) -> None:
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                known.report = await known.handle.report()
+        except PeerGone:
+            self._forget(known)
+        except Exception as error:
+            if known.report is not None:
+                log.warning("host %s does not answer: %s", known.handle.name, error or type(error).__name__)
+            known.report = None
+
+    def _order(self) -> bool:
+        reports = self.reports()
+        if not reports or not self._has_gathered(len(reports)):
+            return bool(reports)
+        views = [
+            HostView(
+                r.name, frozenset(r.owned), r.since_ms, self._hosts[r.name].leaving or self._hosts[r.name].stopping
+            )
+            for r in reports
+        ]
+        orders = plan(reports[0].partitions, views, self.wanted.serving(self._nodes))
+        for name, partitions in orders.take.items():
+            self._send(self._hosts[name], "take", self._hosts[name].handle.take(partitions))
+        for name, partitions in orders.give.items():
+            self._send(self._hosts[name], "give", self._hosts[name].handle.give(partitions, self.wanted.drain_s))
+        return not orders.is_empty
+
+    def _has_gathered(self, count: int) -> bool:
+        late = asyncio.get_running_loop().time() - self._begun_s > _GATHER_S
+        self._gathered = self._gathered or late or count >= self.wanted.serving(self._nodes)
+        return self._gathered
+
+    def _send(self, known: _Known, kind: str, order: Coroutine[object, object, None]) -> None:
+        """Unless the host has an order of that kind already."""
+        if kind in known.busy:
+            order.close()
+            return
+        known.busy.add(kind)
+        self._run(self._carry_out(known, kind, order))
+
+    async def _carry_out(self, known: _Known, kind: str, order: Coroutine[object, object, None]) -> None:
+        limit_s = _ORDER_S + (self.wanted.drain_s if kind == "give" else 0.0)
+        log.info("host %s is to %s", known.handle.name, kind)
+        try:
+            async with asyncio.timeout(limit_s):
+                await order
+            log.info("host %s: %s done", known.handle.name, kind)
+        except Exception as error:
+            log.warning("host %s did not %s: %s", known.handle.name, kind, error or type(error).__name__)
+        finally:
+            known.busy.discard(kind)
+            if kind == "give":
+                self._wake.set()
+
+    # -- hosts come and go --------------------------------------------------------------------------------------------
+
+    def _start_missing(self) -> None:
+        wanted = self.wanted.serving(self._nodes) + self.wanted.spares
+        staying = [known for known in self._hosts.values() if not known.leaving and not known.stopping]
+        if not self.wanted.per_node:
+            for _ in range(wanted - len(staying) - len(self._starting)):
+                self._start_host(None)
+            return
+        for node in self._nodes:
+            if node.leaving:
+                continue
+            there = sum(k.report is not None and k.report.node == node.id for k in staying)
+            coming = sum(target == node.id for target in self._starting.values())
+            for _ in range(self.wanted.per_node + (self.wanted.spares > 0) - there - coming):
+                self._start_host(node.id)
+
+    def _start_host(self, node: str | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._start(node))
+        self._starting[task] = node
+        task.add_done_callback(lambda done: self._starting.pop(done, None))
+
+    async def _start(self, node: str | None) -> None:
+        if self._failures:
+            await asyncio.sleep(min(2.0**self._failures, _LONGEST_BACKOFF_S))
+        try:
+            handle = await self._fleet.start_host(self.wanted.version, node)
+        except Exception as error:
+            self._failures += 1
+            self.last_error = f"{type(error).__name__}: {error}"
+            log.warning("a host cannot be started: %s", self.last_error)
+        else:
+            self._failures = 0
+            self._adopt(handle)
+        self._wake.set()
+
+    def _adopt(self, handle: HostHandle) -> None:
+        if handle.name not in self._hosts:
+            known = self._hosts[handle.name] = _Known(handle)
+            self._run(self._watch(known))
+
+    async def _watch(self, known: _Known) -> None:
+        await known.handle.wait_gone()
+        self._forget(known)
+
+    def _forget(self, known: _Known) -> None:
+        if self._hosts.pop(known.handle.name, None) is not None:
+            if not known.stopping:
+                log.warning("host %s has ended", known.handle.name)
+            self._wake.set()
+
+    def _replace_old(self) -> None:
+        """One host of a former version leaves at a time, once there is one of the new version to take its place."""
+        old = [k for k in self._hosts.values() if k.report is not None and k.report.version != self.wanted.version]
+        if not old or any(known.leaving or known.stopping for known in self._hosts.values()):
+            return
+        ready = sum(k.report is not None and k.report.version == self.wanted.version for k in self._hosts.values())
+        total = self.wanted.serving(self._nodes) + self.wanted.spares
+        if ready + len(old) > total:
+            # Those that own least first: spares are gone before anything has to move.
+            min(old, key=lambda known: len(known.report.owned) if known.report else 0).leaving = True
+        elif not self._starting:
+            self._start_host(next((k.report.node for k in old if k.report), None) if self.wanted.per_node else None)
+
+    def _end_leaving(self) -> bool:
+        leaving = [known for known in self._hosts.values() if known.leaving and not known.stopping]
+        for known in leaving:
+            if known.report is not None and not known.report.owned and not known.busy:
+                known.stopping = True
+                self._run(self._end(known.handle))
+        return bool(leaving)
+
+    async def _end(self, handle: HostHandle) -> None:
+        try:
+            async with asyncio.timeout(self.wanted.drain_s + _ORDER_S):
+                await handle.stop(self.wanted.drain_s)
+        except PeerGone:
+            pass
+        except Exception as error:
+            log.warning("host %s did not end by itself: %s", handle.name, error or type(error).__name__)
+        handle.kill()
+
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,226 @@
+"""One application on several hosts: what a host's process is made of, and the process that stands for the cluster.
+
+mecha run app.py --placement ray     this process: start or join Ray, make the controller, wait, end all of it
+  controller                         `actors.placement.ray`: makes hosts, says who owns what
+  host ...                           `ClusterHost`: a Runtime with HTTP in front, on one port a node
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from actors.placement.cluster import ClusterPlacement
+from actors.placement.hop import PeerGone
+from actors.placement.supervisor import Wanted
+from runtime_api.clusterapi import new_version
+from runtime_api.loader import LoadError, default_app_id, load_application
+from runtime_api.runtime import Runtime
+from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url
+from runtime_api.settings import Settings
+from statestores.components import open_url
+from statestores.errors import StoreError
+from statestores.store import Capability
+
+if TYPE_CHECKING:
+    import socket
+
+    from actors import Host
+    from actors.placement.ray import RayCluster
+
+LEASE_S = 3.0
+"""How long a host that vanished or froze is waited for, unless told otherwise."""
+
+_READY_S = 120.0
+_POLL_S = 0.1
+
+
+class ClusterHost:
+    """One host of the cluster, inside its process."""
+
+    def __init__(self, target: str, settings: dict[str, Any], name: str, cluster: RayCluster) -> None:
+        self._settings = Settings(**settings)
+        configure_logging(self._settings)
+        self._since_ms = time.time_ns() // 1_000_000
+        self._made: list[ClusterPlacement] = []
+        self._cluster = cluster
+        self._runtime = Runtime(
+            load_application(target),
+            store=self._settings.store or None,
+            resources_path=self._settings.resources_path,
+            app_id=self._settings.app_id or default_app_id(target),
+            namespace=self._settings.namespace,
+            lease=self._settings.lease,
+            drain_s=self._settings.drain,
+            placement=self._place,
+            host_id=name,
+        )
+        self._server: _HostServer | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._url = ""
+
+    def _place(self, host: Host) -> ClusterPlacement:
+        self._made[:] = [ClusterPlacement(host, self._cluster)]
+        return self._made[0]
+
+    @property
+    def placement(self) -> ClusterPlacement:
+        return self._made[0]
+
+    async def start(self) -> None:
+        listener = bind(self._settings.host, self._settings.port, shared=True)
+        self._url = "http://{}:{}".format(*listener.getsockname()[:2])
+        await self._runtime.start()
+        self._server = _HostServer(self._runtime, self._settings, self._cluster)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        await self._server.wait_listening()
+
+    async def stop(self, timeout_s: float) -> None:
+        if self._server is None or self._serving is None:
+            return
+        self._server.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._serving)
+        await self._server.end_runtime()
+
+    def facts(self) -> tuple[int, int, dict[int, int], int, str]:
+        host = self._runtime.host
+        owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
+        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url
+
+
+class _HostServer(Server):
+    """The server of a host: it begins quietly, and says when it listens."""
+
+    def __init__(self, runtime: Runtime, settings: Settings, cluster: RayCluster) -> None:
+        super().__init__(runtime, settings, cluster)
+        self._listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.listen(sockets)
+        self._listening.set()
+
+    async def wait_listening(self) -> None:
+        await self._listening.wait()
+
+
+# -- the process that stands for the cluster ---------------------------------------------------------------------------
+
+
+def run_cluster(target: str, settings: Settings) -> None:
+    """Serve the application on Ray until told to stop. Raises `StartupError`."""
+    try:
+        application_id = settings.app_id or default_app_id(target)
+        load_application(target)
+    except LoadError as error:
+        raise StartupError(str(error)) from error
+    try:
+        from actors.placement import ray as on_ray
+    except ImportError as error:
+        raise StartupError(f"placement ray needs Ray: pip install 'mecha-runtime[ray]' ({error})") from error
+    _check_store(settings)
+    with bind(settings.host, settings.port, shared=True) as listener:
+        # Held until the hosts have it too: with port 0 the kernel has chosen one.
+        chosen: dict[str, Any] = {"port": listener.getsockname()[1], "app_id": application_id}
+        if "lease" not in settings.model_fields_set:
+            chosen["lease"] = LEASE_S
+        settings = settings.model_copy(update=chosen)
+        on_ray.start_ray(settings.ray_address or None)
+        try:
+            asyncio.run(_supervise(_absolute(target), settings))
+        finally:
+            on_ray.stop_ray()
+
+
+def cluster_namespace(app_id: str, namespace: str) -> str:
+    """Ray's namespace of one application."""
+    return f"mecha-{namespace}-{app_id}"
+
+
+def _check_store(settings: Settings) -> None:
+    """Hosts are processes of their own: they must be able to share the store."""
+    if not settings.store and settings.resources_path:
+        return
+    try:
+        capabilities = open_url(settings.store or "sqlite:///mecha.db").capabilities
+    except StoreError as error:
+        raise StartupError(str(error)) from error
+    if Capability.SHARED not in capabilities:
+        raise StartupError(
+            f"store {shown_url(settings.store)} belongs to one process: a cluster needs one that all hosts reach, "
+            f"like --store redis://host:6379"
+        )
+
+
+def _absolute(target: str) -> str:
+    """Hosts have another working directory."""
+    place, separator, name = target.partition(".py")
+    return f"{os.path.abspath(place)}{separator}{name}" if separator else target
+
+
+async def _supervise(target: str, settings: Settings) -> None:
+    from actors.placement.ray import ClusterSpec, RayCluster
+
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, stopping)
+    cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
+    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain)
+    build = functools.partial(ClusterHost, target, settings.model_dump())
+    cluster.start(ClusterSpec(cluster.namespace, build, wanted, _environment()))
+    ready = asyncio.create_task(_wait_ready(cluster, settings))
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+            await stopped
+    finally:
+        ready.cancel()
+        with contextlib.suppress(PeerGone):
+            await cluster.stop()
+
+
+def _on_signal(stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        print("mecha: stopped at once", file=sys.stderr, flush=True)
+        os._exit(1)
+    stopping.set()
+
+
+async def _wait_ready(cluster: RayCluster, settings: Settings) -> None:
+    """Raises `StartupError` when no host can be started."""
+    give_up = time.monotonic() + _READY_S
+    while True:
+        try:
+            status = await cluster.status()
+        except PeerGone:
+            status = {}
+        if status.get("settled") and len(status["hosts"]) >= settings.hosts:
+            hosts = status["hosts"]
+            serving = sum(bool(host["owned"]) for host in hosts)
+            print(
+                f"mecha: serving {hosts[0]['url']} (app-id {settings.app_id}; {serving} hosts and "
+                f"{len(hosts) - serving} spare on Ray)",
+                flush=True,
+            )
+            return
+        if status.get("error") and not status["hosts"]:
+            raise StartupError(f"no host starts: {status['error']}")
+        if time.monotonic() > give_up:
+            raise StartupError(f"the cluster is not ready after {_READY_S:g} s: {status or 'no controller'}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _environment() -> dict[str, Any]:
+    """Hosts find what this process finds."""
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
