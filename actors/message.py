@@ -44,6 +44,8 @@ class Call:
     # Identity of a call that goes from host to host, the same for every attempt: what it records leaves a receipt, so
     # that the call may be made again when the host it was sent to has died.
     hop: str | None = None
+    # Made by another host, which has it still, and sends it elsewhere when it is refused here.
+    from_peer: bool = False
     # May have been delivered before: the target looks for a receipt before it runs the turn.
     redelivered: bool = False
     # Where the outcome goes when it must be durable (a call out of an outbox): see `Envelope`.

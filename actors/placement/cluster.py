@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from actors.host import Host
     from actors.message import Call
-    from actors.placement.hop import Peers, Sent
+    from actors.placement.hop import Item, Peers, Sent
 
 log = logging.getLogger(__name__)
 
@@ -136,14 +136,16 @@ class ClusterPlacement:
             # A chain that is under way here has to come to its end before the partition can leave.
             if partition not in self._leaving or call.chain:
                 host.submit(call)
-            elif call.reminder is not None:
-                host.fail(call, NotOwner(f"{call.stream} is being handed over, its next owner finds the reminder"))
+            elif call.reminder is not None or call.from_peer:
+                host.fail(call, NotOwner(f"{call.stream} is being handed over"))
             else:
                 self._park(call, partition)
         elif host.aborted:
             host.fail(call, HostStopping("this host has stopped"))
-        elif call.reminder is not None:
-            host.fail(call, NotOwner(f"{call.stream} has another owner, which finds the reminder itself"))
+        elif call.reminder is not None or call.from_peer:
+            # A reminder's row is found by the new owner, and a peer's call goes there by its own host: two hosts that
+            # hold one call under one identity would take each other's answers.
+            host.fail(call, NotOwner(f"{self.name} does not own partition {partition} of {call.stream}"))
         else:
             self._forward(call, partition)
 
@@ -185,15 +187,21 @@ class ClusterPlacement:
 
     def receive(self, sender: str, batch: bytes) -> None:
         """A batch of another host's link to this one."""
-        for kind, *rest in decode_batch(batch):
-            if kind == "ask":
-                self._serve(sender, rest[0])
-            elif kind == "cancel":
-                call = self._serving.get((sender, rest[0]))
-                if call is not None:
+        for item in decode_batch(batch):
+            try:
+                self._take_item(sender, item)
+            except Exception:  # a bug must not cost the others of the batch their answers
+                log.exception("%s could not take %r of %s", self.name, item, sender)
+
+    def _take_item(self, sender: str, item: Item) -> None:
+        match item:
+            case ("ask", wanted):
+                self._serve(sender, wanted)
+            case ("cancel", call_id):
+                if (call := self._serving.get((sender, call_id))) is not None:
                     call.future.cancel()
-            else:
-                self._answered(sender, kind, *rest)
+            case (_, call_id, outcome):
+                self._answered(sender, call_id, outcome)
 
     def _serve(self, sender: str, wanted: Asked) -> None:
         if (sender, wanted.id) in self._serving or self._host.aborted:
@@ -205,20 +213,16 @@ class ClusterPlacement:
         call.key, call.outbox_id, call.outbox_partition = wanted.key, wanted.outbox_id, wanted.outbox_partition
         call.redelivered, call.reply_to, call.internal = wanted.redelivered, wanted.reply_to, wanted.internal
         call.chain, call.chain_id, call.waiter = wanted.chain, wanted.chain_id, wanted.waiter
-        call.hop = wanted.id
+        call.hop, call.from_peer = wanted.id, True
         self._serving[sender, wanted.id] = call
         if call.waiter:  # known at both ends, so that a cycle over two hosts is seen by one of them
             host.waits.add(call.waiter, call.stream)
         call.future.add_done_callback(functools.partial(self._served, sender, call))
-        partition = partition_of(call.stream, len(self.routes))
-        if not host.epochs[partition] or (partition in self._leaving and not call.chain):
-            host.fail(call, NotOwner(f"{self.name} does not own partition {partition} of {call.stream}"))
-            return
         if wanted.left_s is not None:
             loop = asyncio.get_running_loop()
             call.deadline = loop.time() + wanted.left_s
             call.timer = loop.call_at(call.deadline, host.expire, call)
-        host.submit(call)
+        self.submit(call)
 
     def _served(self, sender: str, call: Call, _: object) -> None:
         assert call.hop is not None
@@ -239,7 +243,7 @@ class ClusterPlacement:
         else:
             link.put(("fail", call.hop, encode_error(error)))
 
-    def _answered(self, sender: str, kind: str, call_id: str, outcome: bytes | tuple[str, ...]) -> None:
+    def _answered(self, sender: str, call_id: str, outcome: bytes | tuple[str, ...]) -> None:
         link = self._links.get(sender)
         sent = link.unanswered.pop(call_id, None) if link is not None else None
         if sent is None:  # asked again elsewhere meanwhile, or given up
@@ -304,17 +308,16 @@ class ClusterPlacement:
                 async with asyncio.timeout(self._refresh_s):
                     await self._look.wait()
             except TimeoutError:
-                pass
+                delay_s = _FIRST_LOOK_S
             self._look.clear()
             try:
                 await self._read_routes()
             except StoreError as error:
                 log.warning("the owners of partitions cannot be read, trying again: %s", error)
             self._give_up_parked(loop.time())
-            if not self._parked:
-                delay_s = _FIRST_LOOK_S
-                continue
-            self._look.set()
+            if self._parked:
+                self._look.set()
+            # Asked for or not, ever more slowly: the store may go on naming an owner that has ended.
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _LONGEST_LOOK_S)
 

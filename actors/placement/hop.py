@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from actors import errors
 from actors.errors import ActorError, ActorFailed, Deadlock, MailboxFull
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from actors.message import Call
 
-    Item = tuple[Any, ...]
+Item: TypeAlias = tuple[Any, ...]
 
 _MOST_ITEMS = 1000
 _MOST_BYTES = 4 << 20

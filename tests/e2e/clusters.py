@@ -1,4 +1,4 @@
-"""A real cluster for tests: `mecha run --placement ray` as a process, a real Redis, and a client that does not give up."""
+"""A real cluster for tests: `mecha run --placement ray` as a process, and a client that does not give up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 _START_S = 120.0
 _STOP_S = 60.0
-_ANSWER_S = 20.0
+_ANSWER_S = 3.0
 _PAUSE_S = 0.05
 
 

@@ -84,7 +84,7 @@ class Load:
     async def wait_round(self) -> None:
         """Returns when every key has been answered once more from now on."""
         before = dict(self.answered)
-        while any(self.answered[key] == before[key] for key in KEYS):
+        while any(self.answered[key] == before[key] for key in KEYS):  # noqa: ASYNC110  # counted over HTTP
             await asyncio.sleep(0.01)
 
     @contextlib.asynccontextmanager
@@ -113,7 +113,7 @@ class Load:
 async def wait_hosts(port: int, ready: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
     """The hosts, once they are so."""
     async with asyncio.timeout(90):
-        while not ready(hosts := await hosts_of(port)):
+        while not ready(hosts := await hosts_of(port)):  # noqa: ASYNC110  # of other processes
             await asyncio.sleep(0.05)
     return hosts
 
@@ -163,7 +163,7 @@ async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:
 
 
 async def test_a_frozen_host_is_passed_by(cluster: ClusterProcess) -> None:
-    """A host that is stopped (SIGSTOP) loses what it owns when its lease ends; awake again it changes nothing (INV-2)."""
+    """A stopped host (SIGSTOP) loses what it owns when its lease ends; awake again it changes nothing (INV-2)."""
 
     async def freeze() -> None:
         victim = (await hosts_of(cluster.port))[0]

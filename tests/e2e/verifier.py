@@ -47,10 +47,7 @@ class Maker:
 
     def steps(self, layer: int, actor: str, depth: int, *, counted: bool, plain: bool = False) -> list[Any]:
         """A program for that actor. `counted`: its effects remain. `plain`: nothing that waits for others."""
-        made = []
-        for _ in range(self.rng.randint(1, 3)):
-            made.append(self._step(layer, actor, depth, counted, plain))
-        return made
+        return [self._step(layer, actor, depth, counted, plain) for _ in range(self.rng.randint(1, 3))]
 
     def workflow(self) -> list[Any]:
         made: list[Any] = []
@@ -144,7 +141,7 @@ class Verifier:
         with contextlib.suppress(Failed):
             await connection.insist("POST", f"/v1.0/workflows/dapr/verify/start?instanceID={name}", body, key=name)
         while True:
-            shown = await connection.insist("GET", f"/v1.0/mecha/workflows/{name}/result?timeout=10s")
+            shown = await connection.insist("GET", f"/v1.0/mecha/workflows/{name}/result?timeout=2s")
             if shown["runtimeStatus"] == "COMPLETED":
                 return
             if shown["runtimeStatus"] not in ("RUNNING", "PENDING"):

@@ -197,7 +197,7 @@ async def test_messages_survive_the_host_that_sends_them(cluster: Cluster) -> No
     await cluster.add("three", [0, 1])
 
     async with asyncio.timeout(5):
-        while await two.client.actor(Cell, target).read() < 20:
+        while await two.client.actor(Cell, target).read() < 20:  # noqa: ASYNC110  # of another process
             await asyncio.sleep(0.001)
     assert await two.client.actor(Cell, target).read() == 20
     assert one.aborted
