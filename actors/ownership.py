@@ -51,7 +51,7 @@ class Ownership:
     async def acquire(self, partitions: Sequence[int], *, force: bool) -> None:
         """Raises `LeaseHeld`, with nothing taken, when another owner's lease runs and not `force`."""
         asked = self._clock.monotonic()
-        taken = await self._journal.acquire(partitions, self._owner, self._clock.now_ms(), self._lease_ms, force=force)
+        taken = await self._journal.acquire(partitions, self._owner, self._clock.now_ms(), self.lease_ms, force=force)
         for ownership in taken:
             self.epochs[ownership.partition] = ownership.epoch
         until = self._valid(asked)
@@ -67,7 +67,7 @@ class Ownership:
         if not pairs:
             return
         asked = self._clock.monotonic()
-        kept = await self._journal.renew(pairs, self._owner, self._clock.now_ms(), self._lease_ms)
+        kept = await self._journal.renew(pairs, self._owner, self._clock.now_ms(), self.lease_ms)
         still_ours = {(o.partition, o.epoch) for o in kept}
         for pair in pairs:
             if pair not in still_ours:
@@ -109,7 +109,7 @@ class Ownership:
         self._task = self._next = None
 
     @property
-    def _lease_ms(self) -> int:
+    def lease_ms(self) -> int:
         return int(self._lease_s * 1000)
 
     def _valid(self, asked: float) -> float:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from actors.placement.cluster import ClusterPlacement
@@ -175,7 +176,7 @@ async def _supervise(target: str, settings: Settings) -> None:
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
     wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain)
     build = functools.partial(ClusterHost, target, settings.model_dump())
-    cluster.start(ClusterSpec(cluster.namespace, build, wanted, _environment()))
+    cluster.start(ClusterSpec(cluster.namespace, build, wanted, token_hex(4), _environment()))
     ready = asyncio.create_task(_wait_ready(cluster, settings))
     stopped = asyncio.create_task(stopping.wait())
     try:

@@ -33,11 +33,12 @@ from statestores.errors import LeaseHeld, StoreError
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from actors.host import Host
     from actors.message import Call
     from actors.placement.hop import Item, Peers, Sent
+    from statestores.model import Ownership
 
 log = logging.getLogger(__name__)
 
@@ -103,17 +104,35 @@ class ClusterPlacement:
             self.routes[partition] = self.name
             self._unpark(partition)
 
-    async def take_free(self, partitions: Sequence[int]) -> None:
-        """`take` what can be had now: what has no owner, one whose lease has ended, or one that was a process of this
-        machine and is gone. The rest is left out."""
+    async def take_free(self, partitions: Sequence[int], alive: Collection[str]) -> None:
+        """`take` what can be had: what has no owner, one whose lease has ended, or one that is known to have ended: its
+        process was one of this machine and is gone, or it was of this cluster and is not among the `alive`. The rest is
+        left out. Raises `StoreError`."""
         try:
             await self.take(partitions, force=False)
         except LeaseHeld as held:
             if len(partitions) > 1:
-                for partition in partitions:
-                    await self.take_free([partition])
+                await asyncio.gather(*(self.take_free([partition], alive) for partition in partitions))
             elif is_gone(held.holder.owner):
                 await self.take(partitions, force=True)
+            elif self._is_ended(host_name(held.holder.owner), alive):
+                await self._depose(held.holder)
+
+    def _is_ended(self, name: str, alive: Collection[str]) -> bool:
+        """Names of one cluster's hosts differ behind the last dash. Hosts of another one that uses the same store are
+        nothing we could know about."""
+        return name not in alive and name.rpartition("-")[0] == self.name.rpartition("-")[0]
+
+    async def _depose(self, holder: Ownership) -> None:
+        """Take a partition from a host that was declared dead and goes on renewing its lease (a zombie). With the new
+        epoch it can neither record nor renew anything; reads it may answer until the lease ends that it has. So we do
+        not serve before that (INV-7)."""
+        log.warning("partition %d is taken from %s, which was declared dead", holder.partition, holder.owner)
+        host = self._host
+        lease_ms = host.ownership.lease_ms
+        await host.journal.acquire([holder.partition], host.owner, host.clock.now_ms(), lease_ms, force=True)
+        await asyncio.sleep(max(0, holder.lease_until_ms - host.clock.now_ms()) / 1000)
+        await self.take([holder.partition], force=False)
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
         """Hand partitions over to whoever takes them next. New calls wait meanwhile, so none fails."""

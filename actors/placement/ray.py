@@ -62,11 +62,13 @@ class HostProcess(Protocol):
 
 class ClusterSpec(NamedTuple):
     """`namespace`: Ray's, one for each application. `build(name, cluster)` makes the process of a host; it is sent to
-    the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts."""
+    the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of this
+    cluster from those of another one that uses, or used, the same store."""
 
     namespace: str
     build: Callable[[str, RayCluster], HostProcess]
     wanted: Wanted
+    tag: str
     environment: dict[str, Any] | None = None
 
 
@@ -88,8 +90,8 @@ class _HostActor:
     async def deliver(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)
 
-    async def take(self, partitions: list[int]) -> None:
-        await self._process.placement.take_free(partitions)
+    async def take(self, partitions: list[int], alive: list[str]) -> None:
+        await self._process.placement.take_free(partitions, alive)
 
     async def give(self, partitions: list[int], timeout_s: float) -> None:
         await self._process.placement.give(partitions, timeout_s)
@@ -156,8 +158,8 @@ class RayHost:
         report: Report = await self._done(self._actor.report.remote())
         return report
 
-    async def take(self, partitions: Sequence[int]) -> None:
-        await self._done(self._actor.take.remote(list(partitions)))
+    async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:
+        await self._done(self._actor.take.remote(list(partitions), list(alive)))
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
         await self._done(self._actor.give.remote(list(partitions), timeout_s))
@@ -196,7 +198,7 @@ class RayFleet:
         self._class = _host_class()
 
     async def start_host(self, version: str, node: str | None) -> HostHandle:
-        name = f"{_HOST_PREFIX}{token_hex(4)}"
+        name = f"{_HOST_PREFIX}{self._spec.tag}-{token_hex(4)}"
         strategy: Any = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
         options: dict[str, Any] = {"name": name, "namespace": self._spec.namespace, "lifetime": "detached"}
         if self._spec.environment:

@@ -68,8 +68,8 @@ class HostHandle(Protocol):
     @property
     def name(self) -> str: ...
     async def report(self) -> Report: ...
-    async def take(self, partitions: Sequence[int]) -> None:
-        """What cannot be had yet is left out."""
+    async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:
+        """What cannot be had yet is left out. `alive`: the hosts that have not ended, silent ones among them."""
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None: ...
     async def stop(self, timeout_s: float) -> None:
@@ -228,7 +228,7 @@ class Supervisor:
         ]
         orders = plan(reports[0].partitions, views, self.wanted.serving(self._nodes))
         for name, partitions in orders.take.items():
-            self._send(self._hosts[name], "take", self._hosts[name].handle.take(partitions))
+            self._send(self._hosts[name], "take", self._hosts[name].handle.take(partitions, [*self._hosts]))
         for name, partitions in orders.give.items():
             self._send(self._hosts[name], "give", self._hosts[name].handle.give(partitions, self.wanted.drain_s))
         return not orders.is_empty

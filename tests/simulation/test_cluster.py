@@ -144,8 +144,8 @@ class Machine:
         report: Report = await self._there(look())
         return report
 
-    async def take(self, partitions: Sequence[int]) -> None:
-        await self._there(self.placements[0].take_free(partitions))
+    async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:
+        await self._there(self.placements[0].take_free(partitions, alive))
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
         await self._there(self.placements[0].give(partitions, timeout_s))
@@ -159,6 +159,10 @@ class Machine:
     def kill(self) -> None:
         self.journal.crash()
         self._world.loop.kill(self.name)
+        self.declare_dead()
+
+    def declare_dead(self) -> None:
+        """Nobody can reach it any more. It may go on running, renew its lease, and think that it serves."""
         # Kept: nothing of it may run again, not even because it is let go of.
         self._world.kept.append(self._world.machines.pop(self.name, self))
         if not self.gone.done():
@@ -187,7 +191,7 @@ class World:
 
     async def start_host(self, version: str, node: str | None) -> Machine:
         self.made += 1
-        machine = Machine(self, f"h{self.made}", version)
+        machine = Machine(self, f"h-{self.made}", version)
         self.machines[machine.name] = machine
         await machine.start()
         return machine
@@ -223,7 +227,7 @@ class World:
     async def hurt(self) -> None:
         """One disaster."""
         machines = [m for m in self.machines.values() if m.host.owned()]
-        kind = self.luck.choice(["freeze", "kill", "supervisor", "outage", "rob"])
+        kind = self.luck.choice(["freeze", "kill", "zombie", "supervisor", "outage", "rob"])
         if kind == "supervisor":
             self.supervise()
         if not machines:
@@ -233,6 +237,8 @@ class World:
             self.loop.freeze(victim.name, self.luck.uniform(0.1, 8.0))
         elif kind == "kill":
             victim.kill()
+        elif kind == "zombie":
+            victim.declare_dead()
         elif kind == "outage":
             victim.journal.outage(self.luck.uniform(0.1, 5.0))
         elif kind == "rob":  # taken over although its owner lives and serves: a zombie
