@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _CONTROLLER = "controller"
 _HOST_PREFIX = "host-"
 _LAG_S = 0.5
+_OWN_DEATH_S = 2.0
 _START_S = 60.0
 _MOST_CALLS = 10_000
 _SMALLEST_OBJECT_STORE = 80 << 20
@@ -79,13 +80,27 @@ class _HostActor:
     """One host: a process of the cluster. Its event loop is that of Ray's default concurrency group."""
 
     def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
-        self._name, self._version = name, version
+        self._name, self._version, self._namespace = name, version, spec.namespace
         self._process = spec.build(name, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         await self._process.start()
+        self._watching = asyncio.create_task(self._end_when_declared_dead())
+
+    async def _end_when_declared_dead(self) -> None:
+        """A host whose raylet is gone is dead to Ray, and nobody calls it any more; yet it goes on, for up to a minute,
+        to take connections of clients. What it owned is others' by then; it only has to go."""
+        while True:
+            await asyncio.sleep(_OWN_DEATH_S)
+            try:
+                await _in_thread(ray.get_actor, self._name, self._namespace)
+            except ValueError:
+                log.warning("%s was declared dead, and ends", self._name)
+                os._exit(1)
+            except Exception as error:  # nobody says that it is dead
+                log.info("Ray's control store does not answer: %s", error)
 
     async def deliver(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)

@@ -97,13 +97,16 @@ class Load:
             await self.wait_round()
             yield self
             await self.wait_round()
-        finally:
             self._stopping = True
             await asyncio.gather(*tasks)
-        after = {key: await self._count(reader, key) for key in KEYS}
-        assert {key: after[key] - before[key] for key in KEYS} == self.answered
-        for connection in (reader, *self.connections.values()):
-            connection.close()
+            after = {key: await self._count(reader, key) for key in KEYS}
+            assert {key: after[key] - before[key] for key in KEYS} == self.answered
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for connection in (reader, *self.connections.values()):
+                connection.close()
 
     async def _count(self, connection: Connection, key: str) -> int:
         count: int = await connection.insist("POST", f"/v1.0/actors/Tally/{key}/method/add", b"0")
