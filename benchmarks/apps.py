@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from actors import actor, method
+from actors import actor, context, method
 from workflow import activity, wait_event, workflow
 from workflow import actor as actor_of
 
@@ -23,6 +23,26 @@ class Counter:
     async def add(self, by: int) -> int:
         self.value += by
         return self.value
+
+
+@actor
+class Caller:
+    """Calls counters, as many at once as it is given, for a time."""
+
+    @method
+    async def drive(self, counters: list[str], seconds: float) -> int:
+        """How many calls were answered."""
+        turn, clock = context(), asyncio.get_running_loop()
+        end = clock.time() + seconds
+
+        async def drive_one(counter: str) -> int:
+            made = 0
+            while clock.time() < end:
+                await turn.actor(Counter, counter).add(1)
+                made += 1
+            return made
+
+        return sum(await asyncio.gather(*map(drive_one, counters)))
 
 
 @actor(idle_timeout="1h")

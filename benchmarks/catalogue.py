@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import calls, footprint, netherite, reads, recovery, workflows
+from benchmarks import calls, clusters, footprint, netherite, reads, recovery, workflows
 
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -19,5 +19,9 @@ BENCHMARKS = {
         recovery.RESTART,
         recovery.LONG_HISTORY,
         reads.READS,
+        clusters.RATE,
+        clusters.HOPS,
+        clusters.GAPS,
+        clusters.START,
     )
 }

@@ -79,16 +79,24 @@ class ClusterHost:
         self._url = "http://{}:{}".format(*listener.getsockname()[:2])
         await self._runtime.start()
         self._server = _HostServer(self._runtime, self._settings, self._cluster)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        await self._server.wait_listening()
+        self._serving = asyncio.create_task(self._serve(self._server, listener))
+
+    async def _serve(self, server: _HostServer, listener: socket.socket) -> None:
+        """A spare does not listen: every call that came to it would have to go on to another host."""
+        with listener:
+            await self.placement.serves.wait()
+            await server.serve(sockets=[listener])
 
     async def stop(self, timeout_s: float) -> None:
         if self._server is None or self._serving is None:
             return
-        self._server.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(self._serving)
+        if self.placement.serves.is_set():
+            self._server.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.shield(self._serving)
+        else:
+            self._serving.cancel()
         await self._server.end_runtime()
 
     def facts(self) -> tuple[int, int, dict[int, int], int, str]:
@@ -98,18 +106,10 @@ class ClusterHost:
 
 
 class _HostServer(Server):
-    """The server of a host: it begins quietly, and says when it listens."""
-
-    def __init__(self, runtime: Runtime, settings: Settings, cluster: RayCluster) -> None:
-        super().__init__(runtime, settings, cluster)
-        self._listening = asyncio.Event()
+    """The server of a host: it begins quietly."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.listen(sockets)
-        self._listening.set()
-
-    async def wait_listening(self) -> None:
-        await self._listening.wait()
 
 
 # -- the process that stands for the cluster ---------------------------------------------------------------------------

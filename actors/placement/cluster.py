@@ -70,6 +70,8 @@ class ClusterPlacement:
         self._parked: dict[int, list[Call]] = {}
         # (sender, id) of what this host was asked and has not answered.
         self._serving: dict[tuple[str, str], Call] = {}
+        # Set once this host owns something.
+        self.serves = asyncio.Event()
         self._look = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -100,6 +102,7 @@ class ClusterPlacement:
     async def take(self, partitions: Sequence[int], *, force: bool) -> None:
         """Own these partitions from now on. Raises `LeaseHeld`, `StoreError`."""
         await self._host.take(partitions, force=force)
+        self.serves.set()
         for partition in partitions:
             self.routes[partition] = self.name
             self._unpark(partition)

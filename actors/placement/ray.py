@@ -349,6 +349,8 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers are the servers here: Ray would have them stand back behind everything else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     ray.init(

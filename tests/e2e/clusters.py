@@ -91,8 +91,10 @@ class Connection:
     """HTTP over one connection, as little of it as is needed: many of these must not take the processor from those
     whom they test."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, answer_s: float = _ANSWER_S) -> None:
+        """`answer_s`: after so long without an answer the connection is given up."""
         self._port = port
+        self._answer_s = answer_s
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         # What went wrong and was tried again.
         self.failures: list[str] = []
@@ -100,7 +102,7 @@ class Connection:
     async def request(self, verb: str, path: str, body: bytes = b"", key: str = "") -> bytes:
         """The body of a 2xx answer. Raises `Failed`, `OSError`, `asyncio.IncompleteReadError`, `TimeoutError`."""
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(self._answer_s):
                 return await self._request(verb, path, body, key)
         except Failed:
             raise

@@ -1,0 +1,222 @@
+"""Two hosts on Ray, a store on Redis, everything on this machine: rates, hops, fail-over, start.
+
+Every cluster is made for its measurement, by ``mecha run --placement ray``, with two hosts that serve and one spare,
+and a Redis of its own with AOF, fsynced every second. Counters are added up at the end, as everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import psutil  # type: ignore[import-untyped]  # has no types
+
+from benchmarks.calls import KEYS
+from benchmarks.httpload import Request
+from benchmarks.model import Benchmark, Sample, Series, Setting, Target, check, check_between
+from benchmarks.processes import free_port, server
+from statestores.model import partition_of
+from tests.e2e.clusters import Connection
+from tests.servers import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONNECTIONS = 64
+HOPS_IN_FLIGHT = 256
+LEASE_S = 3
+_MILLION = 1 << 20
+_WATCHED = 32
+_CALM_S = 2.0
+_AFTER_S = 6.0
+
+
+class Cluster:
+    """A running one. `started_s`: from the command to the first answer of an actor."""
+
+    def __init__(self, port: int, started_s: float) -> None:
+        self.port, self.started_s = port, started_s
+
+    def hosts(self) -> list[dict[str, Any]]:
+        return list(self._asked("GET", "/v1.0/mecha/cluster")["hosts"])
+
+    def serving(self) -> list[dict[str, Any]]:
+        return [host for host in self.hosts() if host["owned"]]
+
+    def add(self, key: str, amount: int) -> int:
+        return int(self._asked("POST", f"/v1.0/actors/Counter/{key}/method/add", str(amount)))
+
+    def call(self, path: str, body: Any) -> Any:
+        return self._asked("POST", path, json.dumps(body))
+
+    def _asked(self, verb: str, path: str, body: str = "") -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body.encode() or None, method=verb)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    @property
+    def memory(self) -> int:
+        """Unique bytes of all processes that belong to it: hosts, the controller, Ray."""
+        total = 0
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any("ray" in part or "_HostActor" in part for part in process.cmdline()[:2]):
+                    total += process.memory_full_info().uss
+        return total
+
+
+@contextlib.contextmanager
+def cluster(setting: Setting) -> Iterator[Cluster]:
+    port = free_port()
+    options = ["--placement", "ray", "--port", str(port), "--lease", f"{LEASE_S}s"]
+    with RedisServer(aof="everysec") as redis:
+        command = [sys.executable, "-m", "runtime_api.cli", "run", "benchmarks.apps", "--store", redis.url, *options]
+        begun = time.perf_counter()
+        with server(command, port, setting.directory):
+            made = Cluster(port, 0.0)
+            made.add("first", 0)
+            made.started_s = time.perf_counter() - begun
+            while [len(host["owned"]) for host in made.serving()] != [16, 16] or len(made.hosts()) < 3:
+                time.sleep(0.05)
+            yield made
+
+
+def over_http(setting: Setting) -> Sample:
+    request = Request("POST", "/v1.0/actors/Counter/k%d/method/add", "1")
+    with cluster(setting) as made:
+        warm = setting.loader.run(made.port, request, KEYS, setting.warm_up_s, CONNECTIONS)
+        load = setting.loader.run(made.port, request, KEYS, setting.seconds, CONNECTIONS)
+        found = sum(made.add(f"k{key}", 0) for key in range(KEYS))
+    answered = warm.requests + load.requests
+    check_between("sum of all counters", found, answered, answered + 2 * CONNECTIONS)
+    return Sample(load.rate, load.detail)
+
+
+def hops(setting: Setting) -> Sample:
+    """Two actors, one on each host, each with half of the calls in flight to counters of the other host."""
+    with cluster(setting) as made:
+        one, two = made.serving()
+        driven = [_driver_on(one), _driver_on(two)]
+        targets = [_counters_on(two, "a"), _counters_on(one, "b")]
+        orders = [(driven[0], targets[0]), (driven[1], targets[1])]
+        _drive(made, orders, setting.warm_up_s)
+        begun = time.perf_counter()
+        made_calls = _drive(made, orders, setting.seconds)
+        rate = made_calls / (time.perf_counter() - begun)
+    return Sample(rate, f"{HOPS_IN_FLIGHT} in flight, each call durable")
+
+
+def _drive(made: Cluster, orders: list[tuple[str, list[str]]], seconds: float) -> int:
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(
+            *(
+                asyncio.to_thread(made.call, f"/v1.0/actors/Caller/{name}/method/drive", [ids, seconds])
+                for name, ids in orders
+            )
+        )
+
+    before = sum(made.add(key, 0) for _, ids in orders for key in ids)
+    answered: int = sum(asyncio.run(all_of_them()))
+    check("sum of all counters", sum(made.add(key, 0) for _, ids in orders for key in ids) - before, answered)
+    return answered
+
+
+def _driver_on(host: dict[str, Any]) -> str:
+    return _ids_on(host, "Caller", "d", 1)[0]
+
+
+def _counters_on(host: dict[str, Any], prefix: str) -> list[str]:
+    return _ids_on(host, "Counter", prefix, HOPS_IN_FLIGHT // 2)
+
+
+def _ids_on(host: dict[str, Any], actor_type: str, prefix: str, count: int) -> list[str]:
+    found: list[str] = []
+    number = 0
+    while len(found) < count:
+        if str(partition_of(f"{actor_type}/{prefix}{number}", host["partitions"])) in host["owned"]:
+            found.append(f"{prefix}{number}")
+        number += 1
+    return found
+
+
+def gap_after(setting: Setting, number: int) -> Sample:
+    """The longest time between two answers of any actor of the host that gets the signal, in ms. Each is called by one
+    caller over a connection to another host, under a key, again until it is answered."""
+    with cluster(setting) as made:
+        victim = made.serving()[0]
+        keys = _ids_on(victim, "Counter", "g", _WATCHED)
+        gaps, calls = asyncio.run(_watch(made, keys, victim["pid"], number))
+        check("sum of all counters", sum(made.add(key, 0) for key in keys), calls)
+        if number == signal.SIGSTOP:
+            os.kill(victim["pid"], signal.SIGCONT)
+    return Sample(max(gaps) * 1000, f"{calls:,} calls, {_WATCHED} actors watched, all exact")
+
+
+async def _watch(made: Cluster, keys: list[str], pid: int, number: int) -> tuple[list[float], int]:
+    end = time.monotonic() + _CALM_S + _AFTER_S
+    made_calls = 0
+
+    async def watch(key: str) -> float:
+        nonlocal made_calls
+        connection = Connection(made.port, answer_s=0.5)
+        last, longest, count = time.monotonic(), 0.0, 0
+        while time.monotonic() < end:
+            await connection.insist("POST", f"/v1.0/actors/Counter/{key}/method/add", b"1", key=f"{key}-{count}")
+            now = time.monotonic()
+            last, longest, count = now, max(longest, now - last), count + 1
+            await asyncio.sleep(0.005)
+        connection.close()
+        made_calls += count
+        return longest
+
+    async def hurt() -> None:
+        await asyncio.sleep(_CALM_S)
+        os.kill(pid, number)
+
+    *gaps, _ = await asyncio.gather(*(watch(key) for key in keys), hurt())
+    return [gap for gap in gaps if gap is not None], made_calls
+
+
+def start(setting: Setting) -> Sample:
+    with cluster(setting) as made:
+        return Sample(made.started_s, f"{made.memory / _MILLION:.0f} MiB of all its processes")
+
+
+RATE = Benchmark(
+    name="cluster-http",
+    question="How many durable calls a second do two hosts on Ray answer over HTTP, 1,000 keys, 64 connections?",
+    unit="calls/s",
+    series=(Series("two hosts, Redis everysec", over_http),),
+    targets=(Target("two hosts, Redis everysec", ">=", 5000),),
+)
+HOPS = Benchmark(
+    name="cluster-hops",
+    question="How many calls a second do actors of one host make to actors of another, 256 in flight?",
+    unit="calls/s",
+    series=(Series("between two hosts", hops),),
+    targets=(Target("between two hosts", ">=", 10_000),),
+)
+GAPS = Benchmark(
+    name="cluster-gaps",
+    question="How long is the longest silence of any actor when its host is hurt under load?",
+    unit="ms",
+    series=(
+        Series("kill -9", lambda setting: gap_after(setting, signal.SIGKILL)),
+        Series("frozen (SIGSTOP)", lambda setting: gap_after(setting, signal.SIGSTOP)),
+    ),
+    targets=(Target("kill -9", "<=", 2000), Target("frozen (SIGSTOP)", "<=", (LEASE_S + 1) * 1000)),
+)
+START = Benchmark(
+    name="cluster-start",
+    question="How long does a local cluster take from the command to the first answer of an actor?",
+    unit="s",
+    series=(Series("Ray, controller, two hosts, one spare", start),),
+    targets=(Target("Ray, controller, two hosts, one spare", "<=", 8),),
+)
