@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from statestores.components import Component
     from workflow.client import WorkflowClient
 
-
     PlacementMaker = Callable[[Host], Placement]
 
 DEFAULT_STORE = "sqlite:///mecha.db"

@@ -193,7 +193,11 @@ class World:
         self.made += 1
         machine = Machine(self, f"h-{self.made}", version)
         self.machines[machine.name] = machine
-        await machine.start()
+        try:
+            await machine.start()
+        except BaseException:
+            machine.kill()
+            raise
         return machine
 
     async def existing(self) -> list[Any]:
