@@ -15,9 +15,8 @@ from actors.turn import current_turn
 from statestores.codec import ATOMS, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
-    from actors.client import ActorClient
     from actors.definition import ActorDefinition, Method
     from actors.message import Call
     from actors.turn import Turn
@@ -40,6 +39,14 @@ class MakeReference(Protocol):
     ) -> Any: ...
 
 
+class Caller(Protocol):
+    """Who makes the calls of references: `ActorClient` inside a runtime, connections outside of one."""
+
+    def new_call(self, stream: str, method: str) -> Call: ...
+    def start(self, call: Call, timeout: float | None) -> Awaitable[Any]:
+        """Make the call; its answer, JSON if the call is raw. Raises what `actors.errors` lists."""
+
+
 class ActorRef:
     """Methods are attributes; calling one gives a coroutine that makes the call when awaited."""
 
@@ -47,7 +54,7 @@ class ActorRef:
 
     def __init__(
         self,
-        client: ActorClient,
+        client: Caller,
         definition: ActorDefinition | None,
         stream: str,
         timeout: float | None,
@@ -106,7 +113,7 @@ class BoundMethod:
         return decode(result) if call.raw else result
 
 
-async def _call_from_turn(turn: Turn, client: ActorClient, call: Call, timeout: float | None) -> Any:
+async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float | None) -> Any:
     """A call as part of a turn: it belongs to the turn's chain, waits for what the turn rests on, and inherits what is
     left of its deadline. Below a call with an idempotency key every call has one, derived from it and from its place in
     the turn, so that a repeated turn repeats no effects."""

@@ -140,11 +140,6 @@ def run_cluster(target: str, settings: Settings) -> None:
             on_ray.stop_ray()
 
 
-def cluster_namespace(app_id: str, namespace: str) -> str:
-    """Ray's namespace of one application."""
-    return f"mecha-{namespace}-{app_id}"
-
-
 def _check_store(settings: Settings) -> None:
     """Hosts are processes of their own: they must be able to share the store."""
     if not settings.store and settings.resources_path:
@@ -167,7 +162,7 @@ def _absolute(target: str) -> str:
 
 
 async def _supervise(target: str, settings: Settings) -> None:
-    from actors.placement.ray import ClusterSpec, RayCluster
+    from actors.placement.ray import ClusterSpec, RayCluster, cluster_namespace
 
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from actors import ActorDefinition, Clock, MakeReference
     from actors.placement import Placement
+    from runtime_api.connect import Connection
     from statestores import StateStore
     from statestores.components import Component
     from workflow.client import WorkflowClient
@@ -100,6 +101,17 @@ class Runtime:
         self._workflows: WorkflowClient | None = None
         self._purging: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+
+    @staticmethod
+    def connect(
+        address: str, *, app_id: str = "mecha", namespace: str = "default", token: str | None = None
+    ) -> Connection:
+        """A runtime that runs elsewhere, used from here: ``async with Runtime.connect(address) as runtime``. `address`:
+        ``http://host:port`` of a server or of any host of a cluster; ``ray:auto`` or ``ray:host:port``, the Ray cluster
+        on which `app_id` runs. `token`: the server's API token."""
+        from runtime_api.connect import Connection
+
+        return Connection(address, app_id=app_id, namespace=namespace, token=token)
 
     # -- life --------------------------------------------------------------------------------------------------------
 

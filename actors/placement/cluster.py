@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
@@ -225,26 +225,43 @@ class ClusterPlacement:
             case (_, call_id, outcome):
                 self._answered(sender, call_id, outcome)
 
-    def _serve(self, sender: str, wanted: Asked) -> None:
-        if (sender, wanted.id) in self._serving or self._host.aborted:
-            return
-        host = self._host
-        call = host.new_call(wanted.stream, wanted.method)
+    async def request(self, wanted: Asked) -> tuple[str, Any]:
+        """A call of a client that is no host: ("answer", JSON) or ("fail", error), as on the wire. It goes on to
+        whichever host owns the actor."""
+        call = self._call_of(wanted)
+        self._begin(call, wanted.left_s)
+        try:
+            return "answer", await call.future
+        except ActorError as error:
+            return "fail", encode_error(error)
+
+    def _call_of(self, wanted: Asked) -> Call:
+        call = self._host.new_call(wanted.stream, wanted.method)
         call.raw = True
         call.payload, call.caller, call.trace_id = wanted.payload, wanted.caller, wanted.trace_id
         call.key, call.outbox_id, call.outbox_partition = wanted.key, wanted.outbox_id, wanted.outbox_partition
         call.redelivered, call.reply_to, call.internal = wanted.redelivered, wanted.reply_to, wanted.internal
         call.chain, call.chain_id, call.waiter = wanted.chain, wanted.chain_id, wanted.waiter
+        return call
+
+    def _begin(self, call: Call, left_s: float | None) -> None:
+        if left_s is not None:
+            loop = asyncio.get_running_loop()
+            call.deadline = loop.time() + left_s
+            call.timer = loop.call_at(call.deadline, self._host.expire, call)
+        self.submit(call)
+
+    def _serve(self, sender: str, wanted: Asked) -> None:
+        if (sender, wanted.id) in self._serving or self._host.aborted:
+            return
+        host = self._host
+        call = self._call_of(wanted)
         call.hop, call.from_peer = wanted.id, True
         self._serving[sender, wanted.id] = call
         if call.waiter:  # known at both ends, so that a cycle over two hosts is seen by one of them
             host.waits.add(call.waiter, call.stream)
         call.future.add_done_callback(functools.partial(self._served, sender, call))
-        if wanted.left_s is not None:
-            loop = asyncio.get_running_loop()
-            call.deadline = loop.time() + wanted.left_s
-            call.timer = loop.call_at(call.deadline, host.expire, call)
-        self.submit(call)
+        self._begin(call, wanted.left_s)
 
     def _served(self, sender: str, call: Call, _: object) -> None:
         assert call.hop is not None

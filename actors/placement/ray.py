@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from actors.placement.cluster import ClusterPlacement
+    from actors.placement.hop import Asked
     from actors.placement.supervisor import HostHandle
 
 T = TypeVar("T")
@@ -105,6 +106,9 @@ class _HostActor:
     async def deliver(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)
 
+    async def request(self, wanted: Asked) -> tuple[str, Any]:
+        return await self._process.placement.request(wanted)
+
     async def take(self, partitions: list[int], alive: list[str]) -> None:
         await self._process.placement.take_free(partitions, alive)
 
@@ -165,6 +169,16 @@ class RayHost:
             raise PeerGone(self.name) from error
         except RayError as error:
             raise PeerUnsure(str(error)) from error
+
+    async def request(self, wanted: Asked) -> tuple[str, Any]:
+        """See `ClusterPlacement.request`. Raises `PeerGone`, `PeerUnsure`."""
+        try:
+            answer: tuple[str, Any] = await self._actor.request.remote(wanted)
+        except RayActorError as error:
+            raise PeerGone(self.name) from error
+        except RayError as error:
+            raise PeerUnsure(str(error)) from error
+        return answer
 
     async def start(self) -> None:
         await self._done(self._actor.start.remote())
@@ -339,6 +353,11 @@ class RayCluster:
             return await getattr(controller, method).remote(*args)
         except (ValueError, RayActorError) as error:
             raise PeerGone(f"no controller of {self.namespace} answers: {error}") from error
+
+
+def cluster_namespace(app_id: str, namespace: str) -> str:
+    """Ray's namespace of one application."""
+    return f"mecha-{namespace}-{app_id}"
 
 
 def start_ray(address: str | None, cpus: int | None = None) -> None:

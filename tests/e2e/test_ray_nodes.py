@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors import UnknownMethod
+from runtime_api import Runtime
 from tests.e2e.clusters import ClusterProcess
 from tests.e2e.test_ray_cluster import Load, wait_hosts, write_app
 from tests.servers import RedisServer
@@ -68,6 +70,21 @@ async def under_load(port: int, tag: str, disturb: Callable[[], Awaitable[None]]
             await disturb()
             await load.wait_round()
     return load
+
+
+async def test_a_client_by_ray(cluster: ClusterProcess, nodes: Any) -> None:
+    """A job of the Ray cluster calls actors by Ray, and finds HTTP for the rest, knowing the application's id alone."""
+    await wait_hosts(cluster.port, lambda hosts: is_spread(hosts, 2))
+    async with Runtime.connect(f"ray:{nodes.address}", app_id="tally_app") as runtime:
+        for key in ("r1", "r2", "r3", "r4"):
+            tally: Any = runtime.actor("Tally", key, idempotency_key="one")
+            assert await tally.add(3) == 3
+            assert await tally.add(3) == 3
+        with pytest.raises(UnknownMethod):
+            await runtime.actor("Tally", "r1").fly()
+        await runtime.send(runtime.actor("Tally", "r1").add, 1)
+        while await runtime.actor("Tally", "r1").add(0) < 4:
+            pass
 
 
 async def test_partitions_spread_to_a_node_that_is_added(cluster: ClusterProcess, nodes: Any) -> None:
