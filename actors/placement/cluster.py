@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# In the store, the owner of a partition that nobody may have yet. Like every owner's, its host's name is behind the
+# last colon: it has none.
+_NOBODY = "deposed:"
 # Not applied over there, so it may go again.
 _ELSEWHERE = (NotOwner, ActorMoved, HostStopping)
 _FIRST_LOOK_S = 0.01
@@ -109,8 +112,8 @@ class ClusterPlacement:
 
     async def take_free(self, partitions: Sequence[int], alive: Collection[str]) -> None:
         """`take` what can be had: what has no owner, one whose lease has ended, or one that is known to have ended: its
-        process was one of this machine and is gone, or it was of this cluster and is not among the `alive`. The rest is
-        left out. Raises `StoreError`."""
+        process was one of this machine and is gone. One that was of this cluster and is not among the `alive` is
+        deposed: what it has can be had when its lease has ended. The rest is left out. Raises `StoreError`."""
         try:
             await self.take(partitions, force=False)
         except LeaseHeld as held:
@@ -123,19 +126,22 @@ class ClusterPlacement:
 
     def _is_ended(self, name: str, alive: Collection[str]) -> bool:
         """Names of one cluster's hosts differ behind the last dash. Hosts of another one that uses the same store are
-        nothing we could know about."""
-        return name not in alive and name.rpartition("-")[0] == self.name.rpartition("-")[0]
+        nothing we could know about, and nobody is nobody's host."""
+        return bool(name) and name not in alive and name.rpartition("-")[0] == self.name.rpartition("-")[0]
 
     async def _depose(self, holder: Ownership) -> None:
-        """Take a partition from a host that was declared dead and goes on renewing its lease (a zombie). With the new
-        epoch it can neither record nor renew anything; reads it may answer until the lease ends that it has. So we do
-        not serve before that (INV-7)."""
+        """Take a partition from a host that was declared dead and goes on renewing its lease (a zombie), and give it to
+        nobody until every read that it may still answer has been answered (INV-7). With the new epoch it can neither
+        record nor renew anything; its last renewal was asked for before that, so its lease ends within one lease from
+        now.
+
+        It is the store that remembers this, under no host's name: we may be told to take the partition once more, or be
+        deposed ourselves, and neither may make the wait shorter. The first lease is longer than need be, for the case
+        that we never come to correct it."""
         log.warning("partition %d is taken from %s, which was declared dead", holder.partition, holder.owner)
-        host = self._host
-        lease_ms = host.ownership.lease_ms
-        await host.journal.acquire([holder.partition], host.owner, host.clock.now_ms(), lease_ms, force=True)
-        await asyncio.sleep(max(0, holder.lease_until_ms - host.clock.now_ms()) / 1000)
-        await self.take([holder.partition], force=False)
+        journal, clock, lease_ms = self._host.journal, self._host.clock, self._host.ownership.lease_ms
+        taken = await journal.acquire([holder.partition], _NOBODY, clock.now_ms(), 2 * lease_ms, force=True)
+        await journal.renew([(each.partition, each.epoch) for each in taken], _NOBODY, clock.now_ms(), lease_ms)
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
         """Hand partitions over to whoever takes them next. New calls wait meanwhile, so none fails."""
@@ -323,7 +329,8 @@ class ClusterPlacement:
         self._look.set()
 
     def _moved(self, partition: int, former: str) -> None:
-        """The table names a new owner; the former one has a moment left to answer, then its calls go to the new one."""
+        """The table names a new owner, or says that there is none; the former one has a moment left to answer, then its
+        calls go to the new one."""
         link = self._links.get(former)
         if link is None:
             return
@@ -366,7 +373,7 @@ class ClusterPlacement:
             if self._host.epochs[partition]:
                 name = self.name
             before, self.routes[partition] = self.routes[partition], name
-            if name and name != before and before not in ("", self.name):
+            if name != before and before not in ("", self.name):
                 self._moved(partition, before)
             if name and partition in self._parked:
                 self._unpark(partition)

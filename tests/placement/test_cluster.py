@@ -153,6 +153,26 @@ async def test_a_frozen_host_is_left_for_its_successor(cluster: Cluster) -> None
     assert await two.client.actor(Cell, name).add(1) == 3
 
 
+async def test_what_a_zombie_has_is_nobodys_until_its_lease_ends(cluster: Cluster) -> None:
+    """INV-7: a host that was declared dead and lives may answer reads until its lease ends. Until then nobody serves
+    what it had, however often somebody is told to take it."""
+    zombie = await cluster.add("h-1", [0])
+    two = await cluster.add("h-2")
+    placement = cluster.placement("h-2")
+    deposed_ms = two.clock.now_ms()
+    for _ in range(3):
+        await placement.take_free([0], ["h-2"])
+    assert two.owned() == []
+    (held,) = await cluster.journal.owners()
+    assert held.lease_until_ms >= deposed_ms + zombie.ownership.lease_ms
+    pending = asyncio.create_task(two.client.actor(Cell, of_partition(0)).add(1))
+    while not two.owned():  # told over and over, as a supervisor does
+        await placement.take_free([0], ["h-2"])
+        await asyncio.sleep(0.01)
+    assert two.clock.now_ms() >= held.lease_until_ms
+    assert await pending == 1
+
+
 async def test_a_batch_that_may_have_arrived_is_sent_again(cluster: Cluster) -> None:
     """A lost acknowledgement repeats the batch; the call runs once."""
     one = await cluster.add("one", [0, 1])
