@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
 from tests.e2e.verifier import FAULTS, Verifier
 from tests.servers import RedisServer
@@ -238,3 +239,11 @@ async def test_random_programs_while_it_is_hurt(seed: int) -> None:
     with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, "--lease", "2s") as cluster:
         verifier = Verifier(cluster.port, redis, seed, programs=1500, faults=FAULTS)
         assert await verifier.run() == {}
+
+
+async def test_registers_are_linearizable_while_it_is_hurt() -> None:
+    """INV-7: whatever clients were answered by registers, asked without keys, while hosts are killed and frozen and the
+    store is restarted, one register that does one thing at a time would have answered too."""
+    app = Path(__file__).with_name("verifier_app.py")
+    with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, "--lease", "2s") as cluster:
+        await linearizability.play(cluster.port, redis, seconds=15, seed=1)

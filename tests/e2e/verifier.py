@@ -105,7 +105,7 @@ class Verifier:
         maker = Maker(random.Random(self.seed))
         todo = self._todo(maker)
         begun = time.monotonic()
-        nemesis = asyncio.create_task(self._hurt(random.Random(self.seed + 1)))
+        nemesis = asyncio.create_task(self.trouble())
         try:
             await asyncio.gather(*(self._work(todo) for _ in range(self.in_flight)))
         finally:
@@ -149,7 +149,9 @@ class Verifier:
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
-    async def _hurt(self, rng: random.Random) -> None:
+    async def trouble(self) -> None:
+        """Hurt the cluster, for ever. Cancel it to stop."""
+        rng = random.Random(self.seed + 1)
         while self.faults:
             await asyncio.sleep(rng.uniform(0.5, 1.5) * _CALM_S)
             kind = rng.choice(self.faults)

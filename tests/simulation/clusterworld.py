@@ -109,9 +109,10 @@ class Machine:
         self.declare_dead()
 
     def declare_dead(self) -> None:
-        """Nobody can reach it any more. It may go on running, renew its lease, and think that it serves."""
+        """No host can reach it any more. It may go on running, renew its lease, and think that it serves."""
         # Kept: nothing of it may run again, not even because it is let go of.
-        self._world.ended.append(self._world.machines.pop(self.name, self))
+        if self._world.machines.pop(self.name, None) is not None:
+            self._world.ended.append(self)
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -198,7 +199,7 @@ class World:
         await asyncio.sleep(15)
 
     def _hurt(self, kind: str) -> None:
-        machines = [m for m in self.machines.values() if m.host.owned()]
+        machines = [m for m in (*self.machines.values(), *self.ended) if self.loop.is_alive(m.name) and m.host.owned()]
         if kind == "supervisor":
             self.supervise()
         if not machines:
@@ -208,7 +209,7 @@ class World:
             self.loop.freeze(victim.name, self.luck.uniform(0.1, 8.0))
         elif kind == "kill":
             victim.kill()
-        elif kind == "zombie":
+        elif kind == "zombie" and victim.name in self.machines:
             victim.declare_dead()
         elif kind == "outage":
             victim.journal.outage(self.luck.uniform(0.1, 5.0))
