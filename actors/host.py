@@ -22,6 +22,7 @@ from actors.errors import (
     DeadlineExceeded,
     HostStopping,
     NotOwner,
+    OutcomeUnknown,
     UnknownActorType,
     UnknownMethod,
 )
@@ -236,10 +237,8 @@ class Host:
         if call.future.done():
             return
         if call.attempt > _MOST_ATTEMPTS or self.aborted:
-            self.fail(
-                call,
-                ActorMoved(f"{call.stream} was moved or dropped {call.attempt} times before the call was recorded"),
-            )
+            moved = f"{call.stream} was moved or dropped {call.attempt} times before the call was recorded"
+            self.fail(call, OutcomeUnknown(moved) if call.redelivered else ActorMoved(moved))
             return
         assert self._loop is not None
         self._loop.call_later(_RETRY_S * (call.attempt - 1), self.placement.submit, call)
@@ -281,7 +280,7 @@ class Host:
         await activation.wait_committed()
         if not self.may_answer(turn.method):
             try:
-                await self.ownership.confirm_now()
+                await self.ownership.confirm_now(activation.partition)
             except StoreError as error:
                 self.fail(call, NotOwner(f"ownership of {call.stream} cannot be confirmed: {error}"))
                 return

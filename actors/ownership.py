@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from statestores.errors import StoreError
 
@@ -38,7 +38,7 @@ class Ownership:
         self._task: asyncio.Task[None] | None = None
         self._asking = asyncio.Lock()
         # The question to the store that has not been sent yet: whoever needs an answer now joins it.
-        self._next: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[frozenset[tuple[int, int]]] | None = None
         self.epochs: list[int] = [0] * journal.partitions
 
     @property
@@ -60,31 +60,37 @@ class Ownership:
     def start_renewing(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._renew_for_ever(), name="lease")
 
-    async def confirm(self) -> None:
-        """Ask the store which partitions are still ours, and extend their lease. Raises `StoreError` when it cannot
-        say."""
+    async def confirm(self) -> frozenset[tuple[int, int]]:
+        """Ask the store which partitions are still ours, and extend their lease. Those of which it said so, with their
+        epochs. Raises `StoreError` when it cannot say."""
         pairs = [(p, e) for p, e in enumerate(self.epochs) if e]
         if not pairs:
-            return
+            return frozenset()
         asked = self._clock.monotonic()
         kept = await self._journal.renew(pairs, self._owner, self._clock.now_ms(), self.lease_ms)
         still_ours = {(o.partition, o.epoch) for o in kept}
         for pair in pairs:
             if pair not in still_ours:
                 self.lose(pair[0])
-        self._valid_until = self._valid(asked)
+        # What was taken over while the question was under way has a lease of its own, which this did not extend.
+        if still_ours.issuperset((p, e) for p, e in enumerate(self.epochs) if e):
+            self._valid_until = self._valid(asked)
+        return frozenset(still_ours)
 
-    async def confirm_now(self) -> None:
-        """`confirm`, asked after this call: one question answers for all who came while the last one was under way."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._confirm_next(), name="confirm")
-            self._next.add_done_callback(_seen)
-        await asyncio.shield(self._next)
+    async def confirm_now(self, partition: int) -> None:
+        """`confirm`, asked after this call, of this partition: returns when the store has said that it is ours, or
+        `epochs` says that it is not. One question answers for all who came while the last one was under way."""
+        while epoch := self.epochs[partition]:
+            if self._next is None:
+                self._next = asyncio.get_running_loop().create_task(self._confirm_next(), name="confirm")
+                self._next.add_done_callback(_seen)
+            if (partition, epoch) in await asyncio.shield(self._next):
+                return
 
-    async def _confirm_next(self) -> None:
+    async def _confirm_next(self) -> frozenset[tuple[int, int]]:
         async with self._asking:
             self._next = None
-            await self.confirm()
+            return await self.confirm()
 
     def lose(self, partition: int) -> None:
         if self.epochs[partition]:
@@ -124,7 +130,7 @@ class Ownership:
                 log.warning("the lease could not be renewed, trying again: %s", error)
 
 
-def _seen(task: asyncio.Task[None]) -> None:
+def _seen(task: asyncio.Task[Any]) -> None:
     """A failure is told to whoever waits; when all of them have gone, to nobody."""
     if not task.cancelled():
         task.exception()

@@ -26,7 +26,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown
+from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown, Retriable
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
 from actors.placement.local import is_gone
 from statestores.errors import LeaseHeld, StoreError
@@ -95,7 +95,7 @@ class ClusterPlacement:
                 self._host.fail(sent.call, unknown)
         for parked in self._parked.values():
             for call in parked:
-                self._host.fail(call, HostStopping("this host has stopped"))
+                self._give_up(call, HostStopping("this host has stopped"))
         self._parked.clear()
 
     async def drain(self) -> None:
@@ -169,7 +169,7 @@ class ClusterPlacement:
             else:
                 self._park(call, partition)
         elif host.aborted:
-            host.fail(call, HostStopping("this host has stopped"))
+            self._give_up(call, HostStopping("this host has stopped"))
         elif call.reminder is not None or call.from_peer:
             # A reminder's row is found by the new owner, and a peer's call goes there by its own host: two hosts that
             # hold one call under one identity would take each other's answers.
@@ -199,6 +199,12 @@ class ClusterPlacement:
         for link in self._links.values():
             if call.hop in link.unanswered:
                 link.cancel(call.hop)
+
+    def _give_up(self, call: Call, error: Retriable) -> None:
+        """`error` says that the call was not applied. Of one that was sent before, nobody knows that."""
+        if call.redelivered and not call.from_peer:
+            error = OutcomeUnknown(f"{error}; an earlier attempt may have been recorded")
+        self._host.fail(call, error)
 
     def _park(self, call: Call, partition: int) -> None:
         if not call.wait_until:
@@ -382,7 +388,7 @@ class ClusterPlacement:
         for partition, parked in list(self._parked.items()):
             for call in parked:
                 if now_s >= call.wait_until:
-                    self._host.fail(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
+                    self._give_up(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
             self._parked[partition] = [call for call in parked if not call.future.done()]
             if not self._parked[partition]:
                 del self._parked[partition]
