@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import typer
@@ -15,8 +16,10 @@ from jsonschema import Draft202012Validator
 
 from runtime_api.app import create_app
 from runtime_api.cli import cli
+from runtime_api.cluster import LEASE_S
 from runtime_api.runtime import Runtime
 from runtime_api.settings import Settings, load_settings
+from runtime_api.wire import duration_s
 from statestores.redis_settings import settings_from_url
 
 if TYPE_CHECKING:
@@ -111,7 +114,9 @@ def test_the_check_finds_mistakes() -> None:
 
 def test_secrets_are_those_the_page_makes() -> None:
     """Every reference to a secret finds a key that the command on the page makes."""
-    made = re.search(r"kubectl create secret generic (\S+)((?:[\s\\]+--from-literal=\S+)+)", PAGE.read_text())
+    made = re.search(
+        r"kubectl create secret generic (\S+)((?:[\s\\]+--from-literal=[\w-]+=\$\([^)]+\))+)", PAGE.read_text()
+    )
     assert made is not None
     keys = set(re.findall(r"--from-literal=([\w-]+)=", made[2]))
     wanted = {(r["name"], r["key"]) for r in every("secretKeyRef", OBJECTS)}
@@ -146,8 +151,23 @@ def test_the_driver_is_told_what_it_understands(monkeypatch: pytest.MonkeyPatch)
     assert 0 < budget < CLUSTER["workerGroupSpecs"][0]["minReplicas"]
 
 
+def test_the_page_lists_options_with_their_defaults() -> None:
+    """An option on the page is one of `mecha run`, and so is its default."""
+    rows = re.findall(r"^\| `--([\w-]+)` \| `(\w+)` \| (?:`([^`]*)`)?[^|]*\|", PAGE.read_text(), re.MULTILINE)
+    shown = {name.replace("-", "_"): default for name, _, default in rows}
+    assert {"placement", "ray_address", "hosts", "hosts_per_node", "spares", "lease", "drain"} <= set(shown)
+    assert all(variable == f"MECHA_{name.replace('-', '_').upper()}" for name, variable, _ in rows)
+    defaults = {name: Settings.model_fields[name].default for name in shown} | {"lease": LEASE_S}
+    assert {name: str(value) for name, value in defaults.items() if not isinstance(value, float)} == {
+        name: text for name, text in shown.items() if not text.endswith("s")
+    }
+    assert {name: value for name, value in defaults.items() if isinstance(value, float)} == {
+        name: duration_s(text) for name, text in shown.items() if text.endswith("s")
+    }
+
+
 def test_the_store_is_the_redis_that_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Actors, and Ray's own memory, are in the Redis of the manifests, which forgets nothing and asks for a password."""
+    """Actors, and Ray's own memory, are in the Redis of the manifests; it forgets nothing and asks for a password."""
     service = the("Service", "mecha-redis")
     address = (service["metadata"]["name"], service["spec"]["ports"][0]["port"])
     store = settings_from_url(settings(monkeypatch).store)
@@ -174,12 +194,15 @@ def test_a_pod_has_time_to_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pod["terminationGracePeriodSeconds"] >= pause_s + drain_s + 10
 
 
-def test_ready_means_that_clients_are_served() -> None:
-    """A worker's readiness is a path that the HTTP API has, open without a token."""
+async def test_ready_means_that_clients_are_served() -> None:
+    """A worker's readiness is asked for where the API answers without a token."""
     probe = WORKER["containers"][0]["readinessProbe"]["httpGet"]
     assert probe["port"] == "http"
-    app = create_app(Runtime(store="memory://"))
-    assert probe["path"] in app.openapi()["paths"]
+    async with Runtime(store="memory://") as runtime:
+        transport = httpx.ASGITransport(create_app(runtime, api_token="a token"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
+            answers = [(await client.get(path)).status_code for path in (probe["path"], "/v1.0/metadata")]
+    assert answers == [204, 401]
 
 
 def test_the_image_has_what_the_manifest_runs() -> None:

@@ -74,11 +74,12 @@ def end_of(process: subprocess.Popen[str]) -> int:
 class Driver:
     """The container beside the head: what `deploy/driver.sh` prints and does."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, pid_file: Path, *options: str) -> None:
+        self._pid_file = pid_file
         self.process = subprocess.Popen(
             ["/bin/sh", str(ROOT / "deploy" / "driver.sh"), *options],
             cwd=ROOT,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"PID_FILE": str(pid_file)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -96,7 +97,7 @@ class Driver:
 
     def mecha(self) -> int:
         """The process id of `mecha run`."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+        return int(self._pid_file.read_text())
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +112,10 @@ class Driver:
 def address() -> Iterator[str]:
     """Of a Ray cluster with a head only."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as directory:
-        with RayNode("--head", f"--port={port}", f"--temp-dir={directory}", "--include-dashboard=false"):
-            yield f"127.0.0.1:{port}"
+    # Short: names of sockets are made from it.
+    directory = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")
+    with directory, RayNode("--head", f"--port={port}", f"--temp-dir={directory.name}", "--include-dashboard=false"):
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -126,22 +128,24 @@ def started(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield port, [str(app), "--placement", "ray", *where, "--hosts", "1", "--hosts-per-node", "1", "--spares", "0"]
 
 
-async def test_the_driver_of_the_next_pod_finds_the_application(started: tuple[int, list[str]]) -> None:
-    """The end of the driver's container leaves hosts and controller as they are, and the next driver takes them over."""
+async def test_the_driver_of_the_next_pod_finds_the_application(started: tuple[int, list[str]], tmp_path: Path) -> None:
+    """The end of the driver's container leaves hosts and controller as they are; the next driver takes them over."""
     port, options = started
-    with Driver(*options):
+    with Driver(tmp_path / "pid", *options):
         before = await hosts_of(port)
     connection = Connection(port)
     assert await connection.request("POST", "/v1.0/actors/Tally/k/method/add", b"1") == b"1"
     connection.close()
-    with Driver(*options):
+    with Driver(tmp_path / "pid", *options):
         assert [host["name"] for host in await hosts_of(port)] == [host["name"] for host in before]
 
 
-async def test_a_node_that_is_told_to_end_hands_over_first(address: str, started: tuple[int, list[str]]) -> None:
+async def test_a_node_that_is_told_to_end_hands_over_first(
+    address: str, started: tuple[int, list[str]], tmp_path: Path
+) -> None:
     """SIGTERM, which is how a Pod ends, drains a Ray node: its host hands over what it owns, and no call fails."""
     port, options = started
-    with Driver(*options), RayNode(f"--address={address}") as node:
+    with Driver(tmp_path / "pid", *options), RayNode(f"--address={address}") as node:
         hosts = await wait_hosts(port, lambda hosts: len(hosts) == 2 and all(host["owned"] for host in hosts))
         newer = max(hosts, key=lambda host: host["since_ms"])
         async with asyncio.timeout(120), Load(port).running("pod") as load:
@@ -151,10 +155,10 @@ async def test_a_node_that_is_told_to_end_hands_over_first(address: str, started
         assert [failure for failure in load.failures if failure.startswith("Failed")] == []
 
 
-async def test_the_application_can_be_ended(started: tuple[int, list[str]]) -> None:
+async def test_the_application_can_be_ended(started: tuple[int, list[str]], tmp_path: Path) -> None:
     """`mecha run` itself, told to end, ends every host; its container stays, so that nothing is started again."""
     port, options = started
-    with Driver(*options) as driver:
+    with Driver(tmp_path / "pid", *options) as driver:
         os.kill(driver.mecha(), signal.SIGTERM)
         await asyncio.to_thread(driver.wait_said, "the application has been ended")
         with pytest.raises(ConnectionRefusedError):
