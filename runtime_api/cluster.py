@@ -23,7 +23,7 @@ from actors.placement.supervisor import Wanted
 from runtime_api.clusterapi import new_version
 from runtime_api.loader import LoadError, default_app_id, load_application
 from runtime_api.runtime import Runtime
-from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url
+from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url, warn_if_open
 from runtime_api.settings import Settings
 from statestores.components import open_url
 from statestores.errors import StoreError
@@ -39,6 +39,7 @@ LEASE_S = 3.0
 """How long a host that vanished or froze is waited for, unless told otherwise."""
 
 _READY_S = 120.0
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _POLL_S = 0.1
 
 
@@ -76,7 +77,8 @@ class ClusterHost:
 
     async def start(self) -> None:
         listener = bind(self._settings.host, self._settings.port, shared=True)
-        self._url = "http://{}:{}".format(*listener.getsockname()[:2])
+        host, port = listener.getsockname()[:2]
+        self._url = f"http://{self._cluster.node_address() if host in _EVERYWHERE else host}:{port}"
         await self._runtime.start()
         self._server = _HostServer(self._runtime, self._settings, self._cluster)
         self._serving = asyncio.create_task(self._serve(self._server, listener))
@@ -171,6 +173,7 @@ async def _supervise(target: str, settings: Settings) -> None:
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
     wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain)
     build = functools.partial(ClusterHost, target, settings.model_dump())
+    found = await _is_there(cluster)
     cluster.start(ClusterSpec(cluster.namespace, build, wanted, token_hex(4), _environment()))
     ready = asyncio.create_task(_wait_ready(cluster, settings))
     stopped = asyncio.create_task(stopping.wait())
@@ -179,10 +182,27 @@ async def _supervise(target: str, settings: Settings) -> None:
         if ready.done():
             ready.result()
             await stopped
-    finally:
         ready.cancel()
-        with contextlib.suppress(PeerGone):
-            await cluster.stop()
+    except StartupError:
+        if found:  # somebody else's, or that of a driver before this one: it may be all right but for a moment
+            raise
+        await _end(cluster)
+        raise
+    await _end(cluster)
+
+
+async def _is_there(cluster: RayCluster) -> bool:
+    try:
+        await cluster.status()
+    except PeerGone:
+        return False
+    print(f"mecha: {cluster.namespace} runs already and is taken over as it is", file=sys.stderr, flush=True)
+    return True
+
+
+async def _end(cluster: RayCluster) -> None:
+    with contextlib.suppress(PeerGone):
+        await cluster.stop()
 
 
 def _on_signal(stopping: asyncio.Event) -> None:
@@ -200,9 +220,10 @@ async def _wait_ready(cluster: RayCluster, settings: Settings) -> None:
             status = await cluster.status()
         except PeerGone:
             status = {}
-        if status.get("settled") and len(status["hosts"]) >= settings.hosts:
+        if status.get("settled") and status["serving"] >= status["wanted_serving"]:
             hosts = status["hosts"]
-            serving = sum(bool(host["owned"]) for host in hosts)
+            serving = status["serving"]
+            warn_if_open(settings)
             print(
                 f"mecha: serving {hosts[0]['url']} (app-id {settings.app_id}; {serving} hosts and "
                 f"{len(hosts) - serving} spare on Ray)",

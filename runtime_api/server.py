@@ -206,13 +206,17 @@ def announce(runtime: Runtime, settings: Settings, listener: socket.socket) -> N
     }
     brought = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names)
     print(f"mecha: serving http://{shown}:{port} (app-id {runtime.app_id}; {brought})", flush=True)
+    warn_if_open(settings)
+    # What was made until now lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+
+
+def warn_if_open(settings: Settings) -> None:
     if settings.host not in _LOOPBACK and settings.api_token is None:
         print(
             "mecha: warning: reachable from outside without an API token (DAPR_API_TOKEN)", file=sys.stderr, flush=True
         )
-    # What was made until now lives as long as the process: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
 
 
 def shown_url(url: str) -> str:

@@ -301,6 +301,8 @@ class _ControllerActor:
         return {
             "wanted": supervisor.wanted._asdict(),
             "settled": supervisor.is_settled,
+            "serving": sum(bool(report.owned) for report in supervisor.reports()),
+            "wanted_serving": supervisor.wanted_serving,
             "error": supervisor.last_error,
             "silent": supervisor.silent(),
             "hosts": [_shown(report) for report in supervisor.reports()],
@@ -338,6 +340,10 @@ class RayCluster:
         there is no controller."""
         status: dict[str, Any] = await self._ask("status")
         return status
+
+    def node_address(self) -> str:
+        """Of this process's node, as others reach it."""
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray's
 
     async def roll(self, version: str) -> None:
         await self._ask("roll", version)

@@ -173,6 +173,10 @@ class Supervisor:
             and all(report.version == self.wanted.version for report in reports)
         )
 
+    @property
+    def wanted_serving(self) -> int:
+        return self.wanted.serving(self._nodes)
+
     def reports(self) -> list[Report]:
         """Of the hosts that answer, oldest first; a partition two of them claim stands with the newer epoch."""
         found = [known.report for known in self._hosts.values() if known.report is not None]
@@ -226,7 +230,7 @@ class Supervisor:
             )
             for r in reports
         ]
-        orders = plan(reports[0].partitions, views, self.wanted.serving(self._nodes))
+        orders = plan(reports[0].partitions, views, self.wanted_serving)
         for name, partitions in orders.take.items():
             self._send(self._hosts[name], "take", self._hosts[name].handle.take(partitions, [*self._hosts]))
         for name, partitions in orders.give.items():
@@ -235,7 +239,7 @@ class Supervisor:
 
     def _has_gathered(self, count: int) -> bool:
         late = asyncio.get_running_loop().time() - self._begun_s > _GATHER_S
-        self._gathered = self._gathered or late or count >= self.wanted.serving(self._nodes)
+        self._gathered = self._gathered or late or count >= self.wanted_serving
         return self._gathered
 
     def _send(self, known: _Known, kind: str, order: Coroutine[object, object, None]) -> None:
@@ -263,7 +267,7 @@ class Supervisor:
     # -- hosts come and go --------------------------------------------------------------------------------------------
 
     def _start_missing(self) -> None:
-        wanted = self.wanted.serving(self._nodes) + self.wanted.spares
+        wanted = self.wanted_serving + self.wanted.spares
         staying = [known for known in self._hosts.values() if not known.leaving and not known.stopping]
         if not self.wanted.per_node:
             for _ in range(wanted - len(staying) - len(self._starting)):
@@ -317,7 +321,7 @@ class Supervisor:
         if not old or any(known.leaving or known.stopping for known in self._hosts.values()):
             return
         ready = sum(k.report is not None and k.report.version == self.wanted.version for k in self._hosts.values())
-        total = self.wanted.serving(self._nodes) + self.wanted.spares
+        total = self.wanted_serving + self.wanted.spares
         if ready + len(old) > total:
             # Those that own least first: spares are gone before anything has to move.
             min(old, key=lambda known: len(known.report.owned) if known.report else 0).leaving = True

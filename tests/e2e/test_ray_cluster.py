@@ -19,7 +19,6 @@ from tests.servers import RedisServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-pytest.importorskip("ray")
 
 APP = """
 from actors import actor, method

@@ -19,7 +19,7 @@ from tests.servers import RedisServer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-ray = pytest.importorskip("ray")
+
 SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 
 
