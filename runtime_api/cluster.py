@@ -28,12 +28,15 @@ from runtime_api.settings import Settings
 from statestores.components import open_url
 from statestores.errors import StoreError
 from statestores.store import Capability
+from workflow.activities import run_here
 
 if TYPE_CHECKING:
     import socket
 
     from actors import Host
     from actors.placement.ray import RayCluster
+    from workflow.definition import Needs
+    from workflow.orders import Order
 
 LEASE_S = 3.0
 """How long a host that vanished or froze is waited for, unless told otherwise."""
@@ -62,6 +65,7 @@ class ClusterHost:
             drain_s=self._settings.drain,
             placement=self._place,
             host_id=name,
+            elsewhere=RayTasks(target),
         )
         self._server: _HostServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -105,6 +109,33 @@ class ClusterHost:
         host = self._runtime.host
         owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
         return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url
+
+
+class RayTasks:
+    """Activities that ask for resources, as Ray tasks; see `workflow.activities.Elsewhere`."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    async def run(self, order: Order, needs: Needs) -> bytes:
+        from actors.placement.ray import run_task
+
+        cpus, gpus, resources = needs
+        return await run_task(
+            run_activity,
+            self._target,
+            order,
+            cpus=cpus,
+            gpus=gpus,
+            resources=dict(resources),
+            environment=_environment(),
+        )
+
+
+def run_activity(target: str, order: Order) -> bytes:
+    """In the process of a task: load the application, run the activity."""
+    found = {activity.name: activity for activity in load_application(target).activities}
+    return run_here(found[order.name], order)
 
 
 class _HostServer(Server):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from runtime_api.connect import Connection
     from statestores import StateStore
     from statestores.components import Component
+    from workflow.activities import Elsewhere
     from workflow.client import WorkflowClient
 
     PlacementMaker = Callable[[Host], Placement]
@@ -56,8 +57,8 @@ class Runtime:
     `store`: a URL or a store (which stays the caller's to close). Default: the component with `actorStateStore` in
     `resources_path`, else ``sqlite:///mecha.db``. `app_id` goes before the keys of the state API. `lease`: seconds or a
     duration like ``"10s"``; how long a host that vanished from another machine is waited for. `drain_s`: how long
-    `stop` waits for what is under way. `placement` and `host_id` make it one host of several, see
-    `runtime_api.cluster`.
+    `stop` waits for what is under way. `placement`, `host_id` and `elsewhere` make it one host of
+    several, see `runtime_api.cluster`.
 
     While it runs, Python's garbage collector is made to look less often, and threads to make room for each other sooner
     (`runtime_api.collector` and `runtime_api.switching` say why).
@@ -79,6 +80,7 @@ class Runtime:
         clock: Clock | None = None,
         placement: PlacementMaker | None = None,
         host_id: str | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         source = app if app is not None else sys._getframe(1).f_globals
         self.application = source if isinstance(source, Application) else find_application(source)
@@ -89,6 +91,7 @@ class Runtime:
         self.components: dict[str, StateComponent] = {}
         self._placement = placement
         self._host_id = host_id
+        self._elsewhere = elsewhere
         self._given_store = store
         self._resources = _paths(resources_path)
         self._lease_s = duration_s(lease) if isinstance(lease, str) else float(lease)
@@ -126,7 +129,9 @@ class Runtime:
             raise RuntimeError("this runtime has been started already")
         try:
             await self._open_stores()
-            engine = Engine(self.application.workflows, self.application.activities, clock=self.clock)
+            engine = Engine(
+                self.application.workflows, self.application.activities, clock=self.clock, elsewhere=self._elsewhere
+            )
             host = self._make_host(engine)
             workflows = engine.attach(host.client)
             await host.start()

@@ -17,7 +17,7 @@ import logging
 import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
-    from workflow.definition import Activity
+    from workflow.definition import Activity, Needs
 
 _LONGEST_TRACEBACK = 20_000
 _REPORT_RETRY_S = 0.05
@@ -69,6 +69,14 @@ def activity_info() -> ActivityInfo:
     return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, order.redelivered)
 
 
+class Elsewhere(Protocol):
+    """Where activities run that ask for something (`Activity.needs`)."""
+
+    async def run(self, order: Order, needs: Needs) -> bytes:
+        """`run_here`, in a process that has what is needed. Raises what the activity raised. Again and again, when the
+        process dies: the activity has not failed then. Cancelled, it cancels the work."""
+
+
 class ActivityTimeout(WorkflowError):
     """An attempt, or the step as a whole, took longer than its policy allows."""
 
@@ -79,8 +87,15 @@ class ActivityWorker:
     # `attach` comes before anything is begun.
     _client: ActorClient
 
-    def __init__(self, activities: Mapping[str, Activity[Any, Any]], clock: Clock, threads: int) -> None:
+    def __init__(
+        self,
+        activities: Mapping[str, Activity[Any, Any]],
+        clock: Clock,
+        threads: int,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self._activities = activities
+        self._elsewhere = elsewhere
         self._clock = clock
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
@@ -169,7 +184,10 @@ class ActivityWorker:
     async def _work(self, found: Activity[Any, Any], order: Order) -> None:
         _info.set(order)
         try:
-            result = encode(await self._run(found, order)).decode()
+            if found.needs is not None and self._elsewhere is not None:
+                result = (await self._run_elsewhere(self._elsewhere, found, found.needs, order)).decode()
+            else:
+                result = encode(await self._run(found, order)).decode()
         except BaseException as error:
             if _is_ours(error):
                 self._under_way.pop(order.key, None)
@@ -215,6 +233,13 @@ class ActivityWorker:
         if limit_s is None:
             return await found.function(*args, **kwargs)
         return await _limited(found.function(*args, **kwargs), limit_s, order)
+
+    async def _run_elsewhere(
+        self, elsewhere: Elsewhere, found: Activity[Any, Any], needs: Needs, order: Order
+    ) -> bytes:
+        limit_s = self._limit_s(found, order)
+        running = elsewhere.run(order, needs)
+        return await (running if limit_s is None else _limited(running, limit_s, order))
 
     async def _run_in_thread(
         self, found: Activity[Any, Any], order: Order, args: list[Any], kwargs: dict[str, Any]
@@ -278,6 +303,14 @@ class ActivityWorker:
                 asyncio.get_running_loop().call_later(pause_s, self._report, order, method, outcome, longer_s)
 
         self._client.tell(f"{ACTOR_TYPE}/{order.instance_id}", self._methods[method], (row, *outcome), heard)
+
+
+def run_here(found: Activity[Any, Any], order: Order) -> bytes:
+    """One attempt, in this process and thread; JSON of the result. Raises what the activity raises, `CodecError`."""
+    _info.set(order)
+    positional, named = found.decode_arguments(orjson.loads(order.arguments))
+    result = found.function(*positional, **named)
+    return encode(asyncio.run(result) if found.is_async else result)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -19,7 +19,7 @@ import sys
 import typing
 from asyncio.events import _get_running_loop
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from actors.definition import _can_suspend
 from actors.names import check_name
@@ -92,20 +92,37 @@ class RetryPolicy:
 ONCE = RetryPolicy(max_attempts=1)
 
 
+class Needs(NamedTuple):
+    """What an activity asks of the place it runs at: processors, GPUs, custom resources by name."""
+
+    cpus: float = 0
+    gpus: float = 0
+    resources: tuple[tuple[str, float], ...] = ()
+
+
 class Activity(Generic[P, T]):
     """An activity. Calling it inside a workflow is the durable step; outside, an ordinary call of `function`.
 
-    `timeout_s`, retries: see `RetryPolicy`. A plain `def` runs in a thread of the host's bounded pool.
+    `timeout_s`, retries: see `RetryPolicy`. A plain `def` runs in a thread of the host's bounded pool. One with `needs`
+    runs in a process of its own, where the placement has such (on a Ray cluster: as a Ray task).
     """
 
-    def __init__(self, function: Callable[P, Any], name: str, retry: RetryPolicy, hints: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[P, Any],
+        name: str,
+        retry: RetryPolicy,
+        hints: Mapping[str, Any],
+        needs: Needs | None = None,
+    ) -> None:
         check_name("activity name", name)
         self.name = name
         self.function = function
         self.retry = retry
+        self.needs = needs
         self.is_async = inspect.iscoroutinefunction(function)
         # A coroutine function that never waits for anything: runs without a task.
-        self.is_quick = self.is_async and inspect.isfunction(function) and not _can_suspend(function)
+        self.is_quick = self.is_async and needs is None and inspect.isfunction(function) and not _can_suspend(function)
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
         self._parameters = [p for p in declared if p.kind in _POSITIONAL]
@@ -216,19 +233,39 @@ def activity(function: Callable[P, Awaitable[T]], /) -> Activity[P, T]: ...
 @overload
 def activity(function: Callable[P, T], /) -> Activity[P, T]: ...
 @overload
-def activity(*, name: str | None = None, retry: RetryPolicy = ONCE) -> _ActivityDecorator: ...
 def activity(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, retry: RetryPolicy = ONCE
+    *,
+    name: str | None = None,
+    retry: RetryPolicy = ONCE,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    resources: Mapping[str, float] | None = None,
+) -> _ActivityDecorator: ...
+def activity(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: RetryPolicy = ONCE,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    resources: Mapping[str, float] | None = None,
 ) -> Any:
     """Make a function an activity. It runs at least once, its result is recorded once.
 
     `name`: recorded in histories; default: the function's. `retry`: default one attempt (a crash of the host still runs
     it again). Arguments and result must have a JSON form, see `statestores.codec`.
+
+    `num_cpus`, `num_gpus`, `resources`: on a Ray cluster it runs as a Ray task that has so much for itself, in another
+    process, perhaps on another node; elsewhere they change nothing. Without any it runs in the host, beside the
+    workflow, which is right for everything short.
     """
     locals_ = sys._getframe(1).f_locals
+    needs = Needs(num_cpus, num_gpus, tuple((resources or {}).items()))
+    asked = needs if needs != Needs() else None
     if function is not None:
         return Activity(function, name or function.__name__, retry, _hints(function, locals_))
-    return lambda f: Activity(f, name or f.__name__, retry, _hints(f, locals_))
+    return lambda f: Activity(f, name or f.__name__, retry, _hints(f, locals_), asked)
 
 
 class _ActivityDecorator(typing.Protocol):

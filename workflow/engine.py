@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from actors import ActorClient, ActorDefinition, Clock, Worker
+    from workflow.activities import Elsewhere
 
 
 class Engine:
     """`idle_timeout`: how long an instance without input stays live in memory. `threads`: for plain `def` activities.
+    `elsewhere`: where activities run that ask for resources; default: in this process, like the others.
     `evict_always`: drop the live program after every turn and replay it for the next; for tests, slow by design.
 
     Raises `ValueError` when two different workflows, or activities, have one name.
@@ -42,6 +44,7 @@ class Engine:
         idle_timeout: str | float = "1m",
         threads: int = 32,
         clock: Clock | None = None,
+        elsewhere: Elsewhere | None = None,
         evict_always: bool = False,
     ) -> None:
         self.workflows: dict[str, Workflow[Any, Any]] = {}
@@ -50,7 +53,9 @@ class Engine:
             _put(self.workflows, definition, "workflows")
         for activity in (*activities, *self._named_activities()):
             _put(self.activities, activity, "activities")
-        self._worker = ActivityWorker(self.activities, clock if clock is not None else SystemClock(), threads)
+        self._worker = ActivityWorker(
+            self.activities, clock if clock is not None else SystemClock(), threads, elsewhere
+        )
         self._deployment = Deployment(self.workflows, self._worker.begin, evict_always=evict_always)
         self.instance_type = instance_type(self._deployment, parse_duration_s(idle_timeout))
 

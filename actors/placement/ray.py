@@ -46,6 +46,7 @@ _CONTROLLER = "controller"
 _HOST_PREFIX = "host-"
 _LAG_S = 0.5
 _OWN_DEATH_S = 2.0
+_LOST_S = 0.5
 _START_S = 60.0
 _MOST_CALLS = 10_000
 _SMALLEST_OBJECT_STORE = 80 << 20
@@ -359,6 +360,38 @@ class RayCluster:
             return await getattr(controller, method).remote(*args)
         except (ValueError, RayActorError) as error:
             raise PeerGone(f"no controller of {self.namespace} answers: {error}") from error
+
+
+async def run_task(
+    function: Callable[..., bytes],
+    *args: Any,
+    cpus: float,
+    gpus: float,
+    resources: dict[str, float],
+    environment: dict[str, Any] | None,
+) -> bytes:
+    """The function's result, from a Ray task that has so much for itself. Raises what it raised. A task whose process
+    or node dies is run again. Cancelled, the task is cancelled too: interrupted where it is Python, else when it
+    ends."""
+    make: Any = ray.remote
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_retries": 0}
+    if environment:
+        options["runtime_env"] = environment
+    task = make(**options)(function)
+    while True:
+        reference = task.remote(*args)
+        try:
+            result: bytes = await reference
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except RayError as error:
+            log.warning("a task was lost with its process, and is run again: %s", error)
+            await asyncio.sleep(_LOST_S)
+        else:
+            return result
 
 
 def cluster_namespace(app_id: str, namespace: str) -> str:

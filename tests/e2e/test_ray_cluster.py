@@ -21,7 +21,25 @@ if TYPE_CHECKING:
 
 
 APP = """
+import os
+
 from actors import actor, method
+from workflow import activity, activity_info, workflow
+
+@activity(num_cpus=1)
+def apart(text: str) -> list:
+    return [os.getpid(), text, activity_info().name]
+
+@activity(num_cpus=1)
+async def apart_and_wrong(text: str) -> str:
+    raise ValueError(text)
+
+@workflow
+async def measure(text: str) -> list:
+    try:
+        await apart_and_wrong(text)
+    except Exception as error:
+        return [*await apart(text), str(error)]
 
 @actor
 class Tally:
@@ -149,6 +167,18 @@ async def test_every_host_serves_every_actor(cluster: ClusterProcess) -> None:
 
     load = await under_load(cluster.port, "calm", nothing)
     assert load.failures == []
+
+
+async def test_activities_with_needs_run_as_tasks(cluster: ClusterProcess) -> None:
+    """An activity that asks for processors runs in a process of its own; its result and its error are as anywhere."""
+    hosts = await settled(cluster.port)
+    connection = Connection(cluster.port, answer_s=60.0)
+    shown = await connection.insist("POST", "/v1.0/mecha/workflows/measure/run?timeout=60s", b'"hello"', key="measure")
+    connection.close()
+    pid, text, name, error = shown["output"]
+    assert (text, name) == ("hello", "apart")
+    assert "ValueError: hello" in error
+    assert pid not in {host["pid"] for host in hosts}
 
 
 async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:
