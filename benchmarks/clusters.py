@@ -152,10 +152,12 @@ def gap_after(setting: Setting, number: int) -> Sample:
     with cluster(setting) as made:
         victim = made.serving()[0]
         keys = _ids_on(victim, "Counter", "g", _WATCHED)
-        gaps, calls = asyncio.run(_watch(made, keys, victim["pid"], number))
+        try:
+            gaps, calls = asyncio.run(_watch(made, keys, victim["pid"], number))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim["pid"], signal.SIGCONT)
         check("sum of all counters", sum(made.add(key, 0) for key in keys), calls)
-        if number == signal.SIGSTOP:
-            os.kill(victim["pid"], signal.SIGCONT)
     return Sample(max(gaps) * 1000, f"{calls:,} calls, {_WATCHED} actors watched, all exact")
 
 

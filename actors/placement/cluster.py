@@ -22,6 +22,7 @@ consistent between them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ _FIRST_LOOK_S = 0.01
 _LONGEST_LOOK_S = 0.25
 # After the table says that a partition has moved, its former owner may still answer what it was asked, so long.
 _FORMER_OWNER_S = 0.25
+_LAST_ANSWERS_S = 1.0
 
 
 class ClusterPlacement:
@@ -99,8 +101,11 @@ class ClusterPlacement:
         self._parked.clear()
 
     async def drain(self) -> None:
-        for link in tuple(self._links.values()):
-            await link.wait_sent()
+        """A peer that does not take its answers, being frozen or at its own end, is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS_S):
+                for link in tuple(self._links.values()):
+                    await link.wait_sent()
 
     async def take(self, partitions: Sequence[int], *, force: bool) -> None:
         """Own these partitions from now on. Raises `LeaseHeld`, `StoreError`."""

@@ -166,6 +166,7 @@ class Link:
         self._outgoing: list[Item] = []
         self._wake: asyncio.Future[None] | None = None
         self._sending = True
+        self._ended = False
         self._sent: asyncio.Future[None] | None = None
         self._sender = asyncio.get_running_loop().create_task(self._send_for_ever(), name=f"link to {peer_name}")
 
@@ -194,7 +195,7 @@ class Link:
 
     async def wait_sent(self) -> None:
         """Returns when everything put until now has been taken by the peer, or the peer is gone."""
-        if self._sending or self._outgoing:
+        if not self._ended and (self._sending or self._outgoing):
             self._sent = self._sent or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._sent)
 
@@ -217,6 +218,7 @@ class Link:
         except PeerGone:
             self._gone(self)
         finally:
+            self._ended = True
             self._all_sent()
 
     def _all_sent(self) -> None:

@@ -412,6 +412,7 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     ray.init(
+        address="local",  # not one that happens to run here
         include_dashboard=False,
         num_cpus=cpus,
         object_store_memory=_SMALLEST_OBJECT_STORE,
