@@ -531,3 +531,15 @@ async def test_mistake_a_method_made_as_a_caller_is_its_own_failure(world: World
     client = await world.client(Picky)
     with pytest.raises(ActorFailed, match="no_such_method"):
         await client.actor(Picky, "p").raise_name_error()
+
+
+async def test_reads_that_are_answered_at_once_let_others_run(world: World) -> None:
+    """A program that asks again and again, without any wait of its own, does not keep the event loop for itself."""
+    client = await world.client(Till)
+    till: Any = client.actor("Till", "asked")
+    assert await till.pay(1) == 1
+    others: list[str] = []
+    asyncio.get_running_loop().call_soon(others.append, "ran")
+    for _ in range(200):
+        assert await till.pay(0) == 1
+    assert others == ["ran"]
