@@ -149,15 +149,17 @@ class ClusterPlacement:
         await journal.renew([(each.partition, each.epoch) for each in taken], _NOBODY, clock.now_ms(), lease_ms)
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
-        """Hand partitions over to whoever takes them next. New calls wait meanwhile, so none fails."""
-        owned = [p for p in partitions if self._host.epochs[p]]
-        self._leaving.update(owned)
+        """Hand partitions over to whoever takes them next, each as soon as it is quiet. New calls wait meanwhile, so
+        none fails."""
+        await asyncio.gather(*(self._give(p, timeout_s) for p in partitions if self._host.epochs[p]))
+
+    async def _give(self, partition: int, timeout_s: float) -> None:
+        self._leaving.add(partition)
         try:
-            await self._host.give(owned, timeout_s)
+            await self._host.give([partition], timeout_s)
         finally:
-            self._leaving.difference_update(owned)
-            for partition in owned:
-                self.routes[partition] = ""
+            self._leaving.discard(partition)
+            self.routes[partition] = ""
             self._look.set()
 
     # -- the way out ---------------------------------------------------------------------------------------------------
@@ -166,8 +168,7 @@ class ClusterPlacement:
         host = self._host
         partition = partition_of(call.stream, len(self.routes))
         if host.epochs[partition]:
-            # A chain that is under way here has to come to its end before the partition can leave.
-            if partition not in self._leaving or call.chain:
+            if partition not in self._leaving or self._holds_up(call):
                 host.submit(call)
             elif call.reminder is not None or call.from_peer:
                 host.fail(call, NotOwner(f"{call.stream} is being handed over"))
@@ -181,6 +182,11 @@ class ClusterPlacement:
             host.fail(call, NotOwner(f"{self.name} does not own partition {partition} of {call.stream}"))
         else:
             self._forward(call, partition)
+
+    def _holds_up(self, call: Call) -> bool:
+        """A turn that has to end before its partition can leave waits for this call."""
+        count = len(self.routes)
+        return any(partition_of(stream, count) in self._leaving for stream in call.chain)
 
     def _forward(self, call: Call, partition: int) -> None:
         owner = self.routes[partition]
@@ -212,8 +218,12 @@ class ClusterPlacement:
         self._host.fail(call, error)
 
     def _park(self, call: Call, partition: int) -> None:
+        now_s = asyncio.get_running_loop().time()
         if not call.wait_until:
-            call.wait_until = asyncio.get_running_loop().time() + self._patience_s
+            call.wait_until = now_s + self._patience_s
+        elif now_s >= call.wait_until:
+            self._give_up(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
+            return
         self._parked.setdefault(partition, []).append(call)
         self._look.set()
 
@@ -336,7 +346,9 @@ class ClusterPlacement:
         self.routes = ["" if name == link.peer_name else name for name in self.routes]
         waiting, link.unanswered = list(link.unanswered.values()), {}
         for sent in waiting:
-            self._again(sent, redelivered=True)
+            if link.reached:  # it was under way, and begins to wait anew
+                sent.call.wait_until = 0.0
+            self._again(sent, redelivered=link.reached)
         self._look.set()
 
     def _moved(self, partition: int, former: str) -> None:
@@ -353,6 +365,7 @@ class ClusterPlacement:
         for call_id, sent in left.items():
             if link.unanswered.get(call_id) is sent:
                 del link.unanswered[call_id]
+                sent.call.wait_until = 0.0
                 self._again(sent, redelivered=True)
 
     # -- the table -----------------------------------------------------------------------------------------------------
