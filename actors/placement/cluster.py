@@ -351,19 +351,19 @@ class ClusterPlacement:
             self._again(sent, redelivered=link.reached)
         self._look.set()
 
-    def _moved(self, partition: int, former: str) -> None:
-        """The table names a new owner, or says that there is none; the former one has a moment left to answer, then its
-        calls go to the new one."""
-        link = self._links.get(former)
-        if link is None:
-            return
-        left = {call_id: sent for call_id, sent in link.unanswered.items() if sent.partition == partition}
-        if left:
-            asyncio.get_running_loop().call_later(_FORMER_OWNER_S, self._give_up_on, link, left)
+    def _call_back(self) -> None:
+        """Calls that wait for a host which does not own their actor any more: it has a moment left to answer, then they
+        go where the table says. Looked for at every reading of the table, not when it changes: what was missed once, as
+        a peer that ended without a word, is found the next time."""
+        loop = asyncio.get_running_loop()
+        for link in self._links.values():
+            left = {i: sent for i, sent in link.unanswered.items() if self.routes[sent.partition] != link.peer_name}
+            if left:
+                loop.call_later(_FORMER_OWNER_S, self._give_up_on, link, left)
 
     def _give_up_on(self, link: Link, left: dict[str, Sent]) -> None:
         for call_id, sent in left.items():
-            if link.unanswered.get(call_id) is sent:
+            if link.unanswered.get(call_id) is sent and self.routes[sent.partition] != link.peer_name:
                 del link.unanswered[call_id]
                 sent.call.wait_until = 0.0
                 self._again(sent, redelivered=True)
@@ -396,11 +396,10 @@ class ClusterPlacement:
             partition, name = ownership.partition, host_name(ownership.owner)
             if self._host.epochs[partition]:
                 name = self.name
-            before, self.routes[partition] = self.routes[partition], name
-            if name != before and before not in ("", self.name):
-                self._moved(partition, before)
+            self.routes[partition] = name
             if name and partition in self._parked:
                 self._unpark(partition)
+        self._call_back()
 
     def _give_up_parked(self, now_s: float) -> None:
         for partition, parked in list(self._parked.items()):
