@@ -145,9 +145,18 @@ class ActorClient:
         actor_type, _, actor_id = stream.partition("/")
         await self.send_raw(actor_type, actor_id, name, payload)
 
-    async def send_raw(self, actor_type: str, actor_id: str, method: str, payload: bytes = b"") -> None:
-        """`send` with JSON arguments. Raises `UnknownActorType`, `InvalidName`, `UnknownMethod`, `InvalidArguments`."""
-        await self._builtin(actor_type, actor_id, "$accept", [method, payload.decode()])
+    async def send_raw(
+        self,
+        actor_type: str,
+        actor_id: str,
+        method: str,
+        payload: bytes = b"",
+        *,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """`send` with JSON arguments; with a key, however often it is made, one message. Raises `UnknownActorType`,
+        `InvalidName`, `UnknownMethod`, `InvalidArguments`."""
+        await self._builtin(actor_type, actor_id, "$accept", [method, payload.decode()], idempotency_key)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -272,8 +281,11 @@ class ActorClient:
             raise UnknownActorType(f"no host has the type {actor_type!r}; it has {', '.join(sorted(self._host.types))}")
         return definition
 
-    async def _builtin(self, actor_type: str, actor_id: str, method: str, arguments: list[Any]) -> Any:
+    async def _builtin(
+        self, actor_type: str, actor_id: str, method: str, arguments: list[Any], key: str | None = None
+    ) -> Any:
         call = self._host.new_call(_stream(actor_type, actor_id), method)
+        call.key = key
         call.payload = encode(arguments)
         call.internal = True
         if self._host.draining:

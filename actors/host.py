@@ -337,12 +337,14 @@ class Host:
 
     def lost_partition(self, partition: int, reason: StaleEpoch) -> None:
         log.warning("partition %d is lost: %s", partition, reason)
-        self.ownership.lose(partition)
+        self.ownership.lose(partition, reason.epoch)
 
     def _lost(self, partition: int) -> None:
         for activation in [a for a in self.activations.values() if a.partition == partition]:
             activation.retire()
         self.timers.forget_partition(partition)
+        self.reminders.forget_partition(partition)
+        self.outbox.forget_partition(partition)
         for callback in self.when_lost:
             callback(partition)
 

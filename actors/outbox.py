@@ -170,6 +170,12 @@ class Outbox:
         """Whether posted work is with its worker here: delivered, and not finished."""
         return message_id in self._in_flight and not self._stopped
 
+    def forget_partition(self, partition: int) -> None:
+        """Its work is another host's to finish: it takes no room here."""
+        for known in [d for d in self._in_flight.values() if d.partition == partition and d.is_work]:
+            self._let_go(known.id)
+        self._check_behind()
+
     # -- delivering ----------------------------------------------------------------------------------------------------
 
     def _begin(self, delivery: _Delivery) -> None:

@@ -53,6 +53,7 @@ class Ownership:
         asked = self._clock.monotonic()
         taken = await self._journal.acquire(partitions, self._owner, self._clock.now_ms(), self.lease_ms, force=force)
         for ownership in taken:
+            self.lose(ownership.partition)  # what memory has of it is of an older epoch
             self.epochs[ownership.partition] = ownership.epoch
         until = self._valid(asked)
         self._valid_until = min(self._valid_until, until) if self._valid_until else until
@@ -71,7 +72,7 @@ class Ownership:
         still_ours = {(o.partition, o.epoch) for o in kept}
         for pair in pairs:
             if pair not in still_ours:
-                self.lose(pair[0])
+                self.lose(*pair)
         # What was taken over while the question was under way has a lease of its own, which this did not extend.
         if still_ours.issuperset((p, e) for p, e in enumerate(self.epochs) if e):
             self._valid_until = self._valid(asked)
@@ -92,8 +93,9 @@ class Ownership:
             self._next = None
             return await self.confirm()
 
-    def lose(self, partition: int) -> None:
-        if self.epochs[partition]:
+    def lose(self, partition: int, epoch: int | None = None) -> None:
+        """`epoch`: only if it is still that one. An answer about an older one says nothing of the present."""
+        if self.epochs[partition] and epoch in (None, self.epochs[partition]):
             self.epochs[partition] = 0
             self._on_lost(partition)
 

@@ -19,7 +19,7 @@ from actors.errors import ActorError, CallerError, Retriable
 from actors.schedule import Schedule, decode_schedule, encode_schedule, next_due_ms, resolve_misfire
 from statestores.codec import encode
 from statestores.errors import StoreError
-from statestores.model import Reminder
+from statestores.model import Reminder, partition_of
 
 if TYPE_CHECKING:
     from actors.host import Host
@@ -145,6 +145,12 @@ class Reminders:
         if self._changed is not None:
             self._deleted.add(stream)
         for key in [k for k in (*self._window, *self._in_flight) if k[0] == stream]:
+            self._supersede(key)
+
+    def forget_partition(self, partition: int) -> None:
+        """Another host has it: what the window knows of it may be old when it comes back."""
+        partitions = self._host.journal.partitions
+        for key in [k for k in self._window if partition_of(k[0], partitions) == partition]:
             self._supersede(key)
 
     def is_superseded(self, reminder: Reminder) -> bool:

@@ -398,12 +398,19 @@ def _own_routes(routes: APIRouter, runtime: Runtime) -> None:
         responses=errors(400, 404, 413, 503),
         openapi_extra=takes(text="The method's argument"),
     )
-    async def send_to_actor(actor_type: ActorType, actor_id: ActorId, method: Name, request: Request) -> Response:
+    async def send_to_actor(
+        actor_type: ActorType,
+        actor_id: ActorId,
+        method: Name,
+        request: Request,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
         check_names(actor_type, actor_id)
         check_known(runtime, actor_type)
         try:
+            body = bodies.json_text(await request.body())
             await runtime.actors.send_raw(
-                actor_type, actor_id, _method_name(method), bodies.json_text(await request.body())
+                actor_type, actor_id, _method_name(method), body, idempotency_key=idempotency_key
             )
         except Exception as error:
             raise invoke_failed(error, actor_type, actor_id, method) from error

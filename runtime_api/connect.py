@@ -51,8 +51,10 @@ PATIENCE_S = 30.0
 
 _PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
-_POLL_S = 20.0
-_ANSWER_S = 60.0
+_FOR_NOW = frozenset({429, 502, 503, 504})
+_POLL_S = 5.0
+# How long one attempt may take that has no time of its own: the next one finds its receipt, or waits for its turn.
+_ATTEMPT_S = 10.0
 _ERRORS: Mapping[str, type[Exception]] = {row.code: row.error for row in reversed(TABLE) if row.code}
 
 
@@ -75,6 +77,7 @@ class Connection:
         self._address, self._app_id, self._namespace, self._token = address, app_id, namespace, token
         self._http: httpx.AsyncClient | None = None
         self._calls: _Calls | None = None
+        self._joined = False
 
     async def __aenter__(self) -> Connection:
         if self._address.startswith(("http://", "https://")):
@@ -87,9 +90,9 @@ class Connection:
         return self
 
     async def _join(self, address: str) -> None:
-        from actors.placement.ray import RayCluster, cluster_namespace, start_ray
+        from actors.placement.ray import RayCluster, cluster_namespace, join_ray
 
-        start_ray(address)
+        self._joined = join_ray(address)
         cluster = RayCluster(cluster_namespace(self._app_id, self._namespace))
         over_ray = _OverRay(cluster)
         self._http = _http_client(await over_ray.url(), self._token)
@@ -100,7 +103,11 @@ class Connection:
     ) -> None:
         if self._http is not None:
             await self._http.aclose()
-        self._http = self._calls = None
+        if self._joined:
+            from actors.placement.ray import stop_ray
+
+            stop_ray()
+        self._joined, self._http, self._calls = False, None, None
 
     @property
     def actor(self) -> MakeReference:
@@ -113,7 +120,8 @@ class Connection:
         stream, name, payload = target_of(method, args, kwargs)
         actor_type, _, actor_id = stream.partition("/")
         where = f"/v1.0/mecha/actors/{_escaped(actor_type, actor_id)}/send/{_escaped(name)}"
-        await _insist(lambda: _request(self._opened, "POST", where, payload, str(uuid.uuid4())), PATIENCE_S)
+        key = str(uuid.uuid4())
+        await _insist(lambda: _request(self._opened, "POST", where, payload, key), PATIENCE_S)
 
     @property
     def workflows(self) -> RemoteWorkflows:
@@ -169,7 +177,8 @@ class _OverHttp:
         where = f"/v1.0/actors/{_escaped(actor_type, actor_id)}/method/{_escaped(call.method_name)}"
         headers = {} if timeout is None else {"mecha-timeout": f"{timeout}s"}
         body = asked(call, "", 0.0).payload
-        return await _request(self._http, "POST", where, body, call.key or "", headers)
+        attempt_s = _ATTEMPT_S if timeout is None else timeout + _PAUSE_S
+        return await _request(self._http, "POST", where, body, call.key or "", headers, attempt_s)
 
 
 class _OverRay:
@@ -187,8 +196,11 @@ class _OverRay:
         try:
             if not self._hosts:
                 self._hosts = [await self._cluster.connect(host["name"]) for host in await self._serving()]
-            kind, outcome = await random.choice(self._hosts).request(asked(call, "", 0.0)._replace(left_s=timeout))
-        except (PeerGone, PeerUnsure) as error:
+            host, wanted = random.choice(self._hosts), asked(call, "", 0.0)._replace(left_s=timeout)
+            # A frozen host answers nothing, not even that time is over.
+            async with asyncio.timeout(_ATTEMPT_S if timeout is None else timeout + _PAUSE_S):
+                kind, outcome = await host.request(wanted)
+        except (PeerGone, PeerUnsure, TimeoutError) as error:
             self._hosts = []
             raise OutcomeUnknown(f"{call.stream}: no answer from the cluster: {error}") from error
         if kind == "answer":
@@ -280,7 +292,7 @@ class RemoteWorkflows:
 
 def _http_client(url: str, token: str | None) -> httpx.AsyncClient:
     headers = {"dapr-api-token": token} if token else {}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=_ANSWER_S, trust_env=False)
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False)
 
 
 async def _insist(attempt: Callable[[], Awaitable[bytes]], patience_s: float) -> bytes:
@@ -298,11 +310,17 @@ async def _insist(attempt: Callable[[], Awaitable[bytes]], patience_s: float) ->
 
 
 async def _request(
-    http: httpx.AsyncClient, verb: str, where: str, body: bytes, key: str, headers: Mapping[str, str] | None = None
+    http: httpx.AsyncClient,
+    verb: str,
+    where: str,
+    body: bytes,
+    key: str,
+    headers: Mapping[str, str] | None = None,
+    attempt_s: float = _ATTEMPT_S,
 ) -> bytes:
     given = {"content-type": "application/json", **(headers or {}), **({"idempotency-key": key} if key else {})}
     try:
-        answer = await http.request(verb, where, content=body, headers=given)
+        answer = await http.request(verb, where, content=body, headers=given, timeout=attempt_s)
     except httpx.HTTPError as error:
         raise OutcomeUnknown(f"no answer from {http.base_url}: {error or type(error).__name__}") from error
     if answer.is_success:
@@ -315,14 +333,15 @@ def _error_of(answer: httpx.Response, where: str) -> Exception:
         problem = answer.json()
         code, message = str(problem["errorCode"]), str(problem["message"])
     except (ValueError, KeyError, TypeError):
-        return ActorError(f"{answer.status_code} {answer.text[:500]}")
+        kind = OutcomeUnknown if answer.status_code in _FOR_NOW else ActorError
+        return kind(f"{answer.status_code} {answer.text[:500]}")
     if code == "ERR_ACTOR_INVOKE_METHOD":
         return _invoke_error(message)
     if code == "ERR_INSTANCE_ID_NOT_FOUND":
         return InstanceNotFound(message.rpartition(": ")[2])
-    kind = _ERRORS.get(code, actor_errors.Retriable if answer.status_code in (429, 503) else ActorError)
-    if issubclass(kind, ActorError) and kind is not actor_errors.Deadlock:
-        return kind(message)
+    known = _ERRORS.get(code, actor_errors.Retriable if answer.status_code in (429, 503) else ActorError)
+    if issubclass(known, ActorError) and known is not actor_errors.Deadlock:
+        return known(message)
     return WorkflowError(message) if "/workflows/" in where else ActorError(f"{code}: {message}")
 
 

@@ -149,15 +149,17 @@ class ClusterPlacement:
         await journal.renew([(each.partition, each.epoch) for each in taken], _NOBODY, clock.now_ms(), lease_ms)
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
-        """Hand partitions over to whoever takes them next. New calls wait meanwhile, so none fails."""
-        owned = [p for p in partitions if self._host.epochs[p]]
-        self._leaving.update(owned)
+        """Hand partitions over to whoever takes them next, each as soon as it is quiet. New calls wait meanwhile, so
+        none fails."""
+        await asyncio.gather(*(self._give(p, timeout_s) for p in partitions if self._host.epochs[p]))
+
+    async def _give(self, partition: int, timeout_s: float) -> None:
+        self._leaving.add(partition)
         try:
-            await self._host.give(owned, timeout_s)
+            await self._host.give([partition], timeout_s)
         finally:
-            self._leaving.difference_update(owned)
-            for partition in owned:
-                self.routes[partition] = ""
+            self._leaving.discard(partition)
+            self.routes[partition] = ""
             self._look.set()
 
     # -- the way out ---------------------------------------------------------------------------------------------------
@@ -166,8 +168,7 @@ class ClusterPlacement:
         host = self._host
         partition = partition_of(call.stream, len(self.routes))
         if host.epochs[partition]:
-            # A chain that is under way here has to come to its end before the partition can leave.
-            if partition not in self._leaving or call.chain:
+            if partition not in self._leaving or self._holds_up(call):
                 host.submit(call)
             elif call.reminder is not None or call.from_peer:
                 host.fail(call, NotOwner(f"{call.stream} is being handed over"))
@@ -181,6 +182,11 @@ class ClusterPlacement:
             host.fail(call, NotOwner(f"{self.name} does not own partition {partition} of {call.stream}"))
         else:
             self._forward(call, partition)
+
+    def _holds_up(self, call: Call) -> bool:
+        """A turn that has to end before its partition can leave waits for this call."""
+        count = len(self.routes)
+        return any(partition_of(stream, count) in self._leaving for stream in call.chain)
 
     def _forward(self, call: Call, partition: int) -> None:
         owner = self.routes[partition]
@@ -212,8 +218,12 @@ class ClusterPlacement:
         self._host.fail(call, error)
 
     def _park(self, call: Call, partition: int) -> None:
+        now_s = asyncio.get_running_loop().time()
         if not call.wait_until:
-            call.wait_until = asyncio.get_running_loop().time() + self._patience_s
+            call.wait_until = now_s + self._patience_s
+        elif now_s >= call.wait_until:
+            self._give_up(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
+            return
         self._parked.setdefault(partition, []).append(call)
         self._look.set()
 
@@ -336,23 +346,26 @@ class ClusterPlacement:
         self.routes = ["" if name == link.peer_name else name for name in self.routes]
         waiting, link.unanswered = list(link.unanswered.values()), {}
         for sent in waiting:
-            self._again(sent, redelivered=True)
+            if link.reached:  # it was under way, and begins to wait anew
+                sent.call.wait_until = 0.0
+            self._again(sent, redelivered=link.reached)
         self._look.set()
 
-    def _moved(self, partition: int, former: str) -> None:
-        """The table names a new owner, or says that there is none; the former one has a moment left to answer, then its
-        calls go to the new one."""
-        link = self._links.get(former)
-        if link is None:
-            return
-        left = {call_id: sent for call_id, sent in link.unanswered.items() if sent.partition == partition}
-        if left:
-            asyncio.get_running_loop().call_later(_FORMER_OWNER_S, self._give_up_on, link, left)
+    def _call_back(self) -> None:
+        """Calls that wait for a host which does not own their actor any more: it has a moment left to answer, then they
+        go where the table says. Looked for at every reading of the table, not when it changes: what was missed once, as
+        a peer that ended without a word, is found the next time."""
+        loop = asyncio.get_running_loop()
+        for link in self._links.values():
+            left = {i: sent for i, sent in link.unanswered.items() if self.routes[sent.partition] != link.peer_name}
+            if left:
+                loop.call_later(_FORMER_OWNER_S, self._give_up_on, link, left)
 
     def _give_up_on(self, link: Link, left: dict[str, Sent]) -> None:
         for call_id, sent in left.items():
-            if link.unanswered.get(call_id) is sent:
+            if link.unanswered.get(call_id) is sent and self.routes[sent.partition] != link.peer_name:
                 del link.unanswered[call_id]
+                sent.call.wait_until = 0.0
                 self._again(sent, redelivered=True)
 
     # -- the table -----------------------------------------------------------------------------------------------------
@@ -383,11 +396,10 @@ class ClusterPlacement:
             partition, name = ownership.partition, host_name(ownership.owner)
             if self._host.epochs[partition]:
                 name = self.name
-            before, self.routes[partition] = self.routes[partition], name
-            if name != before and before not in ("", self.name):
-                self._moved(partition, before)
+            self.routes[partition] = name
             if name and partition in self._parked:
                 self._unpark(partition)
+        self._call_back()
 
     def _give_up_parked(self, now_s: float) -> None:
         for partition, parked in list(self._parked.items()):

@@ -14,6 +14,7 @@ the code or two neighbouring ones. Fields are added at the end, with defaults, n
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from actors.message import Call
 
 Item: TypeAlias = tuple[Any, ...]
+
+log = logging.getLogger(__name__)
 
 _MOST_ITEMS = 1000
 _MOST_BYTES = 4 << 20
@@ -138,12 +141,17 @@ def decode_error(fields: tuple[str, ...]) -> ActorError:
 
 
 def encode_batch(items: list[Item]) -> bytes:
-    return pickle.dumps(items, 5)
+    return pickle.dumps([("ask", tuple(item[1])) if item[0] == "ask" else item for item in items], 5)
 
 
 def decode_batch(batch: bytes) -> list[Item]:
     items: list[Item] = pickle.loads(batch)
-    return items
+    return [("ask", asked_of(item[1])) if item[0] == "ask" else item for item in items]
+
+
+def asked_of(fields: tuple[Any, ...]) -> Asked:
+    """What a peer of a neighbouring release sent: fields that this one does not know are left out."""
+    return Asked(*fields[: len(Asked._fields)])
 
 
 class Sent(NamedTuple):
@@ -160,6 +168,8 @@ class Link:
     def __init__(self, own_name: str, peer_name: str, peers: Peers, gone: Callable[[Link], None]) -> None:
         self.peer_name = peer_name
         self.unanswered: dict[str, Sent] = {}
+        # A batch has been handed to the peer, and may have arrived.
+        self.reached = False
         self._own_name = own_name
         self._peers = peers
         self._gone = gone
@@ -202,7 +212,7 @@ class Link:
     async def _send_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            peer = await self._peers.connect(self.peer_name)
+            peer = await self._connected()
             next_s = 0.0
             while True:
                 if not self._outgoing:
@@ -221,6 +231,16 @@ class Link:
             self._ended = True
             self._all_sent()
 
+    async def _connected(self) -> Peer:
+        while True:
+            try:
+                return await self._peers.connect(self.peer_name)
+            except PeerGone:
+                raise
+            except Exception as error:  # nobody says that it is gone
+                log.warning("host %s cannot be looked up, trying again: %s", self.peer_name, error)
+                await asyncio.sleep(_RESEND_S)
+
     def _all_sent(self) -> None:
         self._sending = False
         if self._sent is not None:
@@ -232,6 +252,7 @@ class Link:
         """Until the batch has been taken. What is sent twice says so; answers may come twice."""
         while True:
             try:
+                self.reached = True
                 await peer.deliver(self._own_name, encode_batch(items))
                 return
             except PeerUnsure:

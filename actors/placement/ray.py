@@ -28,7 +28,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.placement.hop import PeerGone, PeerUnsure
+from actors.placement.hop import PeerGone, PeerUnsure, asked_of
 from actors.placement.supervisor import Node, Report, Supervisor, Wanted
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class _HostActor:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
         await self._process.start()
+        self._loop = asyncio.get_running_loop()
         self._watching = asyncio.create_task(self._end_when_declared_dead())
 
     async def _end_when_declared_dead(self) -> None:
@@ -107,8 +107,8 @@ class _HostActor:
     async def deliver(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)
 
-    async def request(self, wanted: Asked) -> tuple[str, Any]:
-        return await self._process.placement.request(wanted)
+    async def request(self, wanted: tuple[Any, ...]) -> tuple[str, Any]:
+        return await self._process.placement.request(asked_of(wanted))
 
     async def take(self, partitions: list[int], alive: list[str]) -> None:
         await self._process.placement.take_free(partitions, alive)
@@ -174,7 +174,7 @@ class RayHost:
     async def request(self, wanted: Asked) -> tuple[str, Any]:
         """See `ClusterPlacement.request`. Raises `PeerGone`, `PeerUnsure`."""
         try:
-            answer: tuple[str, Any] = await self._actor.request.remote(wanted)
+            answer: tuple[str, Any] = await self._actor.request.remote(tuple(wanted))
         except RayActorError as error:
             raise PeerGone(self.name) from error
         except RayError as error:
@@ -283,6 +283,8 @@ class _ControllerActor:
         self._supervisor = Supervisor(RayFleet(spec), spec.wanted)
         threading.Thread(target=self._loop.run_forever, daemon=True, name="supervisor").start()
         self._running = asyncio.run_coroutine_threadsafe(self._supervisor.run(), self._loop)
+        # `stop` cancels it. Any other end is one that Ray must see, to start another controller.
+        self._running.add_done_callback(lambda ended: None if ended.cancelled() else os._exit(1))
 
     async def status(self) -> dict[str, Any]:
         return await self._there(self._status())
@@ -362,6 +364,12 @@ class RayCluster:
             raise PeerGone(f"no controller of {self.namespace} answers: {error}") from error
 
 
+@functools.cache
+def _task_of(function: Callable[..., bytes]) -> Any:
+    """Made once: Ray keeps every function that it is given."""
+    return ray.remote(function)
+
+
 async def run_task(
     function: Callable[..., bytes],
     *args: Any,
@@ -373,11 +381,10 @@ async def run_task(
     """The function's result, from a Ray task that has so much for itself. Raises what it raised. A task whose process
     or node dies is run again. Cancelled, the task is cancelled too: interrupted where it is Python, else when it
     ends."""
-    make: Any = ray.remote
     options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_retries": 0}
     if environment:
         options["runtime_env"] = environment
-    task = make(**options)(function)
+    task = _task_of(function).options(**options)
     while True:
         reference = task.remote(*args)
         try:
@@ -419,6 +426,14 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
         log_to_driver=False,
         configure_logging=False,
     )
+
+
+def join_ray(address: str) -> bool:
+    """Connect this program to a cluster. False: it is connected already, and whoever did that ends it."""
+    if ray.is_initialized():
+        return False
+    start_ray(address)
+    return True
 
 
 def stop_ray() -> None:

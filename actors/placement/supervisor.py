@@ -36,6 +36,7 @@ _LOOK_S = 0.5
 _LOOK_AGAIN_S = 0.1
 # At the beginning, nothing is handed out before all hosts are there, or so long.
 _GATHER_S = 10.0
+_NEVER_STARTED_S = 90.0
 _LONGEST_BACKOFF_S = 30.0
 
 
@@ -114,6 +115,9 @@ class _Known:
     def __init__(self, handle: HostHandle) -> None:
         self.handle = handle
         self.report: Report | None = None
+        # Its node, once it was heard of.
+        self.node = ""
+        self.since_s = asyncio.get_running_loop().time()
         self.leaving = False
         self.stopping = False
         # The orders it is carrying out: "take", "give".
@@ -158,7 +162,8 @@ class Supervisor:
         await asyncio.gather(*(self._end(handle) for handle in handles))
 
     def roll(self, version: str) -> None:
-        """Replace every host by one of this version of the code, one at a time, without failed calls."""
+        """Replace every host by one of this version of the code, one at a time, without failed calls. Versions grow:
+        one that is not greater than the present one is nothing new."""
         self.wanted = self.wanted._replace(version=version)
         self._wake.set()
 
@@ -213,12 +218,17 @@ class Supervisor:
         try:
             async with asyncio.timeout(_REPORT_S):
                 known.report = await known.handle.report()
+            known.node = known.report.node
+            if known.report.version > self.wanted.version:  # asked of a supervisor before this one
+                self.wanted = self.wanted._replace(version=known.report.version)
         except PeerGone:
             self._forget(known)
         except Exception as error:
             if known.report is not None:
                 log.warning("host %s does not answer: %s", known.handle.name, error or type(error).__name__)
             known.report = None
+            if not known.node and asyncio.get_running_loop().time() - known.since_s > _NEVER_STARTED_S:
+                known.handle.kill()  # whoever was starting it is gone
 
     def _order(self) -> bool:
         reports = self.reports()
@@ -267,7 +277,7 @@ class Supervisor:
     # -- hosts come and go --------------------------------------------------------------------------------------------
 
     def _start_missing(self) -> None:
-        wanted = self.wanted_serving + self.wanted.spares
+        wanted = self.wanted_serving + self._spares()
         staying = [known for known in self._hosts.values() if not known.leaving and not known.stopping]
         if not self.wanted.per_node:
             for _ in range(wanted - len(staying) - len(self._starting)):
@@ -276,10 +286,16 @@ class Supervisor:
         for node in self._nodes:
             if node.leaving:
                 continue
-            there = sum(k.report is not None and k.report.node == node.id for k in staying)
+            there = sum(known.node == node.id for known in staying)
             coming = sum(target == node.id for target in self._starting.values())
             for _ in range(self.wanted.per_node + (self.wanted.spares > 0) - there - coming):
                 self._start_host(node.id)
+
+    def _spares(self) -> int:
+        """All together; with `per_node` one on each node, if any."""
+        if not self.wanted.per_node:
+            return self.wanted.spares
+        return sum(not node.leaving for node in self._nodes) if self.wanted.spares else 0
 
     def _start_host(self, node: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._start(node))
@@ -321,7 +337,7 @@ class Supervisor:
         if not old or any(known.leaving or known.stopping for known in self._hosts.values()):
             return
         ready = sum(k.report is not None and k.report.version == self.wanted.version for k in self._hosts.values())
-        total = self.wanted_serving + self.wanted.spares
+        total = self.wanted_serving + self._spares()
         if ready + len(old) > total:
             # Those that own least first: spares are gone before anything has to move.
             min(old, key=lambda known: len(known.report.owned) if known.report else 0).leaving = True

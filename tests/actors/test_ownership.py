@@ -90,3 +90,18 @@ async def test_a_confirmation_is_of_the_partition_it_was_asked_for(
     journal.go.set()
     await asyncio.gather(first, second)
     assert journal.answered.is_set()
+
+
+async def test_what_is_said_of_an_old_epoch_does_not_end_a_new_one(
+    world: tuple[Ownership, SlowRenewals, HandClock],
+) -> None:
+    """A refusal that was under way while the partition was taken over anew is about its former epoch."""
+    ownership, _, _ = world
+    await ownership.acquire([0], force=False)
+    former = ownership.epochs[0]
+    await ownership.acquire([0], force=False)
+    present = ownership.epochs[0]
+    ownership.lose(0, former)
+    assert ownership.epochs[0] == present
+    ownership.lose(0, present)
+    assert not ownership.epochs[0]

@@ -267,3 +267,13 @@ async def test_nobody_owns_it(cluster: Cluster) -> None:
     cluster.placement("one")._patience_s = 0.05
     with pytest.raises(NotOwner, match="partition 2"):
         await one.client.actor(Cell, of_partition(2)).read()
+
+
+async def test_an_owner_that_has_ended_is_not_waited_for_without_end(cluster: Cluster) -> None:
+    """While the store goes on naming a host that is gone, a call waits its time, and then says so."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    cluster.placement("one")._patience_s = 0.2
+    cluster.kill("two")
+    with pytest.raises(NotOwner, match="nobody has owned partition 2"):
+        await one.client.actor(Cell, of_partition(2)).read()

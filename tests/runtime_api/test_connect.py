@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from actors import ActorFailed, DeadlineExceeded, InvalidArguments, UnknownActorType, UnknownMethod
@@ -62,6 +63,22 @@ async def test_messages_are_accepted(url: str) -> None:
         assert await account.deposit(1) in (1, 5)
         while await account.statement() < 5:
             pass
+
+
+async def test_a_message_that_is_sent_again_is_one_message(url: str) -> None:
+    """`send` over HTTP heeds the idempotency key, so that a client whose answer was lost can repeat it (INV-8)."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http, Runtime.connect(url) as runtime:
+        for _ in range(3):
+            sent = await http.post(
+                "/v1.0/mecha/actors/Account/told/send/deposit", content=b"4", headers={"idempotency-key": "one"}
+            )
+            assert sent.status_code == 202
+        last = await http.post("/v1.0/mecha/actors/Account/told/send/deposit", content=b"1")
+        assert last.status_code == 202
+        account = runtime.actor(Account, "told")
+        while (balance := await account.statement()) < 5:
+            pass
+        assert balance == 5
 
 
 async def test_workflows(url: str) -> None:
