@@ -102,10 +102,12 @@ _AUDITED = {
 }
 
 _TRUSTED = ("logging", "warnings", "traceback", "linecache", "importlib", "tokenize", "zipimport")
+# Makes the records of `logging` wherever Ray has been imported, and asks for the time to do so.
+_RAY_LOG = "ray._private.log"
 
 
 def _is_trusted(module: str) -> bool:
-    return module.partition(".")[0] in _TRUSTED
+    return module.partition(".")[0] in _TRUSTED or module == _RAY_LOG
 
 
 def _in_workflow() -> bool:

@@ -190,3 +190,18 @@ def test_uncaught_guard_error_stalls() -> None:
     assert run.stall is not None
     assert "time.time inside a workflow" in run.stall[1]
     assert "test_guards.py:" in run.stall[1]
+
+
+def test_logging_is_allowed_where_ray_has_been_imported(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray makes the records of `logging` itself, and asks for the time: a workflow that logs must not stall of it."""
+    import logging
+
+    import ray  # noqa: F401  # for what its import does
+
+    @workflow
+    async def logs(_: None) -> str:
+        logging.getLogger("tests").warning("hello")
+        return "logged"
+
+    assert Rehearsal(logs).output == "logged"
+    assert "hello" in caplog.text
