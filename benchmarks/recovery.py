@@ -39,6 +39,7 @@ def leave_unfinished(file: str, count: int) -> None:
             async def one(number: int) -> None:
                 await runtime.workflows.start(apps.gated, number, instance_id=f"w{number}")
 
+            # mypy does not infer lambdas whose defaults bind loop variables.
             await spread((lambda n=n: one(n) for n in range(count)), _AT_A_TIME)  # type: ignore[misc]
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -72,6 +73,7 @@ def write_history(file: str, rounds: int) -> dict[str, Any]:
             await spread(ticks, _AT_A_TIME)
             # All events are recorded. Wait for the activities, too, so that only the last event is missing.
             expected = 1 + 2 * rounds * _PER_ROUND
+            # Polled, before the measurement: nothing tells that a history has grown.
             while (recorded := len(await runtime.workflows.history("long", after=expected - 1))) == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             return {"events": expected - 1 + recorded}
