@@ -53,16 +53,22 @@ def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None
         if call.reply_to is not None:
             _post_reply(turn, call.reply_to, _encoded(turn, result), None)
         return _everything(activation, turn, changed, result)
-    if changed is None:
+    recorded = turn.events
+    if changed is None and recorded is None:
         return None
     if not activation.indexed:
         return _everything(activation, turn, changed, result)
-    # Most turns change fields and do nothing else: straight on, without asking for all they have not done.
-    data = encode_changes(definition, changed)
+    # Most turns record what happened and do nothing else: straight on, without asking for all they have not done.
+    if changed is not None:
+        events: tuple[NewEvent, ...] = (_new(NewEvent, (definition.state_event, encode_changes(definition, changed))),)
+    else:
+        events = tuple(recorded or ())
+    receipt = None if call.hop is None else _hop_receipt(turn, result)
     host = activation.host
     expected = activation.version
-    activation.version = version = expected + 1
-    advance(definition, activation.base, changed)
+    activation.version = version = expected + len(events)
+    if changed is not None:
+        advance(definition, activation.base, changed)
     snapshot: bytes | None = None
     if version - activation.snapshot_version >= definition.options.snapshot_every:
         snapshot = _snapshot(activation)
@@ -80,7 +86,7 @@ def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None
             expected,
             call.caller,
             call.trace_id,
-            (_new(NewEvent, (definition.state_event, data)),),
+            events,
             snapshot,
             None,
             (),
@@ -88,7 +94,7 @@ def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None
             (),
             (),
             (),
-            None if call.hop is None else _hop_receipt(turn, result),
+            receipt,
             False,
         ),
     )
@@ -146,26 +152,30 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
         snapshot = _snapshot(activation)
     activation.indexed = activation.indexed or listing is not None
     _note_marks(activation, turn)
-    return TurnCommit(
-        activation.partition,
-        host.epochs[activation.partition],
-        activation.stream,
-        turn.turn_id,
-        now_ms,
-        expected,
-        call.caller,
-        call.trace_id,
-        events,
-        snapshot,
-        listing,
-        tuple(turn.reminders_set.values()) if turn.reminders_set else (),
-        tuple(turn.reminders_cleared) if turn.reminders_cleared else (),
-        tuple(m for m, _ in turn.outbox) if turn.outbox else (),
-        tuple(turn.outbox_done) if turn.outbox_done else (),
-        (),
-        receipt,
-        turn.deleting,
+    commit: TurnCommit = _new(
+        TurnCommit,
+        (
+            activation.partition,
+            host.epochs[activation.partition],
+            activation.stream,
+            turn.turn_id,
+            now_ms,
+            expected,
+            call.caller,
+            call.trace_id,
+            events,
+            snapshot,
+            listing,
+            tuple(turn.reminders_set.values()) if turn.reminders_set else (),
+            tuple(turn.reminders_cleared) if turn.reminders_cleared else (),
+            tuple([message for message, _ in turn.outbox]) if turn.outbox else (),
+            tuple(turn.outbox_done) if turn.outbox_done else (),
+            (),
+            receipt,
+            turn.deleting,
+        ),
     )
+    return commit
 
 
 def _hop_receipt(turn: Turn, result: Any) -> Receipt:

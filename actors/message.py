@@ -7,6 +7,7 @@ outlive a process; `Envelope` is their durable form, a wire format: fields are a
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,17 +87,24 @@ class Call:
 
 class Heard(asyncio.Future[Any]):
     """A `Call.future` of which nobody waits, since one function is told of the answer: what went wrong, None if
-    nothing. It is called at once, not by way of the event loop, so it must be quick, and must not raise."""
+    nothing. It is called at once, not by way of the event loop, so it must be quick, and must not raise.
+
+    It is never waited for, so nothing of a future is set up, and nothing of it works but what is written here."""
 
     __slots__ = ("_answered", "_tell")
 
     def __init__(self, tell: Callable[[BaseException | None], None]) -> None:
-        super().__init__()
         self._tell = tell
         self._answered = False
 
     def done(self) -> bool:
         return self._answered
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
+
+    def add_done_callback(self, fn: Any, /, *, context: contextvars.Context | None = None) -> None:
+        """Nobody gives up such a call, or waits beside the one who is told."""
 
     def set_result(self, _result: Any, /) -> None:
         self._answered = True

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     When = Span | datetime
 
 P = ParamSpec("P")
+# What a NamedTuple's own constructor comes to, at a fraction of its cost.
+_new = tuple.__new__
 
 _current: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("mecha_turn", default=None)
 
@@ -86,9 +88,9 @@ class Turn:
     activation: Activation
     call: Call
     method: Method
-    # Wants anything beside changed fields: set by whatever fills one of the following.
-    wrote: bool = False
     events: list[NewEvent] | None = None
+    # Wants anything beside events and changed fields: set by whatever fills one of the following.
+    wrote: bool = False
     outbox: list[tuple[OutboxMessage, Envelope]] | None = None
     outbox_done: list[str] | None = None
     reminders_set: dict[str, Reminder] | None = None
@@ -295,18 +297,19 @@ class Turn:
     # -- for the runtime -----------------------------------------------------------------------------------------------
 
     def record_event(self, made: EventMethod, bound: tuple[Any, ...]) -> None:
-        self._check_writing(f"event {made.name}")
-        if self.events is None:
-            self.events = []
-        self.events.append(NewEvent(self.activation.event_name(made.name), made.signature.encode_named(bound)))
+        name = self.activation.event_name(made.name)
+        self.record_encoded(name, made.signature.encode_named(bound))
 
     def record_encoded(self, name: str, data: bytes) -> None:
-        """`record_event` for who has bound and encoded the arguments himself, and applies the event himself."""
-        self._check_writing(f"event {name}")
+        """`record_event` for who has bound and encoded the arguments himself, and applies the event himself. `name` is
+        as recorded: see `versioned_name`."""
+        if self.method.read_only:
+            raise self._read_only(f"event {name}")
+        event: NewEvent = _new(NewEvent, (name, data))
         if self.events is None:
-            self.events = []
-        definition = self.activation.definition
-        self.events.append(NewEvent(name if definition.options.schema == 1 else self.activation.event_name(name), data))
+            self.events = [event]
+        else:
+            self.events.append(event)
 
     def apply_event(self, function: Callable[..., Any], instance: Any, bound: tuple[Any, ...]) -> Any:
         self.applying += 1
@@ -337,8 +340,11 @@ class Turn:
 
     def _check_writing(self, what: str) -> None:
         if self.method.read_only:
-            raise InvalidState(f"{self.actor_type}.{self.method.name} is read_only: it cannot {what}")
+            raise self._read_only(what)
         self.wrote = True
+
+    def _read_only(self, what: str) -> InvalidState:
+        return InvalidState(f"{self.actor_type}.{self.method.name} is read_only: it cannot {what}")
 
 
 def recording_turn(instance: Any, event_name: str) -> Turn:

@@ -449,9 +449,9 @@ def _release(connection: sqlite3.Connection, owned: Sequence[tuple[int, int]]) -
 class SqliteJournal:
     """The journal in the store's file. Each call is one transaction, or one statement that is one."""
 
-    # A transaction of two statements takes the interpreter lock four times where one statement takes it once; from so
-    # many turns on it is worth it.
-    worth_two_statements = 12
+    # A transaction of two statements takes the interpreter lock four times where one statement takes it once. It is
+    # worth it when at most one turn in so many does more than record events.
+    worth_two_statements = 8
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
@@ -489,13 +489,11 @@ class SqliteJournal:
         if not turns:
             return []
         check_possible(turns, self.partitions)
-        values = rows_of(turns)
-        if values is not None:
-            others = [turn for turn in turns if not is_plain(turn)]
-            if not others or len(turns) >= self.worth_two_statements:
-                beside = _effects_beside_events(turns, others)
-                if await self._store.run_writer(lambda c: self._commit_events(c, turns, values, beside)):
-                    return [None] * len(turns)
+        others = [turn for turn in turns if not is_plain(turn)]
+        if len(turns) >= self.worth_two_statements * len(others) and (values := rows_of(turns)) is not None:
+            beside = _effects_beside_events(turns, others)
+            if await self._store.run_writer(lambda c: self._commit_events(c, turns, values, beside)):
+                return [None] * len(turns)
         effects = _effects_of(turns)
         _add_record(effects, turns)
         return await self._store.run_writer(lambda connection: _commit(connection, turns, effects))
