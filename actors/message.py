@@ -7,7 +7,6 @@ outlive a process; `Envelope` is their durable form, a wire format: fields are a
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ import orjson
 from statestores.codec import encode
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable
 
     from actors.definition import Method

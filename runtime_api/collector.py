@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 
-_THRESHOLDS = (50_000, 20, 100)
+_THRESHOLDS = (100_000, 50, 100)
 
 
 def collect_rarely() -> tuple[int, int, int]:

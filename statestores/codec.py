@@ -66,7 +66,7 @@ class Adapter(Generic[T]):
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
         # Values of exactly this type pass unexamined; None: no such shortcut.
-        self.atom: type | None = annotation if annotation in (int, str, bool, float) else None
+        self.atom: type | None = annotation if annotation in ATOMS else None
         self._adapter: TypeAdapter[T] = _type_adapter(annotation)
 
     def decode(self, data: bytes) -> T:

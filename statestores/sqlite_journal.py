@@ -23,7 +23,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
-from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder, Snapshot, StreamState
+from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder
+from statestores.sqlite_loads import Loads, load
 from statestores.sqlite_plain import Fence, is_plain, rows_of
 from statestores.sqlite_transaction import in_transaction, undo
 from statestores.turnrules import check_partitions, check_possible
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from statestores.errors import CommitRefused
-    from statestores.model import IndexQuery, TurnCommit
+    from statestores.model import IndexQuery, StreamState, TurnCommit
     from statestores.sqlite import SqliteStore
 
     Answers = list[CommitRefused | None]
@@ -340,28 +341,6 @@ def _verdict(connection: sqlite3.Connection, turn: TurnCommit, objection: Except
 
 _EVENT_COLUMNS = "version, name, data, time_ms, turn_id, caller, trace_id"
 _RECEIPT_COLUMNS = "key, reply, expires_ms, outbox_partition"
-_NO_LIMIT = 2**63 - 1
-
-# One statement, so that it sees one moment. The snapshot, if usable, comes first: its name is NULL.
-_LOAD = f"""
-    SELECT version, NULL AS name, data, NULL, NULL, NULL, NULL FROM snapshots WHERE stream = :stream AND version <= :at
-    UNION ALL
-    SELECT {_EVENT_COLUMNS} FROM events WHERE stream = :stream AND version <= :at
-        AND version > coalesce((SELECT version FROM snapshots WHERE stream = :stream AND version <= :at), 0)
-    ORDER BY version"""
-
-
-def _load(connection: sqlite3.Connection, stream: str, at_version: int | None) -> StreamState:
-    wanted = {"stream": stream, "at": _NO_LIMIT if at_version is None else at_version}
-    rows = connection.execute(_LOAD, wanted).fetchall()
-    snapshot = None
-    if rows and rows[0][1] is None:
-        version, _, data, *_ = rows.pop(0)
-        snapshot = Snapshot(version, data)
-    events = list(map(Event._make, rows))
-    # A snapshot is never ahead of its stream: with no event after it, the head is its version.
-    version = events[-1].version if events else snapshot.version if snapshot else 0
-    return StreamState(version, snapshot, events)
 
 
 def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
@@ -456,6 +435,7 @@ class SqliteJournal:
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self._fence = Fence()
+        self._loads = Loads(store.read)
 
     @staticmethod
     def prepare_writer(connection: sqlite3.Connection) -> None:
@@ -519,7 +499,9 @@ class SqliteJournal:
         _apply(connection, beside)
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:
-        return await self._store.read(lambda c: _load(c, stream, at_version))
+        if at_version is None:
+            return await self._loads.load(stream)
+        return await self._store.read(lambda connection: load(connection, stream, at_version))
 
     async def events(self, stream: str, after_version: int = 0, limit: int = 1000) -> list[Event]:
         select = f"SELECT {_EVENT_COLUMNS} FROM events WHERE stream = ? AND version > ? ORDER BY version LIMIT ?"

@@ -19,6 +19,7 @@ other task of the host can run meanwhile, since a step never waits.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import sys
@@ -48,6 +49,11 @@ _FEW_TASKS = 64
 
 _logger = logging.getLogger("workflow")
 _ASYNCIO = asyncio.__name__
+# Before 3.12 it is written in Python, around this look into a dictionary.
+if sys.version_info >= (3, 12):
+    _current_task = asyncio.current_task
+else:
+    _current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # private, and there in 3.11
 
 
 class Scope:
@@ -191,7 +197,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def scope(self) -> Scope:
         """Of the running task; of the whole run for plain callbacks."""
-        task = asyncio.current_task(self)
+        task = _current_task(self)
         return task.scope if type(task) is _Task else self.root_scope
 
     # -- what asyncio asks of a loop ----------------------------------------------------------------------------------
@@ -229,7 +235,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self.dead:
             coro.close()
             raise WorkflowEvicted
-        running = asyncio.current_task(self)
+        running = _current_task(self)
         scope = running.scope if type(running) is _Task else self.root_scope
         path = scope.child(str(name) if name is not None else coro.__name__)  # type: ignore[attr-defined]
         if context is None and running is None:
@@ -367,9 +373,12 @@ def site_name(code: types.CodeType) -> str:
     """The named function a call stands in. Comprehensions and lambdas count as part of the function around them (newer
     Pythons make no frame for most of them)."""
     name = code.co_name
-    if name[0] != "<":
-        return name
-    named = [part for part in code.co_qualname.split(".") if not part.startswith("<")]
+    return name if name[0] != "<" else _named_part(code.co_qualname)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_part(qualname: str) -> str:
+    named = [part for part in qualname.split(".") if not part.startswith("<")]
     return named[-1] if named else "module"
 
 

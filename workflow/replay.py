@@ -196,13 +196,17 @@ class Program:
     def event_future(self, name: str) -> asyncio.Future[Any]:
         """Resolved with the payload of the next event of that name (case-folded) nobody waits for; at once if one is
         there."""
-        self._check_alive()
-        future = self.loop.create_future()
+        loop = self.loop
+        if loop.dead:
+            raise WorkflowEvicted
+        future: asyncio.Future[Any] = asyncio.Future(loop=loop)
         buffered = self._events.get(name)
         if buffered:
             future.set_result(buffered.popleft())
+        elif (waiters := self._waiters.get(name)) is not None:
+            waiters.append(future)
         else:
-            self._waiters.setdefault(name, deque()).append(future)
+            self._waiters[name] = deque((future,))
         return future
 
     def put_back(self, name: str, payload: Any) -> None:
@@ -253,6 +257,11 @@ class Program:
         now_s = time_ms / 1000
         if now_s > self.loop.now_s:
             self.loop.now_s = now_s
+        if len(inputs) == 1 and not (self._parked or self.paused or self.stalled or self.finished):
+            item = inputs[0]  # as in nearly every turn
+            if item[0] not in _CONTROL:
+                self._feed(item)
+                return [c for c in commands if c[0]] if self._withdrawn else commands
         for item in inputs:
             if item[0] in _CONTROL:
                 self._control(item[0])
@@ -275,15 +284,14 @@ class Program:
 
     def _feed(self, item: Input) -> None:
         _FEEDERS[item[0]](self, item)
-        if self._root is None:
+        root = self._root
+        if root is None:
             return
         self.loop.run_ready()
-        if self._root.done():
-            self._finish(self._root)
+        if root.done():
+            self._finish(root)
         elif not (self._steps or self._waiters or self.loop.has_timers):
-            raise Stall(
-                "StuckWorkflow", f"the code waits for something that can never happen, {_waiting_at(self._root)}"
-            )
+            raise Stall("StuckWorkflow", f"the code waits for something that can never happen, {_waiting_at(root)}")
 
     def _feed_started(self, item: Input) -> None:
         if item[1]["v"] > VERSION:
@@ -348,7 +356,7 @@ class Program:
                 break
         else:
             self._events.setdefault(name, deque()).append(item[2])
-        if waiters is not None and not any(not w.done() for w in waiters):
+        if waiters is not None and not (waiters and any(not w.done() for w in waiters)):
             del self._waiters[name]
 
     def forget_waiter(self, name: str, future: asyncio.Future[Any]) -> None:

@@ -673,6 +673,24 @@ class JournalConformance:
         assert await store.journal.load("a/1") == (4, Snapshot(4, b"at 4"), [])
         assert len(await store.journal.events("a/1")) == 4
 
+    async def test_many_loads_at_once(self, store: StateStore) -> None:
+        """Each gets its own stream, however many are wanted at the same time: awkward ids and bytes, snapshots, streams
+        without events after theirs, absent ones, the same one twice."""
+        owner = await Owner.of(store)
+        ids = [f"a/{name}" for name in WEIRD_IDS] + [f"b/{n}" for n in range(300)]
+        for position, stream in enumerate(ids):
+            facts = tuple(NewEvent(f"{n} of {stream}", bytes(range(256)) * (n % 2)) for n in range(position % 4))
+            if facts:
+                snapshot = b"at 0\x00\xff" if position % 8 == 3 else None
+                await owner.record(owner.turn(stream, 0, events=facts, snapshot=snapshot))
+                if position % 16 == 3:
+                    await owner.record(owner.turn(stream, 3, "after"))
+        wanted = [*ids, "absent/1", *ids[:5]]
+        found = await asyncio.gather(*map(store.journal.load, wanted))
+        for stream, state in zip(wanted, found, strict=True):
+            assert state == await store.journal.load(stream)
+            assert state.version == len(await store.journal.events(stream))
+
     @pytest.mark.parametrize("at_version", range(8))
     async def test_load_as_of_a_version(self, store: StateStore, at_version: int) -> None:
         """At any version, snapshot and events together hold exactly the history up to it, also before a snapshot."""
