@@ -168,6 +168,8 @@ class Signature:
             return self._bind_values([])
         if len(self.parameters) > 1 and self._required <= 1:
             return self._bind_values([value])
+        if not self.parameters:
+            raise InvalidArguments(f"{self.function_name} takes no arguments: send an empty body")
         raise InvalidArguments(
             f"{self.function_name} takes {self._describe()}: send a JSON object by name or an array by position"
         )

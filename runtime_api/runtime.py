@@ -248,6 +248,11 @@ class Runtime:
         for component in components:
             if component.is_state:
                 await self._open_component(component)
+        if self._resources and not components and self._given_store is None:
+            _log.warning(
+                "no component in %s is meant for app-id %s: everything goes to %s",
+                ", ".join(map(str, self._resources)), self.app_id, DEFAULT_STORE,
+            )  # fmt: skip
         actors_in = actor_component(components)
         if self._given_store is None and actors_in is not None:
             self._store = self.components[actors_in.name].store

@@ -22,7 +22,7 @@ from runtime_api.openapi import After, IdempotencyKey, InstanceId, Limit, Name, 
 from runtime_api.problems import Operation, Problem, failing_as
 from runtime_api.wire import PLAIN, BadParameter, call_options, duration_s, instant
 from statestores.codec import encode
-from workflow import InstanceNotFound
+from workflow import STATUSES, InstanceNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -381,6 +381,14 @@ def _command_route(routes: APIRouter, api: WorkflowApi, path: str, verb: str, su
         return response_of(_ACCEPTED)
 
 
+def _statuses(wanted: list[str]) -> tuple[str, ...]:
+    """Raises `BadParameter`."""
+    for status in wanted:
+        if status not in STATUSES:
+            raise BadParameter(f"status {status!r} is none of {', '.join(sorted(STATUSES))}")
+    return tuple(wanted)
+
+
 def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
     @routes.get(_OWN, summary="List instances", responses=errors(400, 500))
     async def list_workflows(
@@ -395,7 +403,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
         with failing_as(LIST):
             found = await runtime.workflows.listing(
                 name=name,
-                statuses=tuple(status),
+                statuses=_statuses(status),
                 prefix=prefix,
                 created_from=instant(created_from),
                 created_to=instant(created_to),

@@ -23,8 +23,10 @@ from workflow.errors import (
     WorkflowStalled,
     WorkflowTerminated,
 )
+from workflow.history import STATUSES
 
 __all__ = [
+    "STATUSES",
     "Activity",
     "ActivityFailed",
     "ActivityInfo",

@@ -96,6 +96,13 @@ def test_wrong_arguments(api: httpx.Client, account: str, body: bytes) -> None:
     assert api.post(f"{account}/method/deposit", content=b"1").json() == 1
 
 
+def test_arguments_for_a_method_without(api: httpx.Client, account: str) -> None:
+    """The refusal says what to send instead."""
+    refused = api.put(f"{account}/method/statement", content=b"5")
+    assert refused.status_code == 400
+    assert "statement takes no arguments: send an empty body" in refused.json()["message"]
+
+
 def test_idempotency_key(api: httpx.Client, account: str) -> None:
     """A keyed call takes effect once and answers the same again (INV-8)."""
     headers = {"idempotency-key": "k1"}

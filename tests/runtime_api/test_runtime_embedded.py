@@ -125,6 +125,20 @@ async def test_actors_live_in_the_component_that_says_so(tmp_path: Path) -> None
         assert await runtime.actor(Tally, "a").add(1) == 2
 
 
+async def test_resources_for_other_applications_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Components that are all meant for others leave the default store, and a word about it."""
+    monkeypatch.chdir(tmp_path)
+    component(tmp_path, "theirs", "state.in-memory")
+    scoped = tmp_path / "theirs.yaml"
+    scoped.write_text(scoped.read_text() + "scopes: [another-app]\n")
+    async with Runtime([Tally], resources_path=tmp_path, app_id="mine") as runtime:
+        assert await runtime.actor(Tally, "a").add(1) == 1
+    assert "is meant for app-id mine: everything goes to sqlite:///mecha.db" in caplog.text
+    assert (tmp_path / "mecha.db").exists()
+
+
 async def test_a_bad_component_closes_what_was_opened(tmp_path: Path) -> None:
     """Nothing stays open after a start that failed, and it can be tried again."""
     component(tmp_path, "good", "state.in-memory")

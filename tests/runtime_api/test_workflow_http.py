@@ -251,3 +251,11 @@ def test_instances_are_no_actors_of_the_application(api: httpx.Client, instance:
     ):
         assert error_of(answer) == (403, "ERR_ACTOR_TYPE_RESERVED")
     assert error_of(api.get("/v1.0/mecha/actors/mecha.workflow"))[0] == 404
+
+
+def test_an_unknown_status_in_a_listing(api: httpx.Client) -> None:
+    """Asking for a status there is not says which there are, rather than finding nothing."""
+    refused = api.get(OWN, params={"status": ["COMPLETED", "DONE"]})
+    assert refused.status_code == 400
+    assert "'DONE' is none of COMPLETED, FAILED," in refused.json()["message"]
+    assert api.get(OWN, params={"status": "COMPLETED"}).status_code == 200
