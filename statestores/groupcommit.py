@@ -3,7 +3,8 @@
 One writer per host. Whatever was decided while the last batch was being written makes the next one, in order of
 decision, so the cost of a transaction (and its fsync) is shared by everything in flight, and a lone turn waits for
 nobody. One batch is at the store at a time. The next one is handed over before the last one is answered, since the
-answers give the loop work for as long as the store needs.
+answers give the loop work for as long as the store needs; but where answers bring new turns at once (workflows, callers
+in this process), a small batch waits for these, since one of twice the size costs the processor much less than two.
 
 Order is the contract the output gate stands on: answers are given in the order of submission, and a *barrier* (`commit`
 None) is answered after everything submitted before it. No public method awaits, so nothing can slip between a
@@ -37,9 +38,9 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 2.0
-# A batch takes at most half of what is in flight, from twice this size on: while the store writes one half, the loop
-# decides the other, and two cores are at work. Smaller ones are not worth a transaction more.
-_UNDIVIDED = 64
+# Up to this size batches are not divided, and are worth waiting a moment for what makes them larger. From twice this
+# size on one takes at most half of what is in flight: while the store writes one half, the loop decides the other.
+_SMALL = 64
 
 
 class GroupCommit:
@@ -52,7 +53,10 @@ class GroupCommit:
         self._queue: list[Submission] = []
         self._wake: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._writing = False
+        # The commit that is under way beside the answers to the one before it.
+        self._committing: asyncio.Task[list[Outcome]] | None = None
+        # Whether the last answers brought about as many new turns, within one round of the loop.
+        self._prompt = False
         # Taken off the queue and not answered yet.
         self._batch: deque[Submission] = deque()
 
@@ -62,7 +66,7 @@ class GroupCommit:
     @property
     def idle(self) -> bool:
         """Nothing is queued and nothing is being written: a barrier would be answered at once."""
-        return not self._queue and not self._writing
+        return not self._queue and not self._batch
 
     def submit(self, commit: TurnCommit | None, done: Done) -> None:
         """Queue a decided turn, or a barrier."""
@@ -92,9 +96,10 @@ class GroupCommit:
 
     def abort(self) -> None:
         """Stop at once, as a crash would: what is queued is never answered."""
-        if self._writer is not None:
-            self._writer.cancel()
-            self._writer = None
+        for task in (self._writer, self._committing):
+            if task is not None:
+                task.cancel()
+        self._writer = self._committing = None
 
     def abandon(self) -> None:
         """After `abort`: tell everybody who still waits that the outcome is unknown."""
@@ -109,18 +114,28 @@ class GroupCommit:
             if not self._queue:
                 self._wake = loop.create_future()
                 await self._wake
-            self._writing = True
             batch = self._take()
             outcomes = await self._commit(_turns_of(batch))
             while batch:
-                following = self._take()
-                writing = loop.create_task(self._commit(_turns_of(following))) if following else None
+                early = not self._prompt or len(self._queue) >= _SMALL
+                following = self._hand_over() if early else []
+                waiting = len(self._queue)
                 self._answer(batch, iter(outcomes))
-                batch, outcomes = following, await writing if writing is not None else []
-            self._writing = False
+                await asyncio.sleep(0)
+                self._prompt = 2 * (len(self._queue) - waiting) >= len(batch)
+                if not early:
+                    following = self._hand_over()
+                batch, outcomes = following, await self._committing if self._committing is not None else []
+                self._committing = None
+
+    def _hand_over(self) -> list[Submission]:
+        batch = self._take()
+        if batch:
+            self._committing = asyncio.get_running_loop().create_task(self._commit(_turns_of(batch)))
+        return batch
 
     def _take(self) -> list[Submission]:
-        at_most = min(self._max_batch, max(_UNDIVIDED, (len(self._queue) + len(self._batch)) // 2))
+        at_most = min(self._max_batch, max(_SMALL, (len(self._queue) + len(self._batch)) // 2))
         batch = self._queue[:at_most]
         del self._queue[:at_most]
         self._batch.extend(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING
 
 from statestores.errors import StoreUnavailable
@@ -89,6 +90,47 @@ async def test_much_in_flight_is_written_in_halves_and_answered_in_order() -> No
     await _settle()
     assert journal.sizes == [100, 100]
     assert answers == list(range(201))
+    await group.close()
+
+
+async def test_turns_that_answers_bring_about_at_once_go_together() -> None:
+    """Two circles of callers, each of which makes its next turn when the last is answered, become one; when the answers
+    bring nothing new any more, the next batch is begun before them again."""
+    journal = HeldJournal()
+    group = GroupCommit(journal)
+    group.start()
+    going_on = True
+    numbers = itertools.count(1)
+
+    def call() -> None:
+        group.submit(_turn(next(numbers)), again)
+
+    def again(_: Outcome) -> None:
+        if going_on:
+            asyncio.get_running_loop().call_soon(call)
+
+    async def answer() -> None:
+        journal.held[-1][1].set_result(None)
+        await _settle()
+
+    for _ in range(3):
+        call()
+    await _settle()
+    for _ in range(3):
+        call()
+    assert journal.sizes == [3]
+    await answer()  # nothing is known of the callers yet: the others go before the answers
+    assert journal.sizes == [3, 3]
+    await answer()
+    assert journal.sizes == [3, 3, 6]
+    await answer()
+    assert journal.sizes == [3, 3, 6, 6]
+    going_on = False
+    await answer()
+    group.submit(_turn(next(numbers)), lambda _: None)
+    await _settle()
+    assert journal.sizes == [3, 3, 6, 6, 1]
+    await answer()
     await group.close()
 
 
