@@ -30,7 +30,8 @@ from actors.message import Call
 from actors.names import check_name
 from actors.outbox import Outbox, Worker
 from actors.ownership import Ownership
-from actors.placement.local import LocalPlacement, make_owner
+from actors.placement.local import LocalPlacement
+from actors.placement.owners import make_owner
 from actors.reminders import Reminders
 from actors.timers import Timers
 from actors.waits import Waits

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown, Retriable
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
-from actors.placement.local import is_gone
+from actors.placement.owners import host_name, is_gone
 from statestores.errors import LeaseHeld, StoreError
 from statestores.model import partition_of
 
@@ -409,8 +409,3 @@ class ClusterPlacement:
             self._parked[partition] = [call for call in parked if not call.future.done()]
             if not self._parked[partition]:
                 del self._parked[partition]
-
-
-def host_name(owner: str) -> str:
-    """The name a host has among its peers, out of the one it has in the store (see `local.make_owner`)."""
-    return owner.rpartition(":")[2]
