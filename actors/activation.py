@@ -496,7 +496,11 @@ class Activation:
             await self.wait_committed()
         receipt = await self.host.journal.receipt(self.stream, call.receipt_key)
         if receipt is None:
-            return False
+            if not (call.redelivered and call.is_too_late(turn.now_ms())):
+                return False
+            late = f"{self.stream}: made again too late to know whether an earlier attempt was recorded"
+            self.host.fail(call, OutcomeUnknown(late))
+            return True
         self._answer_receipt(turn, receipt)
         return True
 

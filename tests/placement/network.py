@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors import Host
 from actors.placement.cluster import ClusterPlacement
@@ -85,14 +85,8 @@ class Cluster:
             made.append(ClusterPlacement(host, self.network, refresh_s=0.05, patience_s=5.0))
             return made[0]
 
-        host = Host(
-            self.journal,
-            definitions(*self._classes),
-            host_id=name,
-            placement=placement,
-            lease_s=1.0,
-            **options,  # type: ignore[arg-type]
-        )
+        given: dict[str, Any] = {"lease_s": 1.0, **options}
+        host = Host(self.journal, definitions(*self._classes), host_id=name, placement=placement, **given)
         self.network.placements[name] = made[0]
         self.hosts[name] = host
         await host.start()

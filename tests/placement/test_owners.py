@@ -91,7 +91,11 @@ def test_a_container_of_the_same_name_is_not_gone() -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no pid namespaces for us here: {error}")
     said = subprocess.run(
-        [*inside, sys.executable, "-c", code, owner(an_ended_pid())], cwd=ROOT, check=True, capture_output=True, text=True
+        [*inside, sys.executable, "-c", code, owner(an_ended_pid())],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
     machine, pid, both, _ = said[0].split(":")
     assert machine == MACHINE
