@@ -212,6 +212,8 @@ class Activation:
             self.host.fail(call, MailboxFull(f"{self.stream} has {len(mailbox)} calls waiting: try again later"))
             return
         mailbox.append(call)
+        if call.waiter and self.host.when_standing is not None:
+            self.host.when_standing(call)
         if self.pump is None:
             self.pump = self.host.create_task(self._pump())
 

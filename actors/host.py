@@ -94,6 +94,8 @@ class Host:
         self.group = GroupCommit(journal, patience_s=store_patience_s)
         self.activations: dict[str, Activation] = {}
         self.waits = Waits()
+        # Told of calls of turns that have to queue.
+        self.when_standing: Callable[[Call], None] | None = None
         self.ownership = Ownership(journal, self.owner, self.clock, lease_s, self._lost)
         self.epochs = self.ownership.epochs
         self.lease_holds = self.ownership.lease_holds

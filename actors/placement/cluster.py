@@ -34,6 +34,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown, Retriable
+from actors.placement.cycles import Chaser
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
 from actors.placement.owners import host_name, is_gone
 from statestores.errors import LeaseHeld, StoreError
@@ -83,6 +84,8 @@ class ClusterPlacement:
         self._serving: dict[tuple[str, str], Call] = {}
         # Set once this host owns something.
         self.serves = asyncio.Event()
+        self._chaser = Chaser(host, self.name, lambda peer, item: self._link_to(peer).put(item), refresh_s)
+        host.when_standing = self._chaser.stands
         self._look = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -215,6 +218,7 @@ class ClusterPlacement:
             call.future.add_done_callback(functools.partial(self._given_up, call))
         try:
             self._link_to(owner).ask(call, call.hop, partition)
+            self._chaser.went(call, owner)
         except ActorError as error:
             self._host.fail(call, error)
 
@@ -227,6 +231,7 @@ class ClusterPlacement:
     def _given_up(self, call: Call, _: object) -> None:
         """The caller has its answer, or wants none any more: a deadline, a cancellation."""
         assert call.hop is not None
+        self._chaser.came_back(call)
         for link in self._links.values():
             if call.hop in link.unanswered:
                 link.cancel(call.hop)
@@ -274,6 +279,10 @@ class ClusterPlacement:
                 self._link_to(sender).put(("busy", (asked_ms, busy)))
             case ("busy", (asked_ms, call_ids)):
                 self._still_at_it(sender, asked_ms, call_ids)
+            case ("probe", probe):
+                self._chaser.probed(sender, probe, self._serving)
+            case ("cycle", (number, chain)):
+                self._chaser.found(number, chain)
             case (_, call_id, outcome):
                 self._answered(sender, call_id, outcome)
 
@@ -435,6 +444,7 @@ class ClusterPlacement:
                 log.warning("the owners of partitions cannot be read, trying again: %s", error)
             self._give_up_parked(loop.time())
             self._ask_after()
+            self._chaser.look()
             if self._parked:
                 self._look.set()
             # Asked for or not, ever more slowly: the store may go on naming an owner that has ended.

@@ -220,7 +220,7 @@ async def test_an_activity_that_kills_its_process_fails(cluster: ClusterProcess)
     connection.close()
     kind, message = shown["output"]
     assert kind == "WorkerDied"
-    assert message.startswith("the process of kills_itself has died 4 times; the last time: The worker died unexpectedly")
+    assert message.startswith("the process of kills_itself has died 4 times; the last time: The worker died")
 
 
 @pytest.mark.parametrize("end", ["terminated", "too late"])

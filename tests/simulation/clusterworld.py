@@ -157,11 +157,11 @@ class World:
     async def nodes(self) -> list[Node]:
         return [Node("node", leaving=False)]
 
-    def supervise(self) -> None:
+    def supervise(self, hosts: int = 2) -> None:
         """A supervisor on a node of its own; the former one, if it lives, is killed."""
         self.loop.kill(f"supervisor{self.supervisors}")
         self.supervisors += 1
-        supervisor = Supervisor(self, Wanted(hosts=2, spares=1, drain_s=2.0))
+        supervisor = Supervisor(self, Wanted(hosts=hosts, spares=1, drain_s=2.0))
         self.kept += [supervisor, self.loop.spawn(f"supervisor{self.supervisors}", supervisor.run())]
 
     async def insist(self, key: str, actor_type: str, actor_id: str, name: str, body: bytes) -> int:
