@@ -23,11 +23,16 @@ class Network:
         # (sender, receiver) between which nothing arrives.
         self.held: set[tuple[str, str]] = set()
         self.dropping: set[str] = set()
+        # So many look-ups of peers fail, without a word about the peer.
+        self.failing_lookups = 0
         self.batches: list[tuple[str, str, bytes]] = []
         self._thawed = asyncio.Event()
 
     async def connect(self, name: str) -> Wire:
         await asyncio.sleep(0)
+        if self.failing_lookups:
+            self.failing_lookups -= 1
+            raise ConnectionError("the name service is away")
         if name not in self.placements:
             raise PeerGone(name)
         return Wire(self, name)
