@@ -286,7 +286,8 @@ async def test_a_peer_that_cannot_be_looked_up_is_looked_up_again(cluster: Clust
     one = await cluster.add("one", [0, 1])
     await cluster.add("two", [2, 3])
     cluster.network.failing_lookups = 2
-    assert await one.client.actor(Cell, of_partition(2)).add(3) == 3
+    async with asyncio.timeout(10):
+        assert await one.client.actor(Cell, of_partition(2)).add(3) == 3
     assert cluster.network.failing_lookups == 0
 
 
