@@ -261,6 +261,8 @@ class ClusterPlacement:
 
     def receive(self, sender: str, batch: bytes) -> None:
         """A batch of another host's link to this one."""
+        if self._host.aborted:
+            return
         for item in decode_batch(batch):
             try:
                 self._take_item(sender, item)
@@ -314,7 +316,7 @@ class ClusterPlacement:
         self.submit(call)
 
     def _serve(self, sender: str, wanted: Asked) -> None:
-        if (sender, wanted.id) in self._serving or self._host.aborted:
+        if (sender, wanted.id) in self._serving:
             return
         host = self._host
         call = self._call_of(wanted)

@@ -1,4 +1,4 @@
-"""What Ray says of a task that ends before its time: by its own doing, with its node, or because nobody waits for it."""
+"""What Ray says of a task that ends before its time: by its own doing, with its node, or since nobody waits for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from actors.placement.ray import TaskDied, TaskLost, run_task, stop_ray
+from tests.actors.worlds import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,12 +64,6 @@ async def run_there(function: Callable[[str], bytes], mark: Path) -> bytes:
     return await run_task(function, str(mark), cpus=0, gpus=0, resources={THERE: 1}, environment=None)
 
 
-async def appears(path: Path) -> None:
-    async with asyncio.timeout(60):
-        while not path.exists():  # noqa: ASYNC110  # of another process
-            await asyncio.sleep(0.02)
-
-
 @pytest.mark.usefixtures("nodes")
 async def test_a_task_that_kills_its_process(tmp_path: Path) -> None:
     """That is its own doing, as far as anybody knows."""
@@ -81,9 +76,9 @@ async def test_a_task_that_is_cancelled(tmp_path: Path) -> None:
     """It is interrupted, as by a person at the keyboard."""
     mark = tmp_path / "task"
     running = asyncio.create_task(run_there(run_for_ever, mark))
-    await appears(mark.with_suffix(".begun"))
+    await until(mark.with_suffix(".begun").exists, timeout_s=60)
     running.cancel()
-    await appears(mark.with_suffix(".ended"))
+    await until(mark.with_suffix(".ended").exists, timeout_s=60)
     with pytest.raises(asyncio.CancelledError):
         await running
 
@@ -92,7 +87,7 @@ async def test_a_task_whose_node_is_lost(nodes: Any, tmp_path: Path) -> None:
     """That is told apart from a process that died alone."""
     mark = tmp_path / "task"
     running = asyncio.create_task(run_there(run_for_ever, mark))
-    await appears(mark.with_suffix(".begun"))
+    await until(mark.with_suffix(".begun").exists, timeout_s=60)
     (node,) = nodes.worker_nodes
     await asyncio.to_thread(nodes.remove_node, node, False)
     async with asyncio.timeout(120):
