@@ -121,7 +121,7 @@ def test_nobody_fails_without_a_cycle() -> None:
 def test_every_call_ends_though_hosts_do() -> None:
     """Whatever freezes, dies or is cut off between them, with cycles through it: nobody waits for ever."""
     deadlocks = 0
-    for seed in range(SEEDS):
+    for seed in range(SEEDS // 3):
         walks = run_seed(seed, ordered=False, disasters=_DISASTERS)
         assert walks.done + len(walks.errors) == 30
         deadlocks += sum("call would deadlock" in error for error in walks.errors)
