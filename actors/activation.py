@@ -212,6 +212,8 @@ class Activation:
             self.host.fail(call, MailboxFull(f"{self.stream} has {len(mailbox)} calls waiting: try again later"))
             return
         mailbox.append(call)
+        if call.waiter and self.host.when_standing is not None:
+            self.host.when_standing(call)
         if self.pump is None:
             self.pump = self.host.create_task(self._pump())
 
@@ -496,7 +498,11 @@ class Activation:
             await self.wait_committed()
         receipt = await self.host.journal.receipt(self.stream, call.receipt_key)
         if receipt is None:
-            return False
+            if not (call.redelivered and call.is_too_late(turn.now_ms())):
+                return False
+            late = f"{self.stream}: made again too late to know whether an earlier attempt was recorded"
+            self.host.fail(call, OutcomeUnknown(late))
+            return True
         self._answer_receipt(turn, receipt)
         return True
 

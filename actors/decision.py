@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 # NamedTuples cost several times as much when they are made by their own constructor, and these are made by every turn.
 _new = tuple.__new__
-# Longer than anybody makes the same call again.
-_HOP_RECEIPT_MS = 120_000
 
 
 def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None:
@@ -140,7 +138,8 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
     if call.outbox_id is not None:
         receipt = Receipt(call.outbox_id, b"", now_ms + definition.options.receipts_ms, call.outbox_partition)
     elif call.key is not None:
-        receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + definition.options.receipts_ms)
+        kept_ms = max(definition.options.receipts_ms, call.receipt_ms)
+        receipt = Receipt(call.receipt_key, _encoded(turn, result), now_ms + kept_ms)
     elif call.hop is not None:
         receipt = _hop_receipt(turn, result)
     # From here on nothing can fail.
@@ -180,7 +179,8 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
 
 def _hop_receipt(turn: Turn, result: Any) -> Receipt:
     """The answer to a call from another host, which makes it again when this one dies before it has answered."""
-    return Receipt(turn.call.receipt_key, _encoded(turn, result), turn.now_ms() + _HOP_RECEIPT_MS)
+    call = turn.call
+    return Receipt(call.receipt_key, _encoded(turn, result), turn.now_ms() + call.receipt_ms)
 
 
 def _snapshot(activation: Activation) -> bytes | None:

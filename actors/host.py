@@ -30,7 +30,8 @@ from actors.message import Call
 from actors.names import check_name
 from actors.outbox import Outbox, Worker
 from actors.ownership import Ownership
-from actors.placement.local import LocalPlacement, make_owner
+from actors.placement.local import LocalPlacement
+from actors.placement.owners import make_owner
 from actors.reminders import Reminders
 from actors.timers import Timers
 from actors.waits import Waits
@@ -93,6 +94,8 @@ class Host:
         self.group = GroupCommit(journal, patience_s=store_patience_s)
         self.activations: dict[str, Activation] = {}
         self.waits = Waits()
+        # Told of calls of turns that have to queue.
+        self.when_standing: Callable[[Call], None] | None = None
         self.ownership = Ownership(journal, self.owner, self.clock, lease_s, self._lost)
         self.epochs = self.ownership.epochs
         self.lease_holds = self.ownership.lease_holds

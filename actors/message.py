@@ -45,6 +45,10 @@ class Call:
     # Identity of a call that goes from host to host, the same for every attempt: what it records leaves a receipt, so
     # that the call may be made again when the host it was sent to has died.
     hop: str | None = None
+    # Until when such a call may be made again, by the wall clock, and how long what it records leaves a receipt, which
+    # is longer (see `ClusterPlacement`). 0: it has made no hop, or its receipt lives as long as its outbox row.
+    again_until_ms: int = 0
+    receipt_ms: int = 0
     # Made by another host, which has it still, and sends it elsewhere when it is refused here.
     from_peer: bool = False
     # May have been delivered before: the target looks for a receipt before it runs the turn.
@@ -73,6 +77,10 @@ class Call:
     fresh: bool = False
     # Made by the runtime itself: may call hooks and built-in methods, and passes while the host is draining.
     internal: bool = False
+
+    def is_too_late(self, now_ms: int) -> bool:
+        """Whether the receipt of an earlier attempt may be gone."""
+        return 0 < self.again_until_ms < now_ms
 
     @property
     def needs_receipt(self) -> bool:

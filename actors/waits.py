@@ -4,9 +4,17 @@ An edge from A to B stands while a turn of A awaits a call to B. A call that has
 checked
 first: if the actor it queues at waits, through others, for the caller, then neither can ever go on, and the call fails
 at once, naming the chain. Only calls that would wait are checked, so the common call pays one list append and removal.
+
+On a cluster an edge is known to the host that makes the call and to the one that is asked; `actors.placement.cycles`
+finds the cycles that lead over more than these.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Waits:
@@ -21,6 +29,9 @@ class Waits:
         targets.remove(target)
         if not targets:
             del self._edges[waiting]
+
+    def targets(self, waiting: str) -> Sequence[str]:
+        return self._edges.get(waiting, ())
 
     def cycle(self, caller: str, target: str) -> tuple[str, ...] | None:
         """The cycle that `caller` waiting for `target` would close, from `caller` back to `caller`; None if it closes

@@ -28,7 +28,7 @@ from runtime_api.settings import Settings
 from statestores.components import open_url
 from statestores.errors import StoreError
 from statestores.store import Capability
-from workflow.activities import run_here
+from workflow.activities import WorkerDied, WorkerLost, run_here
 
 if TYPE_CHECKING:
     import socket
@@ -118,18 +118,23 @@ class RayTasks:
         self._target = target
 
     async def run(self, order: Order, needs: Needs) -> bytes:
-        from actors.placement.ray import run_task
+        from actors.placement.ray import TaskDied, TaskLost, run_task
 
         cpus, gpus, resources = needs
-        return await run_task(
-            run_activity,
-            self._target,
-            order,
-            cpus=cpus,
-            gpus=gpus,
-            resources=dict(resources),
-            environment=_environment(),
-        )
+        try:
+            return await run_task(
+                run_activity,
+                self._target,
+                order,
+                cpus=cpus,
+                gpus=gpus,
+                resources=dict(resources),
+                environment=_environment(),
+            )
+        except TaskDied as error:
+            raise WorkerDied(str(error)) from error
+        except TaskLost as error:
+            raise WorkerLost(str(error)) from error
 
 
 def run_activity(target: str, order: Order) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflow.activities import ActivityInfo, ActivityTimeout, activity_info
+from workflow.activities import ActivityInfo, ActivityTimeout, WorkerDied, activity_info
 from workflow.client import HistoryEntry, WorkflowClient, WorkflowHandle, WorkflowState, instance_id_of
 from workflow.context import WorkflowInfo, actor, current, external_event, send, set_status, wait_event
 from workflow.definition import Activity, RetryPolicy, Workflow, activity, workflow
@@ -42,6 +42,7 @@ __all__ = [
     "RetryPolicy",
     "StepFailed",
     "UnknownWorkflow",
+    "WorkerDied",
     "Workflow",
     "WorkflowClient",
     "WorkflowError",

@@ -40,6 +40,10 @@ _LONGEST_RETRY_S = 5.0
 # Tasks of activities on one host. Others wait, in memory: the live programs that wait for them are there as well.
 _MOST_RUNNING = 10_000
 _QUICK_AT_ONCE = 64
+# A process may die by no fault of the activity's: so often an attempt is begun again as if nothing had happened.
+_MOST_REPEATS = 3
+_REPEAT_S = 0.1
+_LONGEST_REPEAT_S = 5.0
 
 log = logging.getLogger("workflow")
 
@@ -73,12 +77,21 @@ class Elsewhere(Protocol):
     """Where activities run that ask for something (`Activity.needs`)."""
 
     async def run(self, order: Order, needs: Needs) -> bytes:
-        """`run_here`, in a process that has what is needed. Raises what the activity raised. Again and again, when the
-        process dies: the activity has not failed then. Cancelled, it cancels the work."""
+        """`run_here`, once, in a process that has what is needed. Raises what the activity raised, `WorkerDied` when
+        its process has ended, `WorkerLost` when more than that has. Cancelled, it cancels the work."""
 
 
 class ActivityTimeout(WorkflowError):
     """An attempt, or the step as a whole, took longer than its policy allows."""
+
+
+class WorkerDied(WorkflowError):
+    """The process in which the activity ran has ended, time after time: the activity's own doing, as far as anybody can
+    know, and an attempt that failed."""
+
+
+class WorkerLost(Exception):
+    """The activity's process is gone with the node it was on, or was taken away: no doing of the activity's."""
 
 
 class ActivityWorker:
@@ -108,6 +121,8 @@ class ActivityWorker:
         self._quick: deque[tuple[Activity[Any, Any], Order]] = deque()
         self._waiting: deque[tuple[Activity[Any, Any], Order]] = deque()
         self._running = 0
+        # Attempts that run elsewhere, by execution.
+        self._elsewhere_now: dict[str, dict[Order, asyncio.Task[Any]]] = {}
 
     def attach(self, client: ActorClient, methods: Mapping[str, Method]) -> None:
         """Outcomes go through this client, to these methods of instances. Call before the host starts."""
@@ -169,6 +184,13 @@ class ActivityWorker:
             self._start(found, order)
         else:
             self._waiting.append((found, order))
+
+    def cancel(self, execution: str, step: str | None = None) -> None:
+        """Nobody will hear the outcome of this step, or of all steps. What runs elsewhere is cancelled, since it
+        holds what others wait for; what runs here ends by itself."""
+        for order, task in tuple(self._elsewhere_now.get(execution, {}).items()):
+            if step is None or order.step == step:
+                task.cancel()
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -238,8 +260,17 @@ class ActivityWorker:
         self, elsewhere: Elsewhere, found: Activity[Any, Any], needs: Needs, order: Order
     ) -> bytes:
         limit_s = self._limit_s(found, order)
-        running = elsewhere.run(order, needs)
-        return await (running if limit_s is None else _limited(running, limit_s, order))
+        running = _repeated(elsewhere, order, needs)
+        task = asyncio.current_task()
+        assert task is not None
+        tasks = self._elsewhere_now.setdefault(order.execution, {})
+        tasks[order] = task
+        try:
+            return await (running if limit_s is None else _limited(running, limit_s, order))
+        finally:
+            del tasks[order]
+            if not tasks and self._elsewhere_now.get(order.execution) is tasks:
+                del self._elsewhere_now[order.execution]
 
     async def _run_in_thread(
         self, found: Activity[Any, Any], order: Order, args: list[Any], kwargs: dict[str, Any]
@@ -311,6 +342,26 @@ def run_here(found: Activity[Any, Any], order: Order) -> bytes:
     positional, named = found.decode_arguments(orjson.loads(order.arguments))
     result = found.function(*positional, **named)
     return encode(asyncio.run(result) if found.is_async else result)
+
+
+async def _repeated(elsewhere: Elsewhere, order: Order, needs: Needs) -> bytes:
+    """One attempt: begun again when its process dies, a few times, and when it is lost with its node, ever more slowly.
+    Raises `WorkerDied`, and what the activity raises."""
+    deaths, pause_s = 0, _REPEAT_S
+    while True:
+        try:
+            return await elsewhere.run(order, needs)
+        except WorkerLost as lost:
+            log.warning("activity %s of %s is run again: %s", order.name, order.instance_id, lost)
+        except WorkerDied as died:
+            deaths += 1
+            if deaths > _MOST_REPEATS:
+                often = f"the process of {order.name} has died {deaths} times; the last time: {died}"
+                raise WorkerDied(often) from died
+            log.warning("activity %s of %s is run again: %s", order.name, order.instance_id, died)
+        order.redelivered = True
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_REPEAT_S)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -258,7 +258,8 @@ def activity(
 
     `num_cpus`, `num_gpus`, `resources`: on a Ray cluster it runs as a Ray task that has so much for itself, in another
     process, perhaps on another node; elsewhere they change nothing. Without any it runs in the host, beside the
-    workflow, which is right for everything short.
+    workflow, which is right for everything short. An attempt whose process dies is begun again; when that has happened
+    four times it has failed, as `WorkerDied`.
     """
     locals_ = sys._getframe(1).f_locals
     needs = Needs(num_cpus, num_gpus, tuple((resources or {}).items()))

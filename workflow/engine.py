@@ -53,10 +53,9 @@ class Engine:
             _put(self.workflows, definition, "workflows")
         for activity in (*activities, *self._named_activities()):
             _put(self.activities, activity, "activities")
-        self._worker = ActivityWorker(
-            self.activities, clock if clock is not None else SystemClock(), threads, elsewhere
-        )
-        self._deployment = Deployment(self.workflows, self._worker.begin, evict_always=evict_always)
+        worker = ActivityWorker(self.activities, clock if clock is not None else SystemClock(), threads, elsewhere)
+        self._worker = worker
+        self._deployment = Deployment(self.workflows, worker.begin, worker.cancel, evict_always=evict_always)
         self.instance_type = instance_type(self._deployment, parse_duration_s(idle_timeout))
 
     @property

@@ -81,17 +81,19 @@ _TELLING = frozenset(
 
 class Deployment:
     """What all instances in one process share: the code, who waits here for the end of which instance, and who does
-    activities: `begin(marker, orders, redelivered)`."""
+    activities: `begin(marker, orders, redelivered)`, `cancel(execution, step)`."""
 
     def __init__(
         self,
         workflows: Mapping[str, Workflow[Any, Any]],
         begin: Callable[[str, Sequence[Order], bool], None],
+        cancel: Callable[[str, str | None], None],
         *,
         evict_always: bool,
     ) -> None:
         self.workflows = workflows
         self.begin = begin
+        self.cancel = cancel
         self.evict_always = evict_always
         self.waiters: dict[str, list[asyncio.Future[str]]] = {}
 
@@ -348,6 +350,7 @@ class WorkflowInstance:
             turn.clear_reminder(reminder.name)
         self._drop()
         self._open_orders().orders.clear()
+        self._cancel_activities(turn, self.execution)
         items: list[Input] = [("terminated", orjson.Fragment(output))]
         self._record(turn, self._now_ms(turn), items, encode_inputs(items), [], "")
         return ""
@@ -367,6 +370,8 @@ class WorkflowInstance:
         if self._marker:
             turn.done(self._marker)
         turn.delete()
+        if self.status not in TERMINAL:  # what one that has completed left behind is still to be done
+            self._cancel_activities(turn, self.execution)
         turn.after_commit(lambda: self._deployment.tell(instance_id, MISSING))
         return ""
 
@@ -564,6 +569,10 @@ class WorkflowInstance:
         assert self._summary is not None
         return self._summary
 
+    def _cancel_activities(self, turn: Turn, execution: str, step: str | None = None) -> None:
+        deployment = self._deployment
+        turn.after_commit(lambda: deployment.cancel(execution, step))
+
     def _drop(self) -> None:
         """Of what memory holds, keep only what is recorded."""
         self.__dict__["_open"] = None
@@ -590,6 +599,7 @@ class WorkflowInstance:
                 turn.clear_reminder(_timer_name(command[1]))
             elif kind == "abandon":
                 turn.clear_reminder(_retry_name(command[1]))
+                self._cancel_activities(turn, execution, command[1])
             elif kind == "call":
                 payload = encode(command[5][0]) if command[5] else b""
                 _, step_id, actor_type, actor_id, name, _ = command

@@ -18,9 +18,11 @@ A turn that closes one order and opens the next, as in most workflows every turn
     outcome of a commit unknown                 both or neither (INV-4)          the scan that follows (host.recover)
     the live program is evicted                 the same                         they run on: nothing here needs it
     paused, stalled                             the same                         as ever; outcomes are recorded, parked
-    terminated, purged                          no marker                        what runs ends unheard
+    terminated, purged                          no marker                        what runs ends unheard (*)
     completed with orders open                  a row for each of them           from its row: at least once, unheard
     activity not deployed here                  the marker                       a host that has it
+
+(*) What runs in a process of its own is cancelled, and so is what the code gives up ("abandon").
 """
 
 from __future__ import annotations

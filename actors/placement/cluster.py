@@ -15,6 +15,12 @@ Failure cases, and what becomes of a call:
 - *The owner hands the partition over*: it refuses what is new, and finishes what it has.
 - *This host hands it over*: what is new waits here until the store names the next owner.
 
+A call is not made again for ever: the receipt of what it may have recorded is not kept for ever. With every hop goes a
+time until which it may be made again, counted from a moment at which it was certainly not recorded: when it was first
+sent, or when its host, asked so, said that it was still at it. It is long enough for a host to be found frozen, its
+lease to end, and a successor to be waited for; receipts are kept twice as long, the second half being for clocks that
+differ and for commits whose outcome their own host does not know yet. After it, the outcome is unknown.
+
 All of this runs on the host's event loop; no public method but `take` and `give` awaits, so tables and queues are
 consistent between them.
 """
@@ -28,8 +34,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown, Retriable
+from actors.placement.cycles import Chaser
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
-from actors.placement.local import is_gone
+from actors.placement.owners import host_name, is_gone
 from statestores.errors import LeaseHeld, StoreError
 from statestores.model import partition_of
 
@@ -77,8 +84,14 @@ class ClusterPlacement:
         self._serving: dict[tuple[str, str], Call] = {}
         # Set once this host owns something.
         self.serves = asyncio.Event()
+        self._chaser = Chaser(host, self.name, lambda peer, item: self._link_to(peer).put(item), refresh_s)
+        host.when_standing = self._chaser.stands
         self._look = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def _again_ms(self) -> int:
+        return 4 * self._host.ownership.lease_ms + int(2000 * self._patience_s)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -193,20 +206,32 @@ class ClusterPlacement:
         if not owner or owner == self.name:
             self._park(call, partition)
             return
+        now_ms = self._host.clock.now_ms()
+        if call.redelivered and call.is_too_late(now_ms):
+            late = f"{call.stream}: its host was lost, too late to know whether an attempt was recorded"
+            self._host.fail(call, OutcomeUnknown(late))
+            return
+        if call.outbox_id is None and (call.hop is None or not call.redelivered):  # it is not recorded now
+            call.again_until_ms, call.receipt_ms = now_ms + self._again_ms, 2 * self._again_ms
         if call.hop is None:
             call.hop = self._host.new_id()
             call.future.add_done_callback(functools.partial(self._given_up, call))
-        link = self._links.get(owner)
-        if link is None:
-            link = self._links[owner] = Link(self.name, owner, self._peers, self._link_gone)
         try:
-            link.ask(call, call.hop, partition)
+            self._link_to(owner).ask(call, call.hop, partition)
+            self._chaser.went(call, owner)
         except ActorError as error:
             self._host.fail(call, error)
+
+    def _link_to(self, peer: str) -> Link:
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = Link(self.name, peer, self._peers, self._link_gone)
+        return link
 
     def _given_up(self, call: Call, _: object) -> None:
         """The caller has its answer, or wants none any more: a deadline, a cancellation."""
         assert call.hop is not None
+        self._chaser.came_back(call)
         for link in self._links.values():
             if call.hop in link.unanswered:
                 link.cancel(call.hop)
@@ -236,6 +261,8 @@ class ClusterPlacement:
 
     def receive(self, sender: str, batch: bytes) -> None:
         """A batch of another host's link to this one."""
+        if self._host.aborted:
+            return
         for item in decode_batch(batch):
             try:
                 self._take_item(sender, item)
@@ -249,6 +276,15 @@ class ClusterPlacement:
             case ("cancel", call_id):
                 if (call := self._serving.get((sender, call_id))) is not None:
                     call.future.cancel()
+            case ("still", (asked_ms, call_ids)):
+                busy = [call_id for call_id in call_ids if (sender, call_id) in self._serving]
+                self._link_to(sender).put(("busy", (asked_ms, busy)))
+            case ("busy", (asked_ms, call_ids)):
+                self._still_at_it(sender, asked_ms, call_ids)
+            case ("probe", probe):
+                self._chaser.probed(sender, probe, self._serving)
+            case ("cycle", (number, chain)):
+                self._chaser.found(number, chain)
             case (_, call_id, outcome):
                 self._answered(sender, call_id, outcome)
 
@@ -269,6 +305,7 @@ class ClusterPlacement:
         call.key, call.outbox_id, call.outbox_partition = wanted.key, wanted.outbox_id, wanted.outbox_partition
         call.redelivered, call.reply_to, call.internal = wanted.redelivered, wanted.reply_to, wanted.internal
         call.chain, call.chain_id, call.waiter = wanted.chain, wanted.chain_id, wanted.waiter
+        call.again_until_ms, call.receipt_ms = wanted.again_until_ms, wanted.receipt_ms
         return call
 
     def _begin(self, call: Call, left_s: float | None) -> None:
@@ -279,7 +316,7 @@ class ClusterPlacement:
         self.submit(call)
 
     def _serve(self, sender: str, wanted: Asked) -> None:
-        if (sender, wanted.id) in self._serving or self._host.aborted:
+        if (sender, wanted.id) in self._serving:
             return
         host = self._host
         call = self._call_of(wanted)
@@ -301,9 +338,7 @@ class ClusterPlacement:
         error = future.exception()
         if self._host.aborted:
             return
-        link = self._links.get(sender)
-        if link is None:
-            link = self._links[sender] = Link(self.name, sender, self._peers, self._link_gone)
+        link = self._link_to(sender)
         if error is None:
             link.put(("answer", call.hop, future.result()))
         else:
@@ -328,6 +363,31 @@ class ClusterPlacement:
         if self.routes[partition] == sender:
             self.routes[partition] = ""
         self._again(sent, redelivered=False)
+
+    def _ask_after(self) -> None:
+        """Of calls that have been under way for long: whether they still are. One that may have been recorded by an
+        earlier attempt is as old as that."""
+        now_ms, again_ms = self._host.clock.now_ms(), self._again_ms
+        for link in self._links.values():
+            if now_ms - link.asked_after_ms < again_ms / 4:
+                continue
+            old = [
+                call_id
+                for call_id, (call, _) in link.unanswered.items()
+                if not call.redelivered and 0 < call.again_until_ms < now_ms + again_ms * 3 / 4
+            ]
+            if old:
+                link.asked_after_ms = now_ms
+                link.put(("still", (now_ms, old)))
+
+    def _still_at_it(self, peer: str, asked_ms: int, call_ids: list[str]) -> None:
+        """They were not recorded when the question was asked. (Answers keep their order: one that was given before is
+        here.)"""
+        link = self._links.get(peer)
+        for call_id in call_ids:
+            sent = link.unanswered.get(call_id) if link is not None else None
+            if sent is not None and not sent.call.redelivered:
+                sent.call.again_until_ms = max(sent.call.again_until_ms, asked_ms + self._again_ms)
 
     # -- going again ---------------------------------------------------------------------------------------------------
 
@@ -385,6 +445,8 @@ class ClusterPlacement:
             except StoreError as error:
                 log.warning("the owners of partitions cannot be read, trying again: %s", error)
             self._give_up_parked(loop.time())
+            self._ask_after()
+            self._chaser.look()
             if self._parked:
                 self._look.set()
             # Asked for or not, ever more slowly: the store may go on naming an owner that has ended.
@@ -409,8 +471,3 @@ class ClusterPlacement:
             self._parked[partition] = [call for call in parked if not call.future.done()]
             if not self._parked[partition]:
                 del self._parked[partition]
-
-
-def host_name(owner: str) -> str:
-    """The name a host has among its peers, out of the one it has in the store (see `local.make_owner`)."""
-    return owner.rpartition(":")[2]

@@ -9,6 +9,10 @@ The wire form is a list of tuples of plain values, pickled: both ends are proces
 the code or two neighbouring ones. Fields are added at the end, with defaults, never renamed or removed.
 
     ("ask", Asked)  ("answer", id, result)  ("fail", id, error)  ("cancel", id)
+    ("still", (time, ids))  is answered by  ("busy", (time, ids)), with those of the calls that have not been answered
+    ("probe", …)  ("cycle", …)    see `actors.placement.cycles`
+
+A release lets pass what it does not know, so new kinds may be added; but three fields are an answer to older ones.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ _MOST_WAITING = 50_000
 _RESEND_S = 0.1
 # From one batch to the next, unless so much waits that it would not fit into one.
 _SPACING_S = 0.003
+# What a release that does not say it took for the life of a receipt.
+_RECEIPT_MS = 120_000
 
 
 class PeerGone(Exception):
@@ -79,6 +85,8 @@ class Asked(NamedTuple):
     chain_id: str | None
     left_s: float | None
     internal: bool
+    again_until_ms: int = 0
+    receipt_ms: int = _RECEIPT_MS
 
 
 def asked(call: Call, call_id: str, now_s: float) -> Asked:
@@ -103,6 +111,8 @@ def asked(call: Call, call_id: str, now_s: float) -> Asked:
         call.chain_id,
         None if call.deadline is None else max(0.0, call.deadline - now_s),
         call.internal,
+        call.again_until_ms,
+        call.receipt_ms,
     )
 
 
@@ -170,6 +180,8 @@ class Link:
         self.unanswered: dict[str, Sent] = {}
         # A batch has been handed to the peer, and may have arrived.
         self.reached = False
+        # When the peer was asked last what has become of old calls; see `ClusterPlacement`.
+        self.asked_after_ms = 0
         self._own_name = own_name
         self._peers = peers
         self._gone = gone
@@ -250,7 +262,7 @@ class Link:
 
     async def _send(self, peer: Peer, items: list[Item]) -> None:
         """Until the batch has been taken. What is sent twice says so; answers may come twice."""
-        while True:
+        while items := [i for i in items if i[0] != "ask" or i[1].id in self.unanswered]:  # others were given up
             try:
                 self.reached = True
                 await peer.deliver(self._own_name, encode_batch(items))

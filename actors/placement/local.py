@@ -2,17 +2,17 @@
 
 Starting it takes every partition over. A living owner is not robbed: we wait for its lease to end. An owner that ran on
 this machine and whose process is gone (`kill -9`) is taken over at once, so a restart after a crash does not wait. A
-mistake in that judgement costs the other host its partitions, never consistency: the epoch decides (INV-2, INV-3).
+mistake in that judgement would let the other host answer old reads until its lease ends (INV-7), never record anything:
+the epoch decides (INV-2, INV-3).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from typing import TYPE_CHECKING
 
+from actors.placement.owners import is_gone
 from statestores.errors import LeaseHeld, StoreError
 
 if TYPE_CHECKING:
@@ -69,22 +69,3 @@ class LocalPlacement:
         remaining_s = max(0, holder.lease_until_ms - self._host.clock.now_ms() + _GRACE_MS) / 1000
         log.warning("waiting %.1f s for the lease of %s", remaining_s, holder.owner)
         await asyncio.sleep(remaining_s)
-
-
-def make_owner(unique: str) -> str:
-    """A host's name in the store: tells other hosts on the same machine whether its process lives."""
-    return f"{socket.gethostname()}:{os.getpid()}:{unique}"
-
-
-def is_gone(owner: str) -> bool:
-    """Certain that the owner was a process of this machine and has ended."""
-    machine, _, rest = owner.rpartition(":")[0].rpartition(":")
-    if machine != socket.gethostname() or not rest.isdigit() or int(rest) == os.getpid():
-        return False
-    try:
-        os.kill(int(rest), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

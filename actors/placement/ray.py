@@ -25,7 +25,14 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.placement.hop import PeerGone, PeerUnsure, asked_of
@@ -46,10 +53,17 @@ _CONTROLLER = "controller"
 _HOST_PREFIX = "host-"
 _LAG_S = 0.5
 _OWN_DEATH_S = 2.0
-_LOST_S = 0.5
 _START_S = 60.0
 _MOST_CALLS = 10_000
 _SMALLEST_OBJECT_STORE = 80 << 20
+
+
+class TaskDied(Exception):
+    """A task's process has ended, killed by its own code, for the memory it took, or from outside."""
+
+
+class TaskLost(Exception):
+    """A task's node has ended, or was taken away."""
 
 
 class HostProcess(Protocol):
@@ -378,27 +392,24 @@ async def run_task(
     resources: dict[str, float],
     environment: dict[str, Any] | None,
 ) -> bytes:
-    """The function's result, from a Ray task that has so much for itself. Raises what it raised. A task whose process
-    or node dies is run again. Cancelled, the task is cancelled too: interrupted where it is Python, else when it
-    ends."""
+    """The function's result, from a Ray task that has so much for itself. Raises what it raised, `TaskDied`,
+    `TaskLost`. Cancelled, the task is cancelled too: interrupted where it is Python, else when it ends."""
     options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_retries": 0}
     if environment:
         options["runtime_env"] = environment
-    task = _task_of(function).options(**options)
-    while True:
-        reference = task.remote(*args)
-        try:
-            result: bytes = await reference
-        except asyncio.CancelledError:
-            ray.cancel(reference)
-            raise
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from None
-        except RayError as error:
-            log.warning("a task was lost with its process, and is run again: %s", error)
-            await asyncio.sleep(_LOST_S)
-        else:
-            return result
+    reference = _task_of(function).options(**options).remote(*args)
+    try:
+        result: bytes = await reference
+    except asyncio.CancelledError:
+        ray.cancel(reference)
+        raise
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None
+    except (NodeDiedError, LocalRayletDiedError) as error:
+        raise TaskLost(str(error)) from error
+    except RayError as error:
+        raise TaskDied(str(error)) from error
+    return result
 
 
 def cluster_namespace(app_id: str, namespace: str) -> str:

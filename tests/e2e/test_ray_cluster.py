@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
 APP = """
 import os
+import signal
+import time
+from pathlib import Path
 
 from actors import actor, method
-from workflow import activity, activity_info, workflow
+from workflow import ActivityFailed, RetryPolicy, activity, activity_info, workflow
 
 @activity(num_cpus=1)
 def apart(text: str) -> list:
@@ -40,6 +44,33 @@ async def measure(text: str) -> list:
         await apart_and_wrong(text)
     except Exception as error:
         return [*await apart(text), str(error)]
+
+@activity(num_cpus=1)
+def kills_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@activity(num_cpus=1, retry=RetryPolicy(max_attempts=1, timeout=20.0))
+def runs_on(mark: str) -> None:
+    Path(mark + ".begun").touch()
+    try:
+        while True:
+            time.sleep(0.05)
+    finally:
+        Path(mark + ".ended").touch()
+
+@workflow
+async def doomed() -> list:
+    try:
+        await kills_itself()
+    except ActivityFailed as failed:
+        return [failed.error_type, failed.message]
+
+@workflow
+async def impatient(mark: str) -> str:
+    try:
+        await runs_on(mark)
+    except ActivityFailed as failed:
+        return failed.error_type
 
 @actor
 class Tally:
@@ -179,6 +210,35 @@ async def test_activities_with_needs_run_as_tasks(cluster: ClusterProcess) -> No
     assert (text, name) == ("hello", "apart")
     assert "ValueError: hello" in error
     assert pid not in {host["pid"] for host in hosts}
+
+
+async def test_an_activity_that_kills_its_process_fails(cluster: ClusterProcess) -> None:
+    """After a few repeats its attempt has failed, and the workflow hears why."""
+    await settled(cluster.port)
+    connection = Connection(cluster.port, answer_s=90.0)
+    shown = await connection.insist("POST", "/v1.0/mecha/workflows/doomed/run?timeout=90s", b"", key="doomed")
+    connection.close()
+    kind, message = shown["output"]
+    assert kind == "WorkerDied"
+    assert message.startswith("the process of kills_itself has died 4 times; the last time: The worker died")
+
+
+@pytest.mark.parametrize("end", ["terminated", "too late"])
+async def test_a_task_that_nobody_waits_for_is_cancelled(cluster: ClusterProcess, tmp_path: Path, end: str) -> None:
+    """The timeout of an attempt and the end of its workflow reach the task, which is interrupted."""
+    await settled(cluster.port)
+    mark = tmp_path / "task"
+    connection, instance = Connection(cluster.port), f"impatient-{end.replace(' ', '-')}"
+    start = f"/v1.0/workflows/dapr/impatient/start?instanceID={instance}"
+    await connection.insist("POST", start, json.dumps(str(mark)).encode())
+    async with asyncio.timeout(60):
+        while not mark.with_suffix(".begun").exists():  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.05)
+        if end == "terminated":
+            await connection.insist("POST", f"/v1.0/workflows/dapr/{instance}/terminate", b"")
+        while not mark.with_suffix(".ended").exists():  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.05)
+    connection.close()
 
 
 async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:

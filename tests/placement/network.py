@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors import Host
 from actors.placement.cluster import ClusterPlacement
@@ -23,11 +23,16 @@ class Network:
         # (sender, receiver) between which nothing arrives.
         self.held: set[tuple[str, str]] = set()
         self.dropping: set[str] = set()
+        # So many look-ups of peers fail, without a word about the peer.
+        self.failing_lookups = 0
         self.batches: list[tuple[str, str, bytes]] = []
         self._thawed = asyncio.Event()
 
     async def connect(self, name: str) -> Wire:
         await asyncio.sleep(0)
+        if self.failing_lookups:
+            self.failing_lookups -= 1
+            raise ConnectionError("the name service is away")
         if name not in self.placements:
             raise PeerGone(name)
         return Wire(self, name)
@@ -85,14 +90,8 @@ class Cluster:
             made.append(ClusterPlacement(host, self.network, refresh_s=0.05, patience_s=5.0))
             return made[0]
 
-        host = Host(
-            self.journal,
-            definitions(*self._classes),
-            host_id=name,
-            placement=placement,
-            lease_s=1.0,
-            **options,  # type: ignore[arg-type]
-        )
+        given: dict[str, Any] = {"lease_s": 1.0, **options}
+        host = Host(self.journal, definitions(*self._classes), host_id=name, placement=placement, **given)
         self.network.placements[name] = made[0]
         self.hosts[name] = host
         await host.start()

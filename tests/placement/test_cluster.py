@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from actors import ActorFailed, DeadlineExceeded, Deadlock, NotOwner, actor, context, method, send
+from actors.placement.hop import decode_batch
 from statestores.memory import MemoryStore
 from statestores.model import partition_of
 from tests.actors.worlds import until
@@ -240,6 +241,7 @@ async def test_a_deadline_travels(cluster: Cluster) -> None:
     gates["late"] = asyncio.Event()
     with pytest.raises(DeadlineExceeded):
         await one.client.actor(Cell, name, timeout=0.05).add_when("late", 5)
+    await until(lambda: two.activations[f"Cell/{name}"].quiet)  # its own clock says so, or the word of the other host
     gates["late"].set()
     assert await two.client.actor(Cell, name).add(1) == 1
 
@@ -277,3 +279,34 @@ async def test_an_owner_that_has_ended_is_not_waited_for_without_end(cluster: Cl
     cluster.kill("two")
     with pytest.raises(NotOwner, match="nobody has owned partition 2"):
         await one.client.actor(Cell, of_partition(2)).read()
+
+
+async def test_a_peer_that_cannot_be_looked_up_is_looked_up_again(cluster: Cluster) -> None:
+    """That names are not known just now says nothing about the peer: the call waits, and is made."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    cluster.network.failing_lookups = 2
+    async with asyncio.timeout(10):
+        assert await one.client.actor(Cell, of_partition(2)).add(3) == 3
+    assert cluster.network.failing_lookups == 0
+
+
+async def test_a_call_that_reached_nobody_was_not_made_before(cluster: Cluster) -> None:
+    """The owner had ended before anything was sent to it: its successor is asked as the first one, and needs to look
+    for no receipt."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    await until(lambda: cluster.placement("one").routes[2] == "two")
+    cluster.kill("two")
+    pending = asyncio.create_task(one.client.actor(Cell, of_partition(2)).add(1))
+    await until(lambda: cluster.placement("one")._parked)
+    await cluster.add("three", [2, 3])
+    assert await pending == 1
+    asks = [
+        item[1]
+        for sender, receiver, batch in cluster.network.batches
+        if (sender, receiver) == ("one", "three")
+        for item in decode_batch(batch)
+        if item[0] == "ask"
+    ]
+    assert [ask.redelivered for ask in asks] == [False]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from actors import ActorFailed, DeadlineExceeded, InvalidArguments, UnknownActorType, UnknownMethod
-from runtime_api import Runtime
+from actors import (
+    ActorError,
+    ActorFailed,
+    DeadlineExceeded,
+    InvalidArguments,
+    OutcomeUnknown,
+    UnknownActorType,
+    UnknownMethod,
+)
+from runtime_api import Runtime, connect
 from tests.runtime_api.sample_app import Account, Gate, breaking, doubling
 from workflow.errors import InstanceNotFound, WorkflowFailed
 
@@ -102,3 +111,76 @@ async def test_addresses_are_checked() -> None:
             pass
     with pytest.raises(RuntimeError, match="async with"):
         Runtime.connect("http://localhost:1").actor("Account", "a")
+
+
+# -- servers that do not answer as they should -------------------------------------------------------------------------
+
+
+class Door:
+    """Accepts connections, and says the next of some answers on each; None: nothing at all."""
+
+    def __init__(self, *answers: str | None) -> None:
+        self.knocks = 0
+        self._answers = answers
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> str:
+        """Its URL."""
+        self._server = await asyncio.start_server(self._come_in, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}"
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _come_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        answer = self._answers[min(self.knocks, len(self._answers) - 1)]
+        self.knocks += 1
+        if answer is not None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer.encode())
+            writer.close()
+
+
+def http(status: str, body: str) -> str:
+    return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n{body}"
+
+
+async def test_attempts_at_a_silent_server_end() -> None:
+    """A frozen host takes connections and answers nothing, not even that time is over: an attempt ends by itself a
+    little after the time of its call, and its outcome is unknown."""
+    async with asyncio.timeout(30), Door(None) as url, Runtime.connect(url) as runtime:
+        with pytest.raises(OutcomeUnknown):
+            await runtime.actor("Account", "a", timeout=0.2).deposit(1)
+
+
+async def test_an_attempt_without_a_time_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one finds its receipt, or waits for its turn."""
+    monkeypatch.setattr(connect, "_ATTEMPT_S", 0.2)
+    door = Door(None, http("200 OK", "7"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        assert await runtime.actor("Account", "a").deposit(7) == 7
+    assert door.knocks == 2
+
+
+@pytest.mark.parametrize("status", ["429 Too Many", "502 Bad Gateway", "503 Unavailable", "504 Gateway Timeout"])
+async def test_what_a_proxy_says_for_now_is_asked_again(status: str) -> None:
+    """An answer that is none of ours and says "not now" is as good as none."""
+    door = Door(http(status, "<html>wait</html>"), http("200 OK", "7"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        assert await runtime.actor("Account", "a").deposit(7) == 7
+    assert door.knocks == 2
+
+
+async def test_what_a_proxy_says_for_good_is_an_error() -> None:
+    """It is not asked again."""
+    door = Door(http("403 Forbidden", "<html>no</html>"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        with pytest.raises(ActorError, match="403 <html>no"):
+            await runtime.actor("Account", "a").deposit(7)
+    assert door.knocks == 1

@@ -36,8 +36,8 @@ ROBBERY = "rob"
 class Machine:
     """A host on a node of its own; to others, a peer and a handle."""
 
-    def __init__(self, world: World, name: str, version: str) -> None:
-        self.name, self.version, self._world = name, version, world
+    def __init__(self, world: World, name: str, version: str, node: str) -> None:
+        self.name, self.version, self.node, self._world = name, version, node, world
         self.journal = FaultyJournal(world.truth, world.luck, world.faults, name)
         self.placements: list[ClusterPlacement] = []
         self.since_ms = int(world.loop.time() * 1000)
@@ -77,7 +77,7 @@ class Machine:
             owned = {p: epoch for p, epoch in enumerate(self.host.epochs) if epoch}
             return Report(
                 self.name,
-                "node",
+                self.node,
                 0,
                 self.since_ms,
                 self.version,
@@ -130,6 +130,8 @@ class World:
     ended: list[Machine] = field(default_factory=list)
     supervisors: int = 0
     made: int = 0
+    # Of a cluster manager, on which hosts are placed.
+    nodes_there: tuple[str, ...] = ("node",)
     kept: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ class World:
 
     async def start_host(self, version: str, node: str | None) -> Machine:
         self.made += 1
-        machine = Machine(self, f"h-{self.made}", version)
+        machine = Machine(self, f"h-{self.made}", version, node or self.nodes_there[0])
         self.machines[machine.name] = machine
         try:
             await machine.start()
@@ -155,14 +157,15 @@ class World:
         return list(self.machines.values())
 
     async def nodes(self) -> list[Node]:
-        return [Node("node", leaving=False)]
+        return [Node(name, leaving=False) for name in self.nodes_there]
 
-    def supervise(self) -> None:
+    def supervise(self, hosts: int = 2, *, per_node: int = 0) -> Supervisor:
         """A supervisor on a node of its own; the former one, if it lives, is killed."""
         self.loop.kill(f"supervisor{self.supervisors}")
         self.supervisors += 1
-        supervisor = Supervisor(self, Wanted(hosts=2, spares=1, drain_s=2.0))
+        supervisor = Supervisor(self, Wanted(hosts=hosts, per_node=per_node, spares=1, drain_s=2.0))
         self.kept += [supervisor, self.loop.spawn(f"supervisor{self.supervisors}", supervisor.run())]
+        return supervisor
 
     async def insist(self, key: str, actor_type: str, actor_id: str, name: str, body: bytes) -> int:
         """The answer, through whatever host, asked for under one key ("": none) until it comes."""

@@ -1,0 +1,182 @@
+"""Calls that are made again late: the proof of what they have done outlives every attempt (INV-8)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from actors import OutcomeUnknown, actor, method
+from statestores.memory import MemoryStore
+from statestores.model import partition_of
+from tests.actors.worlds import until
+from tests.placement.network import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from actors import Host
+
+PARTITIONS = 4
+gates: dict[str, asyncio.Event] = {}
+
+
+class WallClock:
+    """One wall clock for all hosts, in a tester's hand; the other one is the loop's."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000_000.0
+
+    def now_ms(self) -> int:
+        return int(self.seconds * 1000)
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+@actor
+class Counter:
+    value: int = 0
+
+    @method
+    async def add(self, amount: int = 1) -> int:
+        self.value += amount
+        return self.value
+
+    @method
+    async def add_when(self, gate: str) -> int:
+        await gates[gate].wait()
+        self.value += 1
+        return self.value
+
+
+@actor(receipts="1s")
+class Forgetful:
+    value: int = 0
+
+    @method
+    async def add(self, amount: int = 1) -> int:
+        self.value += amount
+        return self.value
+
+
+def of_partition(partition: int) -> str:
+    return next(n for n in map(str, range(1000)) if partition_of(f"Counter/{n}", PARTITIONS) == partition)
+
+
+NAME = of_partition(2)
+LEASE_S = 300.0
+PATIENCE_S = 5.0
+AGAIN_S = 4 * LEASE_S + 2 * PATIENCE_S
+
+
+class Hosts:
+    """One asks, the others own the actor, one after the other."""
+
+    def __init__(self, cluster: Cluster, clock: WallClock) -> None:
+        self.cluster, self.clock = cluster, clock
+
+    async def add(self, name: str, partitions: list[int]) -> Host:
+        return await self.cluster.add(name, partitions, clock=self.clock, lease_s=LEASE_S)
+
+    async def purge(self) -> None:
+        for partition in range(PARTITIONS):
+            await self.cluster.journal.purge_receipts(partition, self.clock.now_ms(), 1000)
+
+    async def lose_the_answer(self) -> asyncio.Task[bytes]:
+        """A call from `one` is recorded by `two`, whose answer does not leave it."""
+        one, two = await self.add("one", [0, 1]), await self.add("two", [2, 3])
+        assert await one.client.actor(Counter, NAME).add(1) == 1
+        self.cluster.network.hold("two", "one")
+        pending = asyncio.create_task(one.client.call("Counter", NAME, "add", b"10"))
+        activation = two.activations[f"Counter/{NAME}"]
+        await until(lambda: activation.version == 2 and not activation.uncommitted)
+        return pending
+
+
+@pytest.fixture
+async def hosts() -> AsyncIterator[Hosts]:
+    store = MemoryStore(partitions=PARTITIONS)
+    await store.open()
+    cluster = Cluster(store.journal, Counter, Forgetful)
+    yield Hosts(cluster, WallClock())
+    await cluster.close()
+    await store.close()
+
+
+@pytest.mark.parametrize("late_s", [3 * LEASE_S + PATIENCE_S, AGAIN_S])
+async def test_a_receipt_outlives_long_leases(hosts: Hosts, late_s: float) -> None:
+    """The owner is lost when it has recorded a call, and found to be lost only after its lease of minutes: the first
+    answer is the only one."""
+    pending = await hosts.lose_the_answer()
+    hosts.clock.seconds += late_s
+    await hosts.purge()
+    hosts.cluster.kill("two")
+    hosts.cluster.network.thaw("one")
+    three = await hosts.add("three", [2, 3])
+    assert await pending == b"11"
+    assert await three.client.actor(Counter, NAME).add(0) == 11
+
+
+async def test_a_keyed_call_has_at_least_that_time(hosts: Hosts) -> None:
+    """Its receipt lives as long as its type says, and never shorter than one of a call without a key."""
+    one, two = await hosts.add("one", [0, 1]), await hosts.add("two", [2, 3])
+    name = next(n for n in map(str, range(1000)) if partition_of(f"Forgetful/{n}", PARTITIONS) == 2)
+    await one.client.call("Forgetful", name, "add", b"1", idempotency_key="k")
+    hosts.clock.seconds += AGAIN_S
+    await hosts.purge()
+    assert await two.client.call("Forgetful", name, "add", b"1", idempotency_key="k") == b"1"
+
+
+async def test_a_call_that_can_have_lost_its_receipt_is_not_made_again(hosts: Hosts) -> None:
+    """After that time nobody knows whether it was recorded, and it is not applied twice."""
+    pending = await hosts.lose_the_answer()
+    hosts.clock.seconds += 10 * AGAIN_S
+    await hosts.purge()
+    hosts.cluster.kill("two")
+    hosts.cluster.network.thaw("one")
+    three = await hosts.add("three", [2, 3])
+    with pytest.raises(OutcomeUnknown, match="too late"):
+        await pending
+    assert await three.client.actor(Counter, NAME).add(0) == 11
+
+
+async def test_a_call_that_waits_too_long_for_its_turn_is_not_run_again(hosts: Hosts) -> None:
+    """Time passes in the mailbox of the next owner as well: a call made again is run only while its receipt, if there
+    was one, is there."""
+    pending = await hosts.lose_the_answer()
+    gates["busy"] = asyncio.Event()
+    hosts.cluster.kill("two")
+    three = await hosts.add("three", [2, 3])
+    busy = asyncio.create_task(three.client.actor(Counter, NAME).add_when("busy"))
+    activation = f"Counter/{NAME}"
+    await until(lambda: activation in three.activations and three.activations[activation].running)
+    hosts.cluster.network.thaw("one")
+    await until(lambda: three.activations[activation].mailbox)
+    hosts.clock.seconds += 10 * AGAIN_S
+    await hosts.purge()
+    gates["busy"].set()
+    with pytest.raises(OutcomeUnknown, match="too late"):
+        await pending
+    assert await busy == 12
+
+
+async def test_long_turns_are_run_again_all_the_same(hosts: Hosts) -> None:
+    """A call whose host says that it is still at it has not been recorded: however long it has run, it goes to the
+    successor when that host is lost."""
+    one, two = await hosts.add("one", [0, 1]), await hosts.add("two", [2, 3])
+    gates["long"] = asyncio.Event()
+    pending = asyncio.create_task(one.client.call("Counter", NAME, "add_when", b'"long"'))
+    stream = f"Counter/{NAME}"
+    await until(lambda: stream in two.activations and two.activations[stream].running)
+    (sent,) = hosts.cluster.placement("one")._links["two"].unanswered.values()
+    for _ in range(3):
+        first = sent.call.again_until_ms
+        hosts.clock.seconds += AGAIN_S * 0.6
+        await until(lambda first=first: sent.call.again_until_ms > first)  # type: ignore[misc]
+    hosts.clock.seconds += AGAIN_S * 0.6
+    hosts.cluster.kill("two")
+    await hosts.add("three", [2, 3])
+    gates["long"].set()
+    assert await pending == b"1"
