@@ -114,8 +114,8 @@ def _restart(setting: Setting) -> Sample:
         raise WrongResult(f"the first process did not get to its end: {died.stderr.decode()[-2000:]}")
     result = setting.apart(resume_all, file=file, count=count)
     check("workflows completed after reopening", asyncio.run(completed(Path(file))), count)
-    detail = f"{result['start_s']:.2f} s of it until the runtime has started; the last one has ended after {{:.2f}} s"
-    return Sample(result["resumed_s"], detail.format(result["ended_s"]))
+    detail = "{start_s:.2f} s of it until the runtime has started; the last one has ended after {ended_s:.2f} s"
+    return Sample(result["resumed_s"], detail.format(**result))
 
 
 def _long_history(setting: Setting) -> Sample:
