@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from statestores import StateStore
 
 # What says how the store serves the runtime, and is nothing to applications.
-_OURS = frozenset({Capability.JOURNAL, Capability.DURABLE, Capability.SHARED})
+_OURS = frozenset({Capability.JOURNAL, Capability.DURABLE, Capability.SHARED, Capability.PAYLOADS})
 
 
 class StateComponent(NamedTuple):
@@ -28,9 +28,5 @@ class StateComponent(NamedTuple):
     @property
     def capabilities(self) -> list[str]:
         """As the metadata endpoint lists them: Dapr's names, and ACTOR for what can do both ETAG and TRANSACTIONAL."""
-        own = {
-            c.value
-            for c in self.store.capabilities
-            if c not in (Capability.JOURNAL, Capability.DURABLE, Capability.SHARED)
-        }
+        own = {capability.value for capability in self.store.capabilities - _OURS}
         return sorted(own | ({"ACTOR"} if {"ETAG", "TRANSACTIONAL"} <= own else set()))

@@ -37,7 +37,18 @@ from statestores.model import (
     TurnCommit,
     partition_of,
 )
-from statestores.store import Capability, DeleteKey, Journal, KeyItem, KeyQuery, Keys, SetKey, StateStore
+from statestores.store import (
+    Capability,
+    DeleteKey,
+    Journal,
+    KeyItem,
+    KeyQuery,
+    Keys,
+    Payloads,
+    SetKey,
+    StateStore,
+    StoredAt,
+)
 
 __all__ = [
     "DEFAULT_PARTITIONS",
@@ -63,6 +74,7 @@ __all__ = [
     "NotSupported",
     "OutboxMessage",
     "Ownership",
+    "Payloads",
     "Receipt",
     "Reminder",
     "SetKey",
@@ -71,6 +83,7 @@ __all__ = [
     "StateStore",
     "StoreError",
     "StoreUnavailable",
+    "StoredAt",
     "StreamState",
     "TurnCommit",
     "VersionConflict",

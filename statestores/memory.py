@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.memory_keys import MemoryKeys
+from statestores.memory_payloads import MemoryPayloads
 from statestores.model import (
     DEFAULT_PARTITIONS,
     Event,
@@ -43,6 +44,7 @@ class MemoryStore:
     def __init__(self, *, partitions: int = DEFAULT_PARTITIONS) -> None:
         self.journal = MemoryJournal(partitions)
         self.keys = MemoryKeys()
+        self.payloads = MemoryPayloads(partitions)
 
     @classmethod
     def from_url(cls, url: str) -> Self:

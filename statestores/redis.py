@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from statestores import redis_journal, redis_keys
+from statestores import redis_journal, redis_keys, redis_payloads
 from statestores.errors import FormatError, StoreError
 from statestores.model import FORMAT_VERSION
 from statestores.redis_journal import RedisJournal
 from statestores.redis_keys import RedisKeys
 from statestores.redis_link import RedisLink
+from statestores.redis_payloads import RedisPayloads
 from statestores.redis_settings import RedisSettings, settings_from_metadata, settings_from_url
 from statestores.store import Capability
 
@@ -38,9 +39,11 @@ class RedisStore:
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
-        self._link = RedisLink(settings, [*redis_journal.SCRIPTS.values(), *redis_keys.SCRIPTS.values()])
+        scripts = (redis_journal.SCRIPTS, redis_keys.SCRIPTS, redis_payloads.SCRIPTS)
+        self._link = RedisLink(settings, [script for some in scripts for script in some.values()])
         self.journal = RedisJournal(self._link, settings.namespace, one_slot=settings.cluster)
         self.keys = RedisKeys(self._link, settings.namespace)
+        self.payloads = RedisPayloads(self._link, settings.namespace)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -55,7 +58,9 @@ class RedisStore:
     async def open(self) -> None:
         self._link.open()
         try:
-            self.journal.set_partitions(await self._recorded_partitions())
+            partitions = await self._recorded_partitions()
+            self.journal.set_partitions(partitions)
+            self.payloads.set_partitions(partitions)
             await self.journal.rehearse()
             await self.keys.rehearse()
             await self._warn()

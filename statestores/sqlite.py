@@ -24,6 +24,7 @@ from statestores.errors import ComponentError, FormatError, StoreUnavailable
 from statestores.model import DEFAULT_PARTITIONS
 from statestores.sqlite_journal import SqliteJournal
 from statestores.sqlite_keys import SqliteKeys
+from statestores.sqlite_payloads import SqlitePayloads
 from statestores.sqlite_settings import settings_of
 from statestores.sqlite_transaction import in_transaction
 from statestores.store import Capability
@@ -85,6 +86,7 @@ class SqliteStore:
         self._reader: _Worker | None = None
         self.journal = SqliteJournal(self)
         self.keys = SqliteKeys(self)
+        self.payloads = SqlitePayloads(self)
 
     @classmethod
     def from_url(cls, url: str) -> Self:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
-from statestores import sqlite_keys
+from statestores import sqlite_keys, sqlite_payloads
 from statestores.errors import FormatError
 from statestores.model import FORMAT_VERSION
 from statestores.sqlite_transaction import in_transaction
@@ -138,6 +138,8 @@ def prepare(
             _create(connection, partitions, schema)
         else:
             _migrate(connection, path, migrations)
+        for statement in sqlite_payloads.ADDED:
+            connection.execute(statement)
         (recorded,) = connection.execute("SELECT value FROM meta WHERE key = 'partitions'").fetchone()
         return int(recorded)
 

@@ -1,8 +1,9 @@
-"""The state-store abstraction: one protocol, two faces.
+"""The state-store abstraction: one protocol, two faces, and a third for what is too large for them.
 
 The **journal** is what actors and workflows stand on: fenced commits of turns, streams, scans of unfinished work. The
-**keys** are the application's own state API: values by key, with ETags, TTL and transactions. A store says what it can
-by its `capabilities`; asking for more raises `NotSupported`.
+**keys** are the application's own state API: values by key, with ETags, TTL and transactions. The **payloads** are what records
+refer to instead of containing it (claim check). A store says what it can by its `capabilities`; asking for more raises
+`NotSupported`.
 
 A new method needs a case in `statestores.conformance` and a reason. The in-memory store is the reference: when this
 text and `memory.py` disagree, `memory.py` wins.
@@ -44,6 +45,8 @@ class Capability(Enum):
     """Survives the end of the process that wrote it."""
     SHARED = "SHARED"
     """Processes on several machines can use it at once."""
+    PAYLOADS = "PAYLOADS"
+    """Has the payloads face: values of any size stand beside the journal."""
 
 
 class Journal(Protocol):
@@ -174,6 +177,30 @@ class Keys(Protocol):
         """Remove expired keys for good, at most `limit`."""
 
 
+class Payloads(Protocol):
+    """Values too large for a record, in chunks, by stream and id. Nothing here knows who refers to them, and nothing is
+    fenced: an id is used once for ever, by one writer (see `workflow.payloads` for what that is good for). All methods
+    may raise `StoreUnavailable`, and may be repeated."""
+
+    async def put(self, stream: str, id: str, number: int, chunk: bytes | bytearray | memoryview) -> None:
+        """Store chunk `number` (from 0). On return it is as durable as a commit is."""
+
+    async def get(self, stream: str, id: str, number: int) -> bytes | None:
+        """None: there is no such chunk."""
+
+    async def stored(self, partition: int, after: tuple[str, str] | None = None, limit: int = 100) -> list[StoredAt]:
+        """(stream, id) of all payloads of which a partition's streams have any chunk, in their order, after `after`,
+        at most `limit`."""
+
+    async def remove(self, stream: str, id: str) -> None:
+        """Remove all chunks; an absent payload is fine. Interrupted, it leaves a payload that `stored` still shows."""
+
+
+class StoredAt(NamedTuple):
+    stream: str
+    id: str
+
+
 class StateStore(Protocol):
     """A store: open it, use its faces, close it. Made from a URL or a component, see `statestores.components`."""
 
@@ -186,6 +213,10 @@ class StateStore(Protocol):
 
     @property
     def keys(self) -> Keys: ...
+
+    @property
+    def payloads(self) -> Payloads:
+        """Raises `NotSupported` without `Capability.PAYLOADS`."""
 
     async def open(self) -> None:
         """Connect; make or migrate the durable layout. Raises `FormatError`, `StoreUnavailable`."""
