@@ -140,7 +140,9 @@ class Activation:
         self.last_used = self.host.loop_time()
         if self.pump is None and self.phase is _ACTIVE:
             if method.inline and call.key is None and not call.redelivered and (method.read_only or not self.readers):
-                self._run_inline(call, method)
+                begun = self._run_inline(call, method)
+                if begun is not None:  # calls that come meanwhile wait in the mailbox
+                    self.pump = self.host.create_task_for(call, self._pump(begun))
                 return
         elif self.running is not None and call.chain_id is not None and self._comes_back(call):
             return
@@ -312,9 +314,12 @@ class Activation:
             self.pump = None
             self.retire()
 
-    async def _pump(self) -> None:
+    async def _pump(self, begun: Turn | None = None) -> None:
+        """Run what waits, after the rest of a turn that has begun."""
         turns = 0
         try:
+            if begun is not None:
+                await self._run(begun.call, begun.method, begun=begun)
             while self.mailbox:
                 if self.phase is Phase.LOADING and not await self._loaded(after_commits=True):
                     return
@@ -346,17 +351,20 @@ class Activation:
         if self.dead:
             self.host.resubmit(call)
         elif method.inline and call.key is None and not call.redelivered:
-            self._run_inline(call, method)
+            begun = self._run_inline(call, method)
+            if begun is not None:
+                await self._run(call, method, begun=begun)
         else:
             await self._run(call, method)
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def _run_inline(self, call: Call, method: Method) -> None:
+    def _run_inline(self, call: Call, method: Method) -> Turn | None:
+        """The turn, when there is a rest of it that waits (see `Turn.go_on`); None: it is decided or has failed."""
         turn = Turn(self, call, method)
         if call.reminder is not None and self._is_stale(call):
             self.host.answer(call, None)
-            return
+            return None
         token = _current.set(turn)
         try:
             result = method.function(self.instance, *call.args)
@@ -377,12 +385,17 @@ class Activation:
             raise
         else:
             _current.reset(token)
-            self._decide(turn, result)
+            if turn.rest is None:
+                self._decide(turn, result)
+            else:
+                turn.result = result
+                return turn
+        return None
 
-    async def _run(self, call: Call, method: Method, *, alone: bool = True) -> None:
-        """One turn in a task: the pump's when it runs `alone`, one of its own when beside others (a read). Returns when
-        it is decided or has failed."""
-        turn = Turn(self, call, method)
+    async def _run(self, call: Call, method: Method, *, alone: bool = True, begun: Turn | None = None) -> None:
+        """One turn in a task: the pump's when it runs `alone`, one of its own when beside others (a read). `begun`: the
+        turn, when its method has returned, and only the rest is to come. Returns when it is decided or has failed."""
+        turn = Turn(self, call, method) if begun is None else begun
         call.turn = turn
         turn.task = task = asyncio.current_task()
         assert task is not None
@@ -391,14 +404,20 @@ class Activation:
         token = _current.set(turn)
         watch = self._watch(turn)
         try:
-            if call.reminder is not None and self._is_stale(call):
-                self.host.answer(call, None)
-                return
-            if (call.key is not None or call.redelivered) and await self._answered_before(turn):
-                return
-            result = method.function(self.instance, *call.args)
-            if method.is_async:
-                result = await result
+            if begun is not None:
+                result = begun.result
+            else:
+                if call.reminder is not None and self._is_stale(call):
+                    self.host.answer(call, None)
+                    return
+                if (call.key is not None or call.redelivered) and await self._answered_before(turn):
+                    return
+                result = method.function(self.instance, *call.args)
+                if method.is_async:
+                    result = await result
+            while turn.rest is not None:
+                rest, turn.rest = turn.rest, None
+                await rest()
             while turn.joined:
                 await asyncio.wait(turn.joined)
         except asyncio.CancelledError as error:

@@ -16,7 +16,7 @@ from statestores.codec import ATOMS, encode
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from actors.definition import ActorDefinition, Method
     from actors.host import Host
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from statestores.model import Event, IndexEntry, IndexQuery, StreamState
 
 _BREATHE_EVERY = 64
+_LOOKED_AT = 200
 
 
 class ActorClient:
@@ -201,6 +202,38 @@ class ActorClient:
     def is_at_work(self, message_id: str) -> bool:
         """Whether work posted under this id is with its worker in this process."""
         return self._host.outbox.is_at_work(message_id)
+
+    def epoch(self, stream: str) -> int:
+        """Under which this host owns the actor; 0: it does not."""
+        return self._host.epochs[partition_of(stream, len(self._host.epochs))]
+
+    def epochs(self) -> dict[int, int]:
+        """Of the partitions this host owns."""
+        return {partition: epoch for partition, epoch in enumerate(self._host.epochs) if epoch}
+
+    async def mentions(self, stream: str, names: Iterable[str]) -> set[str]:
+        """Those of the names (unique, as no other text contains them) that occur in what is recorded of an actor: its
+        events, or messages it has sent that still stand. Raises `StoreError`."""
+        journal, missing = self._host.journal, {name.encode() for name in names}
+        found: set[bytes] = set()
+        version = 0
+        while missing and (events := await journal.events(stream, version, _LOOKED_AT)):
+            found |= {name for name in missing if any(name in event.data for event in events)}
+            missing -= found
+            version = events[-1].version
+        partition = partition_of(stream, journal.partitions)
+        for dead in (False, True):
+            after = ""
+            while missing and (messages := await journal.outbox(partition, after, _LOOKED_AT, dead=dead)):
+                own = [message.body for message in messages if message.stream == stream]
+                found |= {name for name in missing if any(name in body for body in own)}
+                missing -= found
+                after = messages[-1].id
+        return {name.decode() for name in found}
+
+    def when_started(self, callback: Callable[[], None]) -> None:
+        """Call back, on the event loop, when the host has started."""
+        self._host.when_started.append(callback)
 
     def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of the host: cancelled with it."""

@@ -113,6 +113,7 @@ class Host:
         self._unsettled: dict[str, Activation] = {}
         # In the order of their start, not of their addresses: a simulated run must be the same each time.
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self.when_started: list[Callable[[], None]] = []
         self.when_stopped: list[Callable[[], None]] = []
         self.when_lost: list[Callable[[int], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,6 +138,8 @@ class Host:
         self.reminders.start()
         self.create_task(self._sweep())
         self.create_task(self._purge())
+        for callback in self.when_started:
+            callback()
 
     async def take(self, partitions: Sequence[int], *, force: bool) -> None:
         """Own these partitions too, from now on, and find what was left unfinished in them. `force`: although the lease

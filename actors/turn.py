@@ -25,7 +25,7 @@ from statestores.model import IndexQuery, NewEvent, OutboxMessage
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from datetime import datetime, timedelta
 
     from actors.activation import Activation
@@ -100,6 +100,8 @@ class Turn:
     index_status: str = ""
     deleting: bool = False
     callbacks: list[Callable[[], None]] | None = None
+    # What is still to be waited for when the method has returned.
+    rest: Callable[[], Coroutine[Any, Any, None]] | None = None
     # Depth of event methods being applied: fields of event-sourced actors may be assigned only then.
     applying: int = 0
     # Why the turn is being cancelled, once it is.
@@ -156,6 +158,12 @@ class Turn:
         if self._chain_id is None:
             self._chain_id = self.call.chain_id or self.turn_id
         return self._chain_id
+
+    @property
+    def epoch(self) -> int:
+        """Under which this turn is recorded, if it is: an activation lives in one epoch."""
+        activation = self.activation
+        return activation.host.epochs[activation.partition]
 
     def now_ms(self) -> int:
         return self.activation.host.clock.now_ms()
@@ -289,6 +297,19 @@ class Turn:
         if self.callbacks is None:
             self.callbacks = []
         self.callbacks.append(callback)
+
+    def go_on(self, rest: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """For a method that cannot suspend, so that its turns need no task, on the rare occasion that it must: `rest`
+        is run when the method has returned, and the turn ends with it (INV-5). The answer is the method's. `rest` may
+        call this again. Not for types that are reentrant."""
+        if self.method.read_only:
+            raise self._read_only("go on")
+        assert not self.activation.definition.options.reentrant
+        self.rest = rest
+
+    def is_over(self) -> bool:
+        """Whatever of this turn is ever recorded, is recorded by now."""
+        return self.closed and self.activation.uncommitted == 0
 
     def __call__(self, outcome: CommitRefused | StoreUnavailable | None) -> None:
         """The store's answer. A turn is its own callback: an object less for every one that is committed."""

@@ -180,6 +180,9 @@ def run(
     lease: Annotated[str | None, typer.Option(help="How long a vanished host is waited for, e.g. 10s.")] = None,
     drain: Annotated[str | None, typer.Option(help="How long a graceful stop may take, e.g. 30s.")] = None,
     max_body_size: Annotated[str | None, typer.Option(help="Longest request body, e.g. 4Mi.")] = None,
+    large_value_bytes: Annotated[
+        str | None, typer.Option(help="Values of workflows larger than this stand beside the history, e.g. 256Ki.")
+    ] = None,
     max_connections: Annotated[int | None, typer.Option()] = None,
     keep_alive: Annotated[str | None, typer.Option(help="How long an idle connection is kept.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error or critical.")] = None,
@@ -207,6 +210,7 @@ def run(
         "lease": lease,
         "drain": drain,
         "max_body_size": max_body_size,
+        "large_value_bytes": large_value_bytes,
         "max_connections": max_connections,
         "keep_alive": keep_alive,
         "log_level": log_level,

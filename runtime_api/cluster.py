@@ -15,28 +15,33 @@ import signal
 import sys
 import time
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted
 from runtime_api.clusterapi import new_version
 from runtime_api.loader import LoadError, default_app_id, load_application
-from runtime_api.runtime import Runtime
+from runtime_api.runtime import DEFAULT_STORE, Runtime
 from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url, warn_if_open
 from runtime_api.settings import Settings
-from statestores.components import open_url
+from statestores.components import actor_component, load_resources, make_store, open_url
 from statestores.errors import StoreError
 from statestores.store import Capability
 from workflow.activities import WorkerDied, WorkerLost, run_here
+from workflow.payloads import Stored, patiently, read, write
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from actors import Host
-    from actors.placement.ray import RayCluster
+    from actors.placement.ray import RayCluster, SharedBytes
+    from statestores import StateStore
     from workflow.definition import Needs
     from workflow.orders import Order
+    from workflow.payloads import Data, Keeper
 
 LEASE_S = 3.0
 """How long a host that vanished or froze is waited for, unless told otherwise."""
@@ -63,9 +68,10 @@ class ClusterHost:
             namespace=self._settings.namespace,
             lease=self._settings.lease,
             drain_s=self._settings.drain,
+            large_value_bytes=self._settings.large_value_bytes,
             placement=self._place,
             host_id=name,
-            elsewhere=RayTasks(target),
+            elsewhere=RayTasks(target, self._settings, self._settings.app_id or default_app_id(target)),
         )
         self._server: _HostServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -112,20 +118,43 @@ class ClusterHost:
 
 
 class RayTasks:
-    """Activities that ask for resources, as Ray tasks; see `workflow.activities.Elsewhere`."""
+    """Activities that ask for resources, as Ray tasks; see `workflow.activities.Elsewhere`.
 
-    def __init__(self, target: str) -> None:
+    Large values go by Ray's object store: the host puts arguments there, the task leaves its result there. Both are
+    durable before, in the state store, where they are read when Ray has lost them. So a result that was hours in the
+    making outlives the node it was made on."""
+
+    def __init__(self, target: str, settings: Settings, app_id: str) -> None:
         self._target = target
+        self._store = StorePlace(settings.store, settings.resources_path, app_id, settings.namespace)
 
-    async def run(self, order: Order, needs: Needs) -> bytes:
-        from actors.placement.ray import TaskDied, TaskLost, run_task
+    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> bytes | Stored:
+        """Each run has an id of its own for its result: one that was given up may still be writing."""
+        if keeper is None:
+            return await self._run(order, needs, None, arguments)
+        id_ = keeper.reserve(order.stream)
+        outcome: bytes | Stored = b""
+        try:
+            outcome = await self._run(order, needs, (id_, keeper), arguments)
+        finally:
+            if not isinstance(outcome, Stored):
+                keeper.settled(id_)
+        return outcome
+
+    async def _run(
+        self, order: Order, needs: Needs, keeping: tuple[str, Keeper] | None, arguments: Data | None
+    ) -> bytes | Stored:
+        from actors.placement.ray import TaskDied, TaskLost, run_task, share
 
         cpus, gpus, resources = needs
         try:
-            return await run_task(
+            outcome, data = await run_task(
                 run_activity,
                 self._target,
                 order,
+                self._store,
+                None if arguments is None else await share(arguments),
+                None if keeping is None else (keeping[0], keeping[1].limit),
                 cpus=cpus,
                 gpus=gpus,
                 resources=dict(resources),
@@ -135,12 +164,62 @@ class RayTasks:
             raise WorkerDied(str(error)) from error
         except TaskLost as error:
             raise WorkerLost(str(error)) from error
+        if isinstance(outcome, Stored) and keeping is not None and (found := await data.fetch()) is not None:
+            keeping[1].hand_over(outcome.id, found)
+        return outcome
 
 
-def run_activity(target: str, order: Order) -> bytes:
-    """In the process of a task: load the application, run the activity."""
+class StorePlace(NamedTuple):
+    """Where the actors' store is, for a process that has only this; see `Runtime`."""
+
+    url: str
+    resources: tuple[Path, ...]
+    app_id: str
+    namespace: str
+
+    def make(self) -> StateStore:
+        components = load_resources(self.resources, self.app_id, self.namespace) if self.resources else []
+        found = None if self.url else actor_component(components)
+        return open_url(self.url or DEFAULT_STORE) if found is None else make_store(found)
+
+
+def run_activity(
+    target: str, order: Order, place: StorePlace, shared: SharedBytes | None, keeping: tuple[str, int] | None
+) -> tuple[bytes | Stored, bytes | None]:
+    """In the process of a task: load the application, run the activity. `keeping`: the id for a result that is larger
+    than so much; it is then durable when this returns, and returned beside where it is."""
     found = {activity.name: activity for activity in load_application(target).activities}
-    return run_here(found[order.name], order)
+    arguments = None
+    if order.stored:
+        arguments = None if shared is None else shared.fetch_blocking()
+        if arguments is None:
+            arguments = asyncio.run(_read(place, order))
+    result = run_here(found[order.name], order, arguments)
+    if keeping is None or len(result) <= keeping[1]:
+        return result, None
+    return asyncio.run(_write(place, order, keeping[0], result)), result
+
+
+async def _read(place: StorePlace, order: Order) -> Data:
+    async with _opened(place) as store:
+        data: Data = await patiently(lambda: read(store.payloads, order.stream, Stored.parse(order.stored)))
+        return data
+
+
+async def _write(place: StorePlace, order: Order, id_: str, result: bytes) -> Stored:
+    async with _opened(place) as store:
+        stored: Stored = await patiently(lambda: write(store.payloads, order.stream, id_, result))
+        return stored
+
+
+@contextlib.asynccontextmanager
+async def _opened(place: StorePlace) -> AsyncIterator[StateStore]:
+    store = place.make()
+    await patiently(store.open)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 class _HostServer(Server):

@@ -22,7 +22,9 @@ from runtime_api.loader import Application, AppSource, find_application
 from runtime_api.wire import duration_s
 from statestores.components import actor_component, load_resources, make_store, open_url, store_component
 from statestores.errors import StoreError
+from statestores.store import Capability
 from workflow.engine import Engine
+from workflow.payloads import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +59,8 @@ class Runtime:
     `store`: a URL or a store (which stays the caller's to close). Default: the component with `actorStateStore` in
     `resources_path`, else ``sqlite:///mecha.db``. `app_id` goes before the keys of the state API. `lease`: seconds or a
     duration like ``"10s"``; how long a host that vanished from another machine is waited for. `drain_s`: how long
-    `stop` waits for what is under way. `placement`, `host_id` and `elsewhere` make it one host of
+    `stop` waits for what is under way. `large_value_bytes`: values of workflows whose JSON is longer are stored beside
+    the history (see `workflow.payloads`). `placement`, `host_id` and `elsewhere` make it one host of
     several, see `runtime_api.cluster`.
 
     While it runs, Python's garbage collector is made to look less often, and threads to make room for each other sooner
@@ -77,6 +80,7 @@ class Runtime:
         namespace: str = "default",
         lease: str | float = 10.0,
         drain_s: float = 30.0,
+        large_value_bytes: int = DEFAULT_LIMIT,
         clock: Clock | None = None,
         placement: PlacementMaker | None = None,
         host_id: str | None = None,
@@ -96,6 +100,7 @@ class Runtime:
         self._resources = _paths(resources_path)
         self._lease_s = duration_s(lease) if isinstance(lease, str) else float(lease)
         self._drain_s = drain_s
+        self._large_value_bytes = large_value_bytes
         self._opened: list[StateStore] = []
         self._collector = (0, 0, 0)
         self._store: StateStore | None = None
@@ -130,7 +135,12 @@ class Runtime:
         try:
             await self._open_stores()
             engine = Engine(
-                self.application.workflows, self.application.activities, clock=self.clock, elsewhere=self._elsewhere
+                self.application.workflows,
+                self.application.activities,
+                clock=self.clock,
+                elsewhere=self._elsewhere,
+                payloads=self.store.payloads if Capability.PAYLOADS in self.store.capabilities else None,
+                large_value_bytes=self._large_value_bytes,
             )
             host = self._make_host(engine)
             workflows = engine.attach(host.client)

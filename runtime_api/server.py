@@ -61,6 +61,7 @@ def run_server(target: str, settings: Settings) -> None:
         namespace=settings.namespace,
         lease=settings.lease,
         drain_s=settings.drain,
+        large_value_bytes=settings.large_value_bytes,
     )
     with bind(settings.host, settings.port) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(runtime, settings, listener))

@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from runtime_api.edge import DEFAULT_BODY_LIMIT
 from runtime_api.wire import duration_s
+from workflow.payloads import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +81,9 @@ class Settings(BaseSettings):
     lease: Seconds = 10.0
     drain: Seconds = Field(30.0, description="How long a graceful stop waits for requests and turns under way")
     max_body_size: Size = DEFAULT_BODY_LIMIT
+    large_value_bytes: Size = Field(
+        DEFAULT_LIMIT, description="Values of workflows whose JSON is longer are stored beside the history"
+    )
     max_connections: int = Field(10_000, gt=0)
     keep_alive: Seconds = 75.0
     api_token: SecretStr | None = Field(default_factory=_dapr_token, description="Default: `DAPR_API_TOKEN`")

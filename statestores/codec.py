@@ -69,7 +69,7 @@ class Adapter(Generic[T]):
         self.atom: type | None = annotation if annotation in ATOMS else None
         self._adapter: TypeAdapter[T] = _type_adapter(annotation)
 
-    def decode(self, data: bytes) -> T:
+    def decode(self, data: bytes | bytearray) -> T:
         """Raises `CodecError` with pydantic's account of every mismatch."""
         try:
             return self._adapter.validate_json(data)

@@ -45,9 +45,7 @@ class RedisPayloads:
 
     async def stored(self, partition: int, after: tuple[str, str] | None = None, limit: int = 100) -> list[StoredAt]:
         low = "-" if after is None else f"({_BETWEEN.join(after)}"
-        names = await self._link.one(
-            ("ZRANGEBYLEX", f"{self._tag(partition)}:payloads", low, "+", "LIMIT", 0, limit)
-        )
+        names = await self._link.one(("ZRANGEBYLEX", f"{self._tag(partition)}:payloads", low, "+", "LIMIT", 0, limit))
         return [StoredAt(*name.decode().split(_BETWEEN)) for name in names]
 
     async def remove(self, stream: str, id: str) -> None:

@@ -1,9 +1,9 @@
 """The state-store abstraction: one protocol, two faces, and a third for what is too large for them.
 
 The **journal** is what actors and workflows stand on: fenced commits of turns, streams, scans of unfinished work. The
-**keys** are the application's own state API: values by key, with ETags, TTL and transactions. The **payloads** are what records
-refer to instead of containing it (claim check). A store says what it can by its `capabilities`; asking for more raises
-`NotSupported`.
+**keys** are the application's own state API: values by key, with ETags, TTL and transactions. The **payloads** are what
+records refer to in place of containing it (claim check). A store says what it can by its `capabilities`; asking for
+more raises `NotSupported`.
 
 A new method needs a case in `statestores.conformance` and a reason. The in-memory store is the reference: when this
 text and `memory.py` disagree, `memory.py` wins.

@@ -5,6 +5,10 @@ it is open, its instance can be found (see `workflow.orders`), so a crash in bet
 `activity_id`. Its outcome is recorded once: that turn closes the order. Whether to try again is decided here, by the
 policy the code has now, and recorded as a fact.
 
+A result longer than `Keeper.limit` is stored beside the history before it is reported, and what is reported is where it
+is; arguments that were recorded so are read back. Neither is the activity's business, or its failure: a store that does
+not answer is asked until it does.
+
 What is under way in this process is known here, by execution, step and attempt: an order that is given twice, by the
 turn that opened it and by a scan that found its instance, is begun once.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
-from actors import HostStopping, Retriable
+from actors import ActorFailed, HostStopping, Retriable
 from statestores.codec import encode
-from workflow.errors import WorkflowError
-from workflow.history import ACTOR_TYPE
+from workflow.errors import PayloadLost, WorkflowError
 from workflow.orders import Order
+from workflow.payloads import Stored, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
     from workflow.definition import Activity, Needs
+    from workflow.payloads import Data, Keeper
 
 _LONGEST_TRACEBACK = 20_000
 _REPORT_RETRY_S = 0.05
@@ -76,9 +82,12 @@ def activity_info() -> ActivityInfo:
 class Elsewhere(Protocol):
     """Where activities run that ask for something (`Activity.needs`)."""
 
-    async def run(self, order: Order, needs: Needs) -> bytes:
-        """`run_here`, once, in a process that has what is needed. Raises what the activity raised, `WorkerDied` when
-        its process has ended, `WorkerLost` when more than that has. Cancelled, it cancels the work."""
+    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> bytes | Stored:
+        """`run_here`, once, in a process that has what is needed. `arguments`: when they are not in the order. A result
+        longer than the keeper's limit may be stored over there already, durably, under an id the keeper has reserved.
+
+        Raises what the activity raised, `WorkerDied` when its process has ended, `WorkerLost` when more than that has.
+        Cancelled, it cancels the work."""
 
 
 class ActivityTimeout(WorkflowError):
@@ -106,8 +115,11 @@ class ActivityWorker:
         clock: Clock,
         threads: int,
         elsewhere: Elsewhere | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._activities = activities
+        self._keeper = keeper
+        self._limit = sys.maxsize if keeper is None else keeper.limit
         self._elsewhere = elsewhere
         self._clock = clock
         self._threads = threads
@@ -176,7 +188,7 @@ class ActivityWorker:
             return
         order.redelivered = redelivered
         self._under_way[key] = order
-        if found.is_quick:
+        if found.is_quick and not order.stored:
             self._quick.append((found, order))
             if len(self._quick) == 1:
                 asyncio.get_running_loop().call_soon(self._run_quick)
@@ -207,16 +219,39 @@ class ActivityWorker:
         _info.set(order)
         try:
             if found.needs is not None and self._elsewhere is not None:
-                result = (await self._run_elsewhere(self._elsewhere, found, found.needs, order)).decode()
+                result = await self._run_elsewhere(self._elsewhere, found, found.needs, order)
             else:
-                result = encode(await self._run(found, order)).decode()
+                result = encode(await self._run(found, order))
         except BaseException as error:
             if _is_ours(error):
                 self._under_way.pop(order.key, None)
                 raise
             self._report_failure(order, found, error)
         else:
-            self._report(order, "activity_done", (order.execution, order.step, result))
+            await self._report_result(order, result)
+
+    async def _large_arguments(self, order: Order) -> Data | None:
+        """None: they are in the order. Raises `PayloadLost`: the instance was purged meanwhile."""
+        if not order.stored:
+            return None
+        keeper = self._keeper
+        if keeper is None:
+            raise PayloadLost("this host's store has no payloads")
+        data: Data = await patiently(lambda: keeper.load(order.stream, Stored.parse(order.stored)))
+        return data
+
+    async def _report_result(self, order: Order, result: bytes | Stored) -> None:
+        """Durably, by then, if it is large (PAY-1)."""
+        if isinstance(result, bytes):
+            if len(result) <= self._limit or self._keeper is None:
+                self._report(order, "activity_done", (order.execution, order.step, result.decode()))
+                return
+            try:
+                result = await self._keeper.keep_patiently(order.stream, result)
+            except BaseException:
+                self._under_way.pop(order.key, None)
+                raise
+        self._report(order, "activity_done_large", (order.execution, order.step, str(result)))
 
     def _run_quick(self) -> None:
         quick = self._quick
@@ -239,16 +274,20 @@ class ActivityWorker:
         _info.set(order)
         try:
             positional, named = found.decode_arguments(orjson.loads(order.arguments))
-            result = encode(_result_of(found.function(*positional, **named))).decode()
+            result = encode(_result_of(found.function(*positional, **named)))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             self._report_failure(order, found, error)
         else:
-            self._report(order, "activity_done", (order.execution, order.step, result))
+            if len(result) > self._limit:
+                self._client.create_task(self._report_result(order, result))
+            else:
+                self._report(order, "activity_done", (order.execution, order.step, result.decode()))
 
     async def _run(self, found: Activity[Any, Any], order: Order) -> Any:
-        args, kwargs = found.decode_arguments(orjson.loads(order.arguments))
+        # Not by a name, which would keep the JSON for as long as the activity runs.
+        args, kwargs = found.decode_arguments(orjson.loads(await self._large_arguments(order) or order.arguments))
         if not found.is_async:
             return await self._run_in_thread(found, order, args, kwargs)
         limit_s = self._limit_s(found, order)
@@ -258,19 +297,39 @@ class ActivityWorker:
 
     async def _run_elsewhere(
         self, elsewhere: Elsewhere, found: Activity[Any, Any], needs: Needs, order: Order
-    ) -> bytes:
+    ) -> bytes | Stored:
         limit_s = self._limit_s(found, order)
-        running = _repeated(elsewhere, order, needs)
+        running = self._repeated(elsewhere, order, needs)
         task = asyncio.current_task()
         assert task is not None
         tasks = self._elsewhere_now.setdefault(order.execution, {})
         tasks[order] = task
         try:
-            return await (running if limit_s is None else _limited(running, limit_s, order))
+            result: bytes | Stored = await (running if limit_s is None else _limited(running, limit_s, order))
+            return result
         finally:
             del tasks[order]
             if not tasks and self._elsewhere_now.get(order.execution) is tasks:
                 del self._elsewhere_now[order.execution]
+
+    async def _repeated(self, elsewhere: Elsewhere, order: Order, needs: Needs) -> bytes | Stored:
+        """One attempt: begun again when its process dies, a few times, and when it is lost with its node, ever more
+        slowly. Raises `WorkerDied`, and what the activity raises."""
+        deaths, pause_s = 0, _REPEAT_S
+        while True:
+            try:
+                return await elsewhere.run(order, needs, self._keeper, await self._large_arguments(order))
+            except WorkerLost as lost:
+                log.warning("activity %s of %s is run again: %s", order.name, order.instance_id, lost)
+            except WorkerDied as died:
+                deaths += 1
+                if deaths > _MOST_REPEATS:
+                    often = f"the process of {order.name} has died {deaths} times; the last time: {died}"
+                    raise WorkerDied(often) from died
+                log.warning("activity %s of %s is run again: %s", order.name, order.instance_id, died)
+            order.redelivered = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_REPEAT_S)
 
     async def _run_in_thread(
         self, found: Activity[Any, Any], order: Order, args: list[Any], kwargs: dict[str, Any]
@@ -325,6 +384,11 @@ class ActivityWorker:
         def heard(error: BaseException | None) -> None:
             if error is None and order.row == row:
                 del self._under_way[order.key]
+                self._settle(method, outcome)
+            elif _is_lost(error):  # only where the order was begun anew, by a host that had the partition meanwhile
+                self._settle(method, outcome)
+                del self._under_way[order.key]
+                self._begin(order, True)
             elif error is None:  # the row came in between
                 self._report(order, method, outcome)
             elif not isinstance(error, HostStopping):
@@ -333,35 +397,20 @@ class ActivityWorker:
                 longer_s = min(pause_s * 2, _LONGEST_RETRY_S)
                 asyncio.get_running_loop().call_later(pause_s, self._report, order, method, outcome, longer_s)
 
-        self._client.tell(f"{ACTOR_TYPE}/{order.instance_id}", self._methods[method], (row, *outcome), heard)
+        self._client.tell(order.stream, self._methods[method], (row, *outcome), heard)
+
+    def _settle(self, method: str, outcome: tuple[Any, ...]) -> None:
+        if method == "activity_done_large" and self._keeper is not None:
+            self._keeper.settled(Stored.parse(outcome[2]).id)
 
 
-def run_here(found: Activity[Any, Any], order: Order) -> bytes:
-    """One attempt, in this process and thread; JSON of the result. Raises what the activity raises, `CodecError`."""
+def run_here(found: Activity[Any, Any], order: Order, large: Data | None = None) -> bytes:
+    """One attempt, in this process and thread; JSON of the result. `large`: the arguments, when they are not in the
+    order. Raises what the activity raises, `CodecError`."""
     _info.set(order)
-    positional, named = found.decode_arguments(orjson.loads(order.arguments))
+    positional, named = found.decode_arguments(orjson.loads(order.arguments if large is None else large))
     result = found.function(*positional, **named)
     return encode(asyncio.run(result) if found.is_async else result)
-
-
-async def _repeated(elsewhere: Elsewhere, order: Order, needs: Needs) -> bytes:
-    """One attempt: begun again when its process dies, a few times, and when it is lost with its node, ever more slowly.
-    Raises `WorkerDied`, and what the activity raises."""
-    deaths, pause_s = 0, _REPEAT_S
-    while True:
-        try:
-            return await elsewhere.run(order, needs)
-        except WorkerLost as lost:
-            log.warning("activity %s of %s is run again: %s", order.name, order.instance_id, lost)
-        except WorkerDied as died:
-            deaths += 1
-            if deaths > _MOST_REPEATS:
-                often = f"the process of {order.name} has died {deaths} times; the last time: {died}"
-                raise WorkerDied(often) from died
-            log.warning("activity %s of %s is run again: %s", order.name, order.instance_id, died)
-        order.redelivered = True
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, _LONGEST_REPEAT_S)
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -372,6 +421,11 @@ def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stop.value
     coroutine.close()
     raise RuntimeError(f"{coroutine!r} was found unable to suspend, and did suspend")
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """The value that was reported is not in the store any more."""
+    return isinstance(error, ActorFailed) and error.error_type == PayloadLost.__name__
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 
-from actors import Retriable
+from actors import ActorFailed, Retriable
 from actors.schedule import parse_duration_s
 from actors.turn import current_turn
-from statestores.codec import CodecError, encode
+from statestores.codec import CodecError, decode, encode
 from statestores.model import IndexEntry, IndexQuery
-from workflow.definition import restore
+from workflow.definition import read, restore
 from workflow.errors import (
     Failure,
     InstanceExists,
     InstanceNotFound,
     InstanceNotTerminal,
     InvalidWorkflowInput,
+    PayloadLost,
     UnknownWorkflow,
     WorkflowFailed,
     WorkflowStalled,
@@ -34,6 +35,7 @@ from workflow.errors import (
 )
 from workflow.history import ACTOR_TYPE, COMPLETED, FAILED, TERMINAL, TERMINATED, parse
 from workflow.instance import MISSING, definition_for
+from workflow.payloads import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from actors import ActorClient
     from workflow.definition import Workflow
     from workflow.instance import Deployment, WorkflowInstance
+    from workflow.payloads import Data
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,10 +166,9 @@ class WorkflowClient:
                 instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{idempotency_key}"))
         at_ms = _ms(start_at) or 0
         delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
+        ask, method = (self._ask_large, "start_large") if self._is_large(text) else (self._ask, "start")
         while True:
-            answer: str = await self._ask(
-                instance_id, "start", definition.name, text, at_ms, delay_ms, request, fresh=fresh
-            )
+            answer: str = await ask(instance_id, method, definition.name, text, at_ms, delay_ms, request, fresh=fresh)
             if answer == "exists":
                 raise InstanceExists(instance_id)
             if answer != "terminal":
@@ -189,7 +191,7 @@ class WorkflowClient:
         shown: str = await self._ask(instance_id, "describe")
         if not shown:
             raise InstanceNotFound(instance_id)
-        return _state(instance_id, shown)
+        return await self._state(instance_id, orjson.loads(shown))
 
     async def wait(self, instance_id: str, timeout: float | None = None) -> Any:
         """The result of the instance, once it has one: the workflow's annotated type where it is deployed here, else
@@ -198,10 +200,14 @@ class WorkflowClient:
         Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`; `TimeoutError` after
         `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
         """
-        state = await self.wait_state(instance_id, timeout)
-        if state.status == COMPLETED:
-            definition = self._workflows.get(state.name)
-            return state.output if definition is None else restore(definition.output, state.output)
+        shown = orjson.loads(await self._wait_shown(instance_id, timeout))
+        if shown["status"] == COMPLETED:
+            definition = self._workflows.get(shown["name"])
+            adapter = None if definition is None else definition.output
+            if (stored := shown.get("payloads", {}).get("output")) is not None:
+                return read(adapter, await self._load(instance_id, stored))
+            return restore(adapter, shown["output"])
+        state = await self._state(instance_id, shown)
         if state.status == TERMINATED:
             raise WorkflowTerminated(instance_id, state.output)
         failure = state.failure or Failure("Unknown", "")
@@ -209,10 +215,7 @@ class WorkflowClient:
 
     async def wait_state(self, instance_id: str, timeout: float | None = None) -> WorkflowState:
         """The state of the instance once it has ended or stalled. Raises `InstanceNotFound`, `TimeoutError`."""
-        if timeout is None:
-            return await self._wait_state(instance_id)
-        async with asyncio.timeout(timeout):
-            return await self._wait_state(instance_id)
+        return await self._state(instance_id, orjson.loads(await self._wait_shown(instance_id, timeout)))
 
     async def listing(
         self,
@@ -253,7 +256,12 @@ class WorkflowClient:
         """Kept until the workflow waits for it; ignored when the instance has ended. Raises `InstanceNotFound`,
         `CodecError`."""
         text = encode(payload).decode()
-        await self._command(instance_id, "raise_event", name, text)
+        if self._is_large(text):
+            answer = await self._ask_large(instance_id, "raise_event_large", name, text)
+        else:
+            answer = await self._ask(instance_id, "raise_event", name, text)
+        if answer == MISSING:
+            raise InstanceNotFound(instance_id)
 
     async def pause(self, instance_id: str) -> None:
         """From now on inputs are recorded, but wait for `resume`. Activities already running finish."""
@@ -277,7 +285,58 @@ class WorkflowClient:
 
     # -- leaves -------------------------------------------------------------------------------------------------------
 
-    async def _wait_state(self, instance_id: str) -> WorkflowState:
+    def _is_large(self, text: str) -> bool:
+        keeper = self._deployment.keeper
+        return keeper is not None and len(text) > keeper.limit
+
+    async def _ask_large(
+        self, instance_id: str, method: str, name: str, text: str, *args: Any, fresh: bool = False
+    ) -> Any:
+        """`_ask` with where the JSON is, in place of it. It is durable before, and in flight while we ask."""
+        keeper = self._deployment.keeper
+        assert keeper is not None
+        while True:
+            stored = await keeper.keep(_stream(instance_id), text.encode(), at_hand=True)
+            try:
+                return await self._ask(instance_id, method, name, str(stored), *args, fresh=fresh)
+            except ActorFailed as error:
+                if error.error_type != PayloadLost.__name__:
+                    raise
+                # It took so long, by way of other hosts, that a sweep came past.
+            finally:
+                keeper.settled(stored.id)
+
+    async def _load(self, instance_id: str, stored: str) -> Data:
+        """Raises `PayloadLost`."""
+        if self._deployment.keeper is None:
+            raise PayloadLost("this host's store has no payloads")
+        return await self._deployment.keeper.load(_stream(instance_id), Stored.parse(stored))
+
+    async def _state(self, instance_id: str, fields: dict[str, Any]) -> WorkflowState:
+        """With large values read. Raises `PayloadLost`."""
+        for name, stored in fields.get("payloads", {}).items():
+            fields[name] = decode(await self._load(instance_id, stored))
+        failure = None if fields["failure"] is None else Failure(*fields["failure"])
+        return WorkflowState(
+            instance_id,
+            fields["name"],
+            fields["status"],
+            fields["created_ms"],
+            fields["updated_ms"],
+            fields["input"],
+            fields["output"],
+            fields["custom_status"],
+            failure,
+            fields["execution"],
+        )
+
+    async def _wait_shown(self, instance_id: str, timeout: float | None) -> str:
+        if timeout is None:
+            return await self._shown_at_end(instance_id)
+        async with asyncio.timeout(timeout):
+            return await self._shown_at_end(instance_id)
+
+    async def _shown_at_end(self, instance_id: str) -> str:
         # An instance that is seen here to go on will be heard of here: that needs no turn.
         found: WorkflowInstance | None = self._client.object_here(f"{ACTOR_TYPE}/{instance_id}")
         if found is not None and found.is_going_on:
@@ -288,7 +347,7 @@ class WorkflowClient:
             shown = await self._ask(instance_id, "wait_ended")
         if shown == MISSING:
             raise InstanceNotFound(instance_id)
-        return _state(instance_id, shown)
+        return shown
 
     def definition(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
         """Raises `UnknownWorkflow`."""
@@ -358,21 +417,8 @@ def _input_text(definition: Workflow[Any, Any], value: Any) -> str:
     return text.decode()
 
 
-def _state(instance_id: str, shown: str) -> WorkflowState:
-    fields = orjson.loads(shown)
-    failure = None if fields["failure"] is None else Failure(*fields["failure"])
-    return WorkflowState(
-        instance_id,
-        fields["name"],
-        fields["status"],
-        fields["created_ms"],
-        fields["updated_ms"],
-        fields["input"],
-        fields["output"],
-        fields["custom_status"],
-        failure,
-        fields["execution"],
-    )
+def _stream(instance_id: str) -> str:
+    return f"{ACTOR_TYPE}/{instance_id}"
 
 
 def _ms(instant: datetime | None) -> int | None:

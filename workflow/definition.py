@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 from actors.definition import _can_suspend
 from actors.names import check_name
 from actors.schedule import parse_duration_s
-from statestores.codec import Adapter, adapter, encode
+from statestores.codec import Adapter, adapter, decode, encode
 from workflow.loop import WorkflowLoop
 
 if TYPE_CHECKING:
@@ -217,6 +217,11 @@ def restore(found: Adapter[Any] | None, value: Any) -> Any:
     if found is None or type(value) is found.atom:
         return value
     return found.restore(value)
+
+
+def read(found: Adapter[Any] | None, data: bytes | bytearray) -> Any:
+    """`restore` of JSON that nobody has parsed. Raises `CodecError`."""
+    return decode(data) if found is None else found.decode(data)
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

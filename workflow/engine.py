@@ -19,18 +19,21 @@ from workflow.activities import ActivityWorker
 from workflow.client import WorkflowClient
 from workflow.definition import Activity, Workflow
 from workflow.instance import MARKER_KIND, ROW_KIND, Deployment, definition_for, instance_type
+from workflow.payloads import DEFAULT_LIMIT, Keeper
 from workflow.replay import scan_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from actors import ActorClient, ActorDefinition, Clock, Worker
+    from statestores.store import Payloads
     from workflow.activities import Elsewhere
 
 
 class Engine:
     """`idle_timeout`: how long an instance without input stays live in memory. `threads`: for plain `def` activities.
     `elsewhere`: where activities run that ask for resources; default: in this process, like the others.
+    `payloads`: where values stand whose JSON is longer than `large_value_bytes`; default: in the history, like others.
     `evict_always`: drop the live program after every turn and replay it for the next; for tests, slow by design.
 
     Raises `ValueError` when two different workflows, or activities, have one name.
@@ -45,6 +48,8 @@ class Engine:
         threads: int = 32,
         clock: Clock | None = None,
         elsewhere: Elsewhere | None = None,
+        payloads: Payloads | None = None,
+        large_value_bytes: int = DEFAULT_LIMIT,
         evict_always: bool = False,
     ) -> None:
         self.workflows: dict[str, Workflow[Any, Any]] = {}
@@ -53,9 +58,13 @@ class Engine:
             _put(self.workflows, definition, "workflows")
         for activity in (*activities, *self._named_activities()):
             _put(self.activities, activity, "activities")
-        worker = ActivityWorker(self.activities, clock if clock is not None else SystemClock(), threads, elsewhere)
+        clock = clock if clock is not None else SystemClock()
+        self.keeper = None if payloads is None else Keeper(payloads, large_value_bytes, clock)
+        worker = ActivityWorker(self.activities, clock, threads, elsewhere, self.keeper)
         self._worker = worker
-        self._deployment = Deployment(self.workflows, worker.begin, worker.cancel, evict_always=evict_always)
+        self._deployment = Deployment(
+            self.workflows, worker.begin, worker.cancel, evict_always=evict_always, keeper=self.keeper
+        )
         self.instance_type = instance_type(self._deployment, parse_duration_s(idle_timeout))
 
     @property
@@ -70,6 +79,8 @@ class Engine:
 
     def attach(self, client: ActorClient) -> WorkflowClient:
         """Connect to the host's client, before the host starts. Returns the client for workflows."""
+        if self.keeper is not None:
+            self.keeper.attach(client)
         self._worker.attach(client, definition_for(self.instance_type).methods)
         client.when_stopped(self._deployment.release)
         client.when_lost(self._deployment.release)

@@ -12,6 +12,7 @@ At the client (what a call of `WorkflowClient` may raise):
     WorkflowError
     ├── UnknownWorkflow             no workflow of that name is served here
     ├── InvalidWorkflowInput        not what the workflow's annotation asks for
+    ├── PayloadLost                 a large value is not in the store any more: its instance was purged meanwhile
     ├── InstanceExists              that id is in use by an unfinished instance
     ├── InstanceNotFound
     ├── InstanceNotTerminal         purge of an unfinished instance: terminate it first, or force
@@ -37,6 +38,11 @@ class Failure(NamedTuple):
     type: str
     message: str
     traceback: str = ""
+
+
+class PayloadLost(WorkflowError):
+    """A value that is stored beside a history is not there, or not whole. Of an instance that stands it stalls the
+    instance: the store has lost what it had acknowledged."""
 
 
 class StepFailed(WorkflowError):

@@ -21,6 +21,15 @@ arrays, the kind first:
     ["terminated", output]
     ["stalled", kind, message]  ["recovered"]
 
+A value longer than the execution's limit is not recorded but referred to, by one element more, with null in its place:
+
+    ["done", step, null, ref]                         ["activity", step, name, null, ref]
+    ["event", name, null, ref]                        ["completed", null, ref]
+    ["started", {…, "input": null, "ref": ref}]       ref: {"@": SHA-256 of the JSON, "n": its length in bytes}
+
+So commands are the same at every replay, although each value is stored under an id of its own (`workflow.payloads`).
+The limit for commands is recorded with the start (`l`; absent: none): that it is configured anew changes no history.
+
 `step` is a lexical place (see `workflow.loop.Scope`), `x` the execution id: new for each start under the same instance
 id. "retry" and "again" are decisions of the engine, recorded as facts so that a changed retry policy cannot break a
 replay. While an instance is paused or stalled, inputs are recorded but not applied; "resumed" or "recovered" applies
@@ -73,7 +82,8 @@ def parse(text: str) -> list[Any]:
 
 class Start(NamedTuple):
     """What the first input of a history says. `at_ms`: when the code begins, None: at once. `request`: identity of the
-    start request, so that a repeated one is recognised."""
+    start request, so that a repeated one is recognised. `limit`: JSON of commands longer than this is referred to; 0:
+    none. `reference`: of the input, when it is too large to be recorded."""
 
     instance_id: str
     execution: str
@@ -81,20 +91,46 @@ class Start(NamedTuple):
     input: Any
     at_ms: int | None
     request: str = ""
+    limit: int = 0
+    reference: dict[str, Any] | None = None
 
     def to_input(self) -> Input:
         fields = {"v": VERSION, "id": self.instance_id, "x": self.execution, "name": self.name, "input": self.input}
-        return ("started", fields | {"at": self.at_ms, "r": self.request})
+        fields |= {"at": self.at_ms, "r": self.request}
+        if self.limit:
+            fields["l"] = self.limit
+        if self.reference is not None:
+            fields["ref"] = self.reference
+        return ("started", fields)
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Start:
-        return cls(data["id"], data["x"], data["name"], data["input"], data["at"], data["r"])
+        return cls(
+            data["id"],
+            data["x"],
+            data["name"],
+            data["input"],
+            data["at"],
+            data["r"],
+            data.get("l", 0),
+            data.get("ref"),
+        )
 
 
 class Summary:
     """What is known of an instance without running its code: the fold of its records."""
 
-    __slots__ = ("custom_status", "failure", "output", "paused", "stall", "started", "terminal", "waiting")
+    __slots__ = (
+        "custom_status",
+        "failure",
+        "output",
+        "output_reference",
+        "paused",
+        "stall",
+        "started",
+        "terminal",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.started: Start | None = None
@@ -103,6 +139,7 @@ class Summary:
         self.stall: tuple[str, str] | None = None
         self.terminal = ""
         self.output: Any = None
+        self.output_reference: dict[str, Any] | None = None
         self.failure: tuple[str, str] | None = None
         self.custom_status: Any = None
 
@@ -144,5 +181,6 @@ class Summary:
             self.custom_status = item[1]
         elif kind == "completed":
             self.terminal, self.output = COMPLETED, item[1]
+            self.output_reference = item[2] if len(item) > 2 else None
         elif kind == "failed":
             self.terminal, self.failure = FAILED, (item[1], item[2])

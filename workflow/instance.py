@@ -30,8 +30,9 @@ import orjson
 
 from actors import actor, context, definition_of, event, method
 from statestores.codec import encode
+from statestores.errors import StoreError
 from workflow.context import SURFACE
-from workflow.errors import Stall
+from workflow.errors import PayloadLost, Stall
 from workflow.history import (
     ACTOR_TYPE,
     FAILED,
@@ -45,14 +46,16 @@ from workflow.history import (
     encode_inputs,
 )
 from workflow.orders import OpenOrders, Order
-from workflow.replay import Live, Program, replay
+from workflow.payloads import Stored, reference
+from workflow.replay import Live, Program, replay, replay_reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from actors import ActorDefinition, Turn
     from statestores.model import Event
     from workflow.definition import Workflow
+    from workflow.payloads import Data, Keeper
 
 log = logging.getLogger("workflow")
 
@@ -90,10 +93,13 @@ class Deployment:
         cancel: Callable[[str, str | None], None],
         *,
         evict_always: bool,
+        keeper: Keeper | None = None,
     ) -> None:
         self.workflows = workflows
         self.begin = begin
         self.cancel = cancel
+        # None: the store has no place for large values, and they are recorded like small ones.
+        self.keeper = keeper
         self.evict_always = evict_always
         self.waiters: dict[str, list[asyncio.Future[str]]] = {}
 
@@ -153,6 +159,8 @@ class WorkflowInstance:
     _open: OpenOrders | None = None
     _marker: str | None = None
     _since: int = 0
+    # Large values that the records refer to: digest -> id. See `workflow.payloads`.
+    _payloads: dict[str, str] | None = None
     # The replay of a stalled instance was tried in this activation: not again before somebody says `resume`.
     _tried: bool = False
     # Errors of ours that made turns fail, in this activation: not for ever.
@@ -161,10 +169,13 @@ class WorkflowInstance:
     # -- the history --------------------------------------------------------------------------------------------------
 
     @event
-    def advanced(self, t: int, i: str, c: str, s: str = "", x: str = "", m: str | None = None) -> None:
+    def advanced(
+        self, t: int, i: str, c: str, s: str = "", x: str = "", m: str | None = None, p: dict[str, str] | None = None
+    ) -> None:
         """One turn: time, inputs, commands. `s` is not empty when anything that is shown has changed; `x`: the
         traceback of a failure; `m`: the marker that was posted, "" when it was removed, None or absent when it stays
-        as it was."""
+        as it was; `p`: ids of the large values that are referred to for the first time, by their digest."""
+        self._know(p)
         self._fold(Record(t, i, c), s, x, m)
 
     def __mecha_fold__(self, events: Sequence[Event]) -> None:
@@ -180,6 +191,8 @@ class WorkflowInstance:
             for position, (fact, record) in enumerate(zip(facts, kept, strict=True), len(records)):
                 if "m" in fact:
                     self._marker, self._since = fact["m"], position
+                if "p" in fact:
+                    self._know(fact["p"])
                 if fact["s"]:
                     self._summary = self._summary or Summary()
                     self._summary.apply(record)
@@ -205,6 +218,10 @@ class WorkflowInstance:
             summary.apply(record)
             self._show(summary, record, trace)
 
+    def _know(self, payloads: dict[str, str] | None) -> None:
+        if payloads:
+            self.__dict__["_payloads"] = {**(self._payloads or {}), **payloads}
+
     def _show(self, summary: Summary, record: Record, extra: str) -> None:
         shown = self.__dict__
         if not shown.get("created_ms") and summary.started is not None:
@@ -226,6 +243,16 @@ class WorkflowInstance:
     @method
     def start(self, name: str, input: str, at_ms: int, delay_ms: int, request: str) -> str:
         """`input`: JSON text. The code begins at `at_ms`, or `delay_ms` from now."""
+        return self._start(name, orjson.Fragment(input), at_ms, delay_ms, request, None)
+
+    @method
+    def start_large(self, name: str, stored: str, at_ms: int, delay_ms: int, request: str) -> str:
+        """`stored`: where the JSON of the input is."""
+        return self._start(name, None, at_ms, delay_ms, request, Stored.parse(stored))
+
+    def _start(
+        self, name: str, input: orjson.Fragment | None, at_ms: int, delay_ms: int, request: str, stored: Stored | None
+    ) -> str:
         if self.status:
             if self.request == request:
                 return ""
@@ -235,10 +262,15 @@ class WorkflowInstance:
         at: int | None = max(at_ms, now_ms + delay_ms)
         if at == now_ms:
             at = None
-        begin = Start(turn.actor_id, turn.turn_id, name, orjson.Fragment(input), at, request)
+        keeper = self._deployment.keeper
+        begin = Start(turn.actor_id, turn.turn_id, name, input, at, request, 0 if keeper is None else keeper.limit)
         if at is not None:
             turn.set_reminder("start", due=_instant(at), data=f"start {turn.turn_id} -", callback="timer_fired")
-        self._advance(turn, [begin.to_input()], name)
+        if stored is None:
+            self._advance(turn, [begin.to_input()], name)
+        else:
+            begin = begin._replace(reference=reference(stored.digest, stored.size))
+            self._take_in(turn, begin.to_input(), stored, name)
         return ""
 
     @method
@@ -249,6 +281,17 @@ class WorkflowInstance:
             turn.done(message)
         if self._ordered(execution, step) is not None:
             self._advance(turn, [("done", step, orjson.Fragment(result))])
+
+    @method
+    def activity_done_large(self, message: str, execution: str, step: str, stored: str) -> None:
+        """`stored`: where the JSON of the result is. Fails with `PayloadLost` when it is there no more, which can be
+        only when this host has the partition from another one, and has begun the order anew."""
+        turn = context()
+        if message:
+            turn.done(message)
+        if self._ordered(execution, step) is not None:
+            found = Stored.parse(stored)
+            self._take_in(turn, ("done", step, None, reference(found.digest, found.size)), found)
 
     @method
     def activity_failed(
@@ -276,7 +319,7 @@ class WorkflowInstance:
         if message != self._marker:  # of a commit this one rests on, which has removed it by now
             turn.done(message)
             return
-        orders = list((self._open or self._open_orders()).orders.values())
+        orders = self._addressed((self._open or self._open_orders()).orders.values())
         turn.after_commit(lambda: self._deployment.begin(message, orders, redelivered))
 
     @method
@@ -313,6 +356,16 @@ class WorkflowInstance:
             return MISSING
         if self.status not in TERMINAL:
             self._advance(context(), [("event", name, orjson.Fragment(payload))])
+        return ""
+
+    @method
+    def raise_event_large(self, name: str, stored: str) -> str:
+        """`stored`: where the JSON of the payload is."""
+        if not self.status:
+            return MISSING
+        if self.status not in TERMINAL:
+            found = Stored.parse(stored)
+            self._take_in(context(), ("event", name, None, reference(found.digest, found.size)), found)
         return ""
 
     @method
@@ -373,6 +426,9 @@ class WorkflowInstance:
         if self.status not in TERMINAL:  # what one that has completed left behind is still to be done
             self._cancel_activities(turn, self.execution)
         turn.after_commit(lambda: self._deployment.tell(instance_id, MISSING))
+        keeper, stream, payloads = self._deployment.keeper, turn.stream, self._payloads
+        if keeper is not None and payloads:
+            turn.after_commit(lambda: keeper.forget(stream, payloads.values()))
         return ""
 
     # -- looking ------------------------------------------------------------------------------------------------------
@@ -401,7 +457,18 @@ class WorkflowInstance:
 
     def _shown(self) -> str:
         shown = {field: getattr(self, field) for field in _SHOWN}
+        if self._payloads:
+            shown["payloads"] = self._shown_payloads()
         return orjson.dumps(shown).decode()  # all of it was JSON before
+
+    def _shown_payloads(self) -> dict[str, str]:
+        """Where input and output are, when they are large."""
+        summary = self._folded()
+        found = {
+            "input": None if summary.started is None else summary.started.reference,
+            "output": summary.output_reference,
+        }
+        return {field: str(self._stored(refers)) for field, refers in found.items() if refers is not None}
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
@@ -419,6 +486,8 @@ class WorkflowInstance:
         if self.status == STALLED:
             return True
         live = self._live
+        if live is None and self._payloads:
+            return True  # to ask the code takes reading; recorded for nothing, it does no harm
         try:
             program = self._replayed() if live is None else live.program
         except Stall:
@@ -428,13 +497,65 @@ class WorkflowInstance:
     def _advance(self, turn: Turn, inputs: list[Input], starting: str = "") -> None:
         """Apply inputs, record them with what the code commanded, and do that. `starting`: name of a workflow that
         begins."""
+        if self._payloads:
+            turn.go_on(functools.partial(self._advance_reading, turn, inputs, starting, {}, {}))
+        else:
+            self._advance_now(turn, inputs, starting, None)
+
+    def _take_in(self, turn: Turn, item: Input, stored: Stored, starting: str = "") -> None:
+        """`_advance` by an input that refers to a large value."""
+        turn.go_on(functools.partial(self._take_in_reading, turn, item, stored, starting))
+
+    async def _take_in_reading(self, turn: Turn, item: Input, stored: Stored, starting: str) -> None:
+        """The value is there, under an id of this epoch, before anything is recorded of it. Raises `PayloadLost`."""
+        keeper = self._keeper()
+        kept: dict[str, str] = {}
+        arrived: dict[str, Data] = {}
+        if stored.digest not in (self._payloads or ()):
+            if stored.epoch != turn.epoch:
+                arrived[stored.digest] = data = await keeper.load(turn.stream, stored)
+                kept[stored.digest] = (await keeper.keep(turn.stream, data, turn.is_over)).id
+            else:
+                kept[stored.digest] = stored.id
+        await self._advance_reading(turn, [item], starting, kept, arrived)
+
+    async def _advance_reading(
+        self, turn: Turn, inputs: list[Input], starting: str, kept: dict[str, str], arrived: dict[str, Data]
+    ) -> None:
+        """`_advance` where the history or the inputs refer to large values. No other turn runs meanwhile. `kept`: ids
+        that are to be recorded with this turn; `arrived`: values that are at hand."""
+        known = {**(self._payloads or {}), **kept}
+
+        async def load(wanted: dict[str, Any]) -> Data:
+            digest = wanted["@"]
+            found = arrived.pop(digest, None)
+            stored = Stored(digest, wanted["n"], known[digest])
+            return found if found is not None else await self._keeper().load(turn.stream, stored)
+
+        try:
+            if not self._is_poisoned() and not (self.status == STALLED and self._tried):
+                program = self._live.program if self._live is not None else await self._replayed_reading(starting, load)
+                recovering = [("recovered",)] if self.status == STALLED else []
+                for wanted in program.wanted(orjson.loads(orjson.dumps([*recovering, *inputs]))):
+                    program.supply(wanted["@"], await load(wanted))
+        except PayloadLost as error:
+            self._stall(turn, inputs, Stall("PayloadLost", str(error)), kept)
+        except Stall as stall:
+            self._stall(turn, inputs, stall, kept)
+        except BaseException:
+            self._drop()
+            raise
+        else:
+            self._advance_now(turn, inputs, starting, kept)
+
+    def _advance_now(self, turn: Turn, inputs: list[Input], starting: str, kept: dict[str, str] | None) -> None:
         items = inputs
         try:
-            if len(self._poison) >= _POISONED:
+            if self._is_poisoned():
                 raise Stall("EngineError", self._poison[-1])
             if self.status == STALLED:
                 if self._tried:
-                    self._park(turn, inputs)
+                    self._park(turn, inputs, kept)
                     return
                 items = [("recovered",), *inputs]
             # Not by `encode`: whatever of this comes from outside has been through it already.
@@ -447,18 +568,57 @@ class WorkflowInstance:
                 now_ms = self.updated_ms  # as the history tells it, time never goes back
             commands = program.apply(now_ms, orjson.loads(text))
         except Stall as stall:
-            self._stall(turn, inputs, stall)
+            self._stall(turn, inputs, stall, kept)
             return
         except Exception as error:
-            self._stall(turn, inputs, _engine_failed(turn.actor_id, error))
+            self._stall(turn, inputs, _engine_failed(turn.actor_id, error), kept)
             return
         except BaseException:
             self._drop()
             raise
+        if program.outgoing:
+            turn.go_on(functools.partial(self._conclude_storing, turn, program, now_ms, items, text, commands, kept))
+        else:
+            self._conclude(turn, program, now_ms, items, text, commands, kept)
+
+    async def _conclude_storing(
+        self,
+        turn: Turn,
+        program: Program,
+        now_ms: int,
+        items: list[Input],
+        text: str,
+        commands: list[Command],
+        kept: dict[str, str] | None,
+    ) -> None:
+        """What the commands refer to is durable before they are (PAY-1)."""
+        keeper, stream = self._keeper(), turn.stream
+        known = kept or {}
+        try:
+            while program.outgoing:
+                digest, data = program.outgoing.popitem()
+                if digest not in known and digest not in (self._payloads or ()):
+                    known[digest] = (await keeper.keep(stream, data, turn.is_over)).id
+        except BaseException:
+            self._drop()
+            raise
+        self._conclude(turn, program, now_ms, items, text, commands, known)
+
+    def _conclude(
+        self,
+        turn: Turn,
+        program: Program,
+        now_ms: int,
+        items: list[Input],
+        text: str,
+        commands: list[Command],
+        kept: dict[str, str] | None,
+    ) -> None:
+        """Record what the code has commanded, and see to it."""
         try:
             if len(commands) != 1 or commands[0][0] != "activity":
                 self._perform(turn, program, commands)
-            self._record(turn, now_ms, items, text, commands, program.traceback)
+            self._record(turn, now_ms, items, text, commands, program.traceback, kept)
         except Exception as error:
             self._drop()
             self._poison = (*self._poison, f"{type(error).__name__}: {error}")
@@ -472,7 +632,10 @@ class WorkflowInstance:
         elif self._deployment.evict_always:
             self._drop()
 
-    def _stall(self, turn: Turn, inputs: list[Input], stall: Stall) -> None:
+    def _is_poisoned(self) -> bool:
+        return len(self._poison) >= _POISONED
+
+    def _stall(self, turn: Turn, inputs: list[Input], stall: Stall, kept: dict[str, str] | None) -> None:
         """The code cannot go on: record that, once, with the inputs that wait for better code."""
         self._drop()
         self._tried = True
@@ -480,22 +643,31 @@ class WorkflowInstance:
         if already != (stall.kind, stall.message):
             log.warning("workflow instance %s is stalled: %s: %s", turn.actor_id, stall.kind, stall.message)
             inputs = [("stalled", stall.kind, stall.message), *inputs]  # the marker first: what follows it is parked
-        self._park(turn, inputs)
+        self._park(turn, inputs, kept)
 
     def _now_ms(self, turn: Turn) -> int:
         """Time as the history tells it: it never goes back."""
         return max(turn.now_ms(), self.updated_ms)
 
-    def _park(self, turn: Turn, inputs: list[Input]) -> None:
+    def _park(self, turn: Turn, inputs: list[Input], kept: dict[str, str] | None) -> None:
         if inputs:
-            self._record(turn, self._now_ms(turn), inputs, encode_inputs(inputs), [], "")
+            self._record(turn, self._now_ms(turn), inputs, encode_inputs(inputs), [], "", kept)
 
     def _record(
-        self, turn: Turn, now_ms: int, items: list[Input], inputs: str, commands: list[Command], trace: str
+        self,
+        turn: Turn,
+        now_ms: int,
+        items: list[Input],
+        inputs: str,
+        commands: list[Command],
+        trace: str,
+        kept: dict[str, str] | None = None,
     ) -> None:
         """Record the event `advanced`, and apply it. (Calling it would do the same, at three times the cost.) `inputs`:
         the items as text."""
         before = self.status
+        if kept:
+            self._know(kept)
         known = self._open or self._open_orders()
         opened = known.apply(now_ms, items, commands)
         marker = self._move_marker(turn, known.orders, ended=bool(commands) and commands[-1][0] in _ENDS)
@@ -504,10 +676,14 @@ class WorkflowInstance:
         fields = {"t": now_ms, "i": inputs, "c": issued, "s": told, "x": trace}
         if marker is not None:
             fields["m"] = marker
+        if kept:
+            fields["p"] = kept
         turn.record_encoded("advanced", orjson.dumps(fields))
         self._fold(_new_record((now_ms, inputs, issued)), told, trace, marker)
         if opened and (standing := self._marker):
             begin = self._deployment.begin
+            if self._payloads:
+                opened = self._addressed(opened)
             turn.after_commit(lambda: begin(standing, opened, False))
         if not told:
             return
@@ -520,7 +696,7 @@ class WorkflowInstance:
         """INV-9: it stands while there are open orders. The new one, "" when there is none any more; None: as before.
         Orders the code has left open at its end go on for themselves."""
         if ended:
-            for order in orders.values():
+            for order in self._addressed(orders.values()):
                 turn.post(ROW_KIND, order.encode())
             orders.clear()
         if orders:
@@ -529,6 +705,25 @@ class WorkflowInstance:
             turn.done(self._marker)
             return ""
         return None
+
+    def _addressed(self, orders: Iterable[Order]) -> list[Order]:
+        """Saying where their arguments are, when those are large."""
+        found = list(orders)
+        for order in found:
+            if order.reference is not None:
+                order.stored = str(self._stored(order.reference))
+        return found
+
+    def _stored(self, refers: dict[str, Any]) -> Stored:
+        assert self._payloads is not None
+        return Stored(refers["@"], refers["n"], self._payloads[refers["@"]])
+
+    def _keeper(self) -> Keeper:
+        """Raises `PayloadLost` where the store has no place for large values."""
+        keeper = self._deployment.keeper
+        if keeper is None:
+            raise PayloadLost("this host's store has no payloads")
+        return keeper
 
     def _open_orders(self) -> OpenOrders:
         """As recorded."""
@@ -549,16 +744,34 @@ class WorkflowInstance:
         shown = self._shown()
         turn.after_commit(lambda: deployment.tell(instance_id, shown))
 
-    def _replayed(self, starting: str = "") -> Program:
-        """The program, live from now on. Raises `Stall`."""
+    def _definition(self, starting: str) -> Workflow[Any, Any]:
+        """Raises `Stall`."""
         name = self.name or starting
         definition = self._deployment.workflows.get(name)
         if definition is None:
             raise Stall("UnknownWorkflow", f"no workflow named {name!r} is deployed here")
+        return definition
+
+    def _replayed(self, starting: str = "") -> Program:
+        """The program, live from now on. Raises `Stall`."""
+        definition = self._definition(starting)
         instance_id = context().actor_id
         try:
             program = replay(definition, instance_id, self._records or (), SURFACE)
         except Stall:
+            raise
+        except Exception as error:
+            raise _engine_failed(instance_id, error) from error
+        self._live = Live(program)
+        return program
+
+    async def _replayed_reading(self, starting: str, load: Callable[[dict[str, Any]], Awaitable[Data]]) -> Program:
+        """`_replayed` of a history that refers to large values. Raises `PayloadLost`, `StoreError` as well."""
+        definition = self._definition(starting)
+        instance_id = context().actor_id
+        try:
+            program = await replay_reading(definition, instance_id, self._records or (), SURFACE, load)
+        except (Stall, PayloadLost, StoreError):
             raise
         except Exception as error:
             raise _engine_failed(instance_id, error) from error

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from workflow.history import parse
+from workflow.history import ACTOR_TYPE, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 
 class Order:
-    """One attempt of an activity. `arguments` is JSON; `first_ms`: when its first attempt was commanded; `row`: the
-    message that stands for this order alone, "" where the marker does."""
+    """One attempt of an activity. `arguments` is JSON; `reference`: what is recorded in place of large ones, `stored`:
+    where those are (see `workflow.payloads`; set by the instance, which knows). `first_ms`: when its first attempt was
+    commanded; `row`: the message that stands for this order alone, "" where the marker does."""
 
     __slots__ = (
         "arguments",
@@ -52,8 +53,10 @@ class Order:
         "key",
         "name",
         "redelivered",
+        "reference",
         "row",
         "step",
+        "stored",
     )
 
     def __init__(
@@ -77,19 +80,29 @@ class Order:
         self.row = row
         # Unique for ever, since an execution id is.
         self.key = (execution, step, attempt)
+        self.reference: dict[str, Any] | None = None
+        self.stored = ""
         # May have been begun before, somewhere.
         self.redelivered = False
+
+    @property
+    def stream(self) -> str:
+        return f"{ACTOR_TYPE}/{self.instance_id}"
 
     def encode(self) -> bytes:
         """The body of its own row. A wire format: fields are added, never renamed."""
         body = {"x": self.execution, "s": self.step, "n": self.name, "a": orjson.Fragment(self.arguments)}
+        if self.stored:
+            body["p"] = self.stored
         return orjson.dumps(body | {"k": self.attempt, "f": self.first_ms})
 
     @classmethod
     def decode(cls, instance_id: str, row: str, body: bytes) -> Order:
         fields = orjson.loads(body)
         arguments = orjson.dumps(fields["a"])
-        return cls(instance_id, fields["x"], fields["s"], fields["n"], arguments, fields["k"], fields["f"], row)
+        order = cls(instance_id, fields["x"], fields["s"], fields["n"], arguments, fields["k"], fields["f"], row)
+        order.stored = fields.get("p", "")
+        return order
 
 
 class OpenOrders:
@@ -132,9 +145,11 @@ class OpenOrders:
         for command in commands:
             kind = command[0]
             if kind == "activity":
-                _, step, name, arguments = command
+                _, step, name, arguments, *references = command
                 attempt, first_ms = self._again.pop(step) if step in self._again else (1, time_ms)
                 order = Order(self.instance_id, self.execution, step, name, orjson.dumps(arguments), attempt, first_ms)
+                if references:
+                    order.reference = references[0]
                 orders[step] = order
                 opened.append(order)
             elif kind == "abandon":

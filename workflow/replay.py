@@ -16,12 +16,14 @@ A program whose turn raised anything is used up: `close` it and replay.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
 import math
 import os
 import random
+import sys
 import traceback
 import weakref
 from collections import deque
@@ -30,16 +32,24 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from actors.schedule import MAX_MS
-from statestores.codec import CodecError, encode
-from workflow.definition import restore
-from workflow.errors import ActivityFailed, ActorCallFailed, Failure, Stall, WorkflowEvicted, WorkflowGuardError
+from statestores.codec import CodecError, decode, encode
+from workflow.definition import read, restore
+from workflow.errors import (
+    ActivityFailed,
+    ActorCallFailed,
+    Failure,
+    Stall,
+    WorkflowEvicted,
+    WorkflowGuardError,
+)
 from workflow.guards import Scan, scan
 from workflow.history import VERSION, Command, Input, Record, Start, encode_commands, parse
 from workflow.loop import WorkflowLoop, site_name
+from workflow.payloads import digest_of, reference
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 
     from statestores.codec import Adapter
     from workflow.definition import Activity, Workflow
@@ -54,8 +64,8 @@ Place = tuple["types.CodeType", int]
 
 
 class Step:
-    """A durable step under way. `arguments` are kept for further attempts of an activity; `attempt` counts them from 1,
-    `retrying`: waits for the next."""
+    """A durable step under way. `arguments` (JSON, or the reference to it) are kept for further attempts of an
+    activity; `attempt` counts them from 1, `retrying`: waits for the next."""
 
     __slots__ = ("arguments", "attempt", "call", "decoder", "future", "name", "retrying")
 
@@ -64,7 +74,7 @@ class Step:
         future: asyncio.Future[Any],
         decoder: Adapter[Any] | None,
         name: str,
-        arguments: bytes,
+        arguments: bytes | dict[str, Any],
         call: bool,
     ) -> None:
         self.future = future
@@ -108,6 +118,11 @@ class Program:
         self._withdrawn = False
         self._places: list[Place | None] = []
         self._new_timers: dict[str, int] = {}
+        # Large values. JSON of commands longer than `_limit` is referred to; `outgoing`: what was, by digest, to be
+        # stored before the turn is recorded; `_arrived`: what the inputs of this turn refer to, by digest.
+        self._limit = sys.maxsize
+        self.outgoing: dict[str, bytes] = {}
+        self._arrived: dict[str, bytes | bytearray] = {}
 
     # -- from outside -------------------------------------------------------------------------------------------------
 
@@ -118,6 +133,29 @@ class Program:
             return self._apply(time_ms, inputs)
         finally:
             self.loop.leave(outside)
+
+    def wanted(self, inputs: Sequence[Input]) -> list[dict[str, Any]]:
+        """References among what a turn with these inputs may feed to the code: `supply` their values before it."""
+        found: list[dict[str, Any]] = []
+        unparks = False
+        for item in inputs:
+            kind = item[0]
+            if kind == "started":
+                start = Start.of(item[1])
+                if start.reference is not None and start.at_ms is None:
+                    found.append(start.reference)
+            elif kind == "begun":
+                if self._start is not None and self._start.reference is not None:
+                    found.append(self._start.reference)
+            elif kind in ("done", "event"):
+                found += item[3:]
+            elif kind in ("resumed", "recovered"):
+                unparks = True
+        return found + self.wanted(self._parked) if unparks and self._parked else found
+
+    def supply(self, digest: str, data: bytes | bytearray) -> None:
+        """For the next turn."""
+        self._arrived[digest] = data
 
     def pending(self, step: str) -> Step | None:
         return self._steps.get(step)
@@ -140,6 +178,7 @@ class Program:
             self.loop.kill()
             self._steps.clear()
             self._waiters.clear()
+            self._arrived.clear()
 
     # -- commands: what the code of the workflow asks for -------------------------------------------------------------
 
@@ -152,15 +191,27 @@ class Program:
         name = activity.name
         site = code.co_name
         step = loop.scope().step(site if site[0] != "<" else site_name(code), name)
-        self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
+        kept: bytes | dict[str, Any] = arguments
+        if len(arguments) > self._limit:
+            kept = self._refer(arguments)
+            self._commands.append(("activity", step, name, None, kept))
+        else:
+            self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
         self._places.append((code, offset))
         future: asyncio.Future[Any] = asyncio.Future(loop=loop)
-        self._steps[step] = Step(future, activity.result, name, arguments, False)
+        self._steps[step] = Step(future, activity.result, name, kept, False)
+        del arguments  # this frame lives as long as the step
         try:
             return await future
         except asyncio.CancelledError:
             self._abandon(step)
             raise
+
+    def _refer(self, data: bytes) -> dict[str, Any]:
+        digest = digest_of(data)
+        if not self.replaying:
+            self.outgoing[digest] = data
+        return reference(digest, len(data))
 
     def actor_call(
         self, target: tuple[str, str, str], payload: bytes, decoder: Adapter[Any] | None, frame: types.FrameType
@@ -271,6 +322,8 @@ class Program:
                 self._feed(item)
             while self._parked and not self.parked and not self.finished:
                 self._feed(self._parked.popleft())
+        if self._arrived:
+            self._arrived.clear()
         return [c for c in commands if c[0]] if self._withdrawn else commands
 
     def _control(self, kind: str) -> None:
@@ -298,6 +351,7 @@ class Program:
             raise Stall("EngineError", f"the history is of version {item[1]['v']}, this program reads {VERSION}")
         self._start = start = Start.of(item[1])
         self.execution = start.execution
+        self._limit = start.limit or sys.maxsize
         if start.at_ms is None:
             self._begin(start)
 
@@ -311,7 +365,8 @@ class Program:
             where, message = found.findings[0]
             raise Stall("WorkflowGuardError", f"{where} in workflow code: {message}")
         try:
-            code = self.definition.begin(start.input)
+            given = start.input if start.reference is None else decode(self._arrived[start.reference["@"]])
+            code = self.definition.begin(given)
         except CodecError as error:
             raise Stall(
                 "InvalidWorkflowInput", f"the recorded input no longer fits {self.definition.name}: {error}"
@@ -326,7 +381,10 @@ class Program:
         if step is None or step.future.done():
             return
         try:
-            step.future.set_result(restore(step.decoder, item[2]))
+            if len(item) > 3:
+                step.future.set_result(read(step.decoder, self._arrived[item[3]["@"]]))
+            else:
+                step.future.set_result(restore(step.decoder, item[2]))
         except CodecError as error:
             step.future.set_exception(
                 _failed(step, Failure("CodecError", f"the result is not what the annotation says: {error}"))
@@ -341,21 +399,26 @@ class Program:
         step = self._steps.get(item[1])
         if step is not None and step.retrying and step.attempt == item[2] - 1:
             step.attempt, step.retrying = item[2], False
-            self._issue(("activity", item[1], step.name, orjson.Fragment(step.arguments)), None)
+            arguments = step.arguments
+            if isinstance(arguments, bytes):
+                self._issue(("activity", item[1], step.name, orjson.Fragment(arguments)), None)
+            else:
+                self._issue(("activity", item[1], step.name, None, arguments), None)
 
     def _feed_fired(self, item: Input) -> None:
         self.loop.fire(item[1])
 
     def _feed_event(self, item: Input) -> None:
         name = item[1].casefold()
+        payload = decode(self._arrived[item[3]["@"]]) if len(item) > 3 else item[2]
         waiters = self._waiters.get(name)
         while waiters:
             waiter = waiters.popleft()
             if not waiter.done():
-                waiter.set_result(item[2])
+                waiter.set_result(payload)
                 break
         else:
-            self._events.setdefault(name, deque()).append(item[2])
+            self._events.setdefault(name, deque()).append(payload)
         if waiters is not None and not (waiters and any(not w.done() for w in waiters)):
             del self._waiters[name]
 
@@ -387,7 +450,10 @@ class Program:
 
     def _success(self, result: Any) -> Command:
         try:
-            return ("completed", orjson.Fragment(encode(result)))
+            data = encode(result)
+            if len(data) > self._limit:
+                return ("completed", None, self._refer(data))
+            return ("completed", orjson.Fragment(data))
         except CodecError as error:
             return ("failed", "UnserializableResult", str(error))
 
@@ -453,8 +519,39 @@ def replay(
     """The program as it was after the last record. Raises `Stall`: at the first command that differs, or when the code
     stops where it did not stop before. The program is then closed."""
     program = Program(definition, instance_id, surface)
+    for _ in _replaying(program, records, reading=False):
+        raise AssertionError("nobody is there to read")
+    return program
+
+
+async def replay_reading(
+    definition: Workflow[Any, Any],
+    instance_id: str,
+    records: Sequence[Record],
+    surface: object,
+    load: Callable[[dict[str, Any]], Awaitable[bytes | bytearray]],
+) -> Program:
+    """`replay` of a history that refers to large values: each is loaded when its turn comes, and let go of when the
+    code has seen it. Raises what `load` raises as well; the program is then closed."""
+    program = Program(definition, instance_id, surface)
+    try:
+        with contextlib.closing(_replaying(program, records, reading=True)) as steps:
+            for wanted in steps:
+                for found in wanted:
+                    program.supply(found["@"], await load(found))
+    except BaseException:
+        program.close()
+        raise
+    return program
+
+
+def _replaying(
+    program: Program, records: Sequence[Record], *, reading: bool
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Replay step by step: `reading`, it gives the references whose values must be supplied before it goes on, and
+    stands outside of the program's loop then."""
     if not records:
-        return program
+        return
     program.replaying = True
     outside = program.loop.enter()
     collects = gc.isenabled() and len(records) > _LONG
@@ -466,6 +563,8 @@ def replay(
         for start in range(0, len(records), _LONG):
             some = records[start : start + _LONG]
             for record, inputs in zip(some, orjson.loads(f"[{','.join([r.inputs for r in some])}]"), strict=True):
+                if reading and (wanted := program.wanted(inputs)):
+                    outside = yield from _standing_aside(program, outside, wanted)
                 commands = apply(record.time_ms, inputs)
                 if (orjson.dumps(commands).decode() if commands else "") != record.commands:
                     raise _difference(program, commands, record)
@@ -478,7 +577,23 @@ def replay(
             gc.enable()
         program.loop.leave(outside)
     program.replaying = False
-    return program
+
+
+def _standing_aside(
+    program: Program, outside: Any, wanted: list[dict[str, Any]]
+) -> Generator[list[dict[str, Any]], None, Any]:
+    """Others run meanwhile."""
+    collects = not gc.isenabled()
+    program.loop.leave(outside)
+    if collects:
+        gc.enable()
+    try:
+        yield wanted
+    finally:
+        if collects:
+            gc.disable()
+        outside = program.loop.enter()
+    return outside
 
 
 def _difference(program: Program, fresh: list[Command], record: Record) -> Stall:

@@ -53,6 +53,7 @@ _CONTROLLER = "controller"
 _HOST_PREFIX = "host-"
 _LAG_S = 0.5
 _OWN_DEATH_S = 2.0
+_LOST = "an object is lost, its durable copy is used: %s"
 _START_S = 60.0
 _MOST_CALLS = 10_000
 _SMALLEST_OBJECT_STORE = 80 << 20
@@ -378,28 +379,62 @@ class RayCluster:
             raise PeerGone(f"no controller of {self.namespace} answers: {error}") from error
 
 
+class SharedBytes:
+    """Bytes in Ray's object store, for processes on any node. They are there for as long as Ray keeps its word: who
+    needs them for certain has another copy."""
+
+    def __init__(self, reference: Any) -> None:
+        # Inside something, a reference travels to a task as it is: Ray does not wait for it, and starts the task
+        # although the object is lost.
+        self.reference = reference
+
+    async def fetch(self) -> bytes | bytearray | None:
+        """None: the object is lost, with a node or a process."""
+        try:
+            found: bytes | bytearray = await self.reference
+        except RayError as error:
+            log.warning(_LOST, error)
+            return None
+        return found
+
+    def fetch_blocking(self) -> bytes | bytearray | None:
+        """`fetch`, in a task."""
+        try:
+            found: bytes | bytearray = ray.get(self.reference)
+        except RayError as error:
+            log.warning(_LOST, error)
+            return None
+        return found
+
+
+async def share(data: bytes | bytearray) -> SharedBytes:
+    """Put bytes where the tasks of any node can read them. For as long as this process holds the result."""
+    return SharedBytes(await _in_thread(ray.put, data))
+
+
 @functools.cache
-def _task_of(function: Callable[..., bytes]) -> Any:
+def _task_of(function: Callable[..., tuple[Any, bytes | None]]) -> Any:
     """Made once: Ray keeps every function that it is given."""
-    return ray.remote(function)
+    return ray.remote(num_returns=2)(function)
 
 
 async def run_task(
-    function: Callable[..., bytes],
+    function: Callable[..., tuple[T, bytes | None]],
     *args: Any,
     cpus: float,
     gpus: float,
     resources: dict[str, float],
     environment: dict[str, Any] | None,
-) -> bytes:
-    """The function's result, from a Ray task that has so much for itself. Raises what it raised, `TaskDied`,
-    `TaskLost`. Cancelled, the task is cancelled too: interrupted where it is Python, else when it ends."""
+) -> tuple[T, SharedBytes]:
+    """What the function returns, from a Ray task that has so much for itself: something small, and bytes that stay in
+    Ray's object store until they are fetched. Raises what it raised, `TaskDied`, `TaskLost`. Cancelled, the task is
+    cancelled too: interrupted where it is Python, else when it ends."""
     options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_retries": 0}
     if environment:
         options["runtime_env"] = environment
-    reference = _task_of(function).options(**options).remote(*args)
+    reference, data = _task_of(function).options(**options).remote(*args)
     try:
-        result: bytes = await reference
+        result: T = await reference
     except asyncio.CancelledError:
         ray.cancel(reference)
         raise
@@ -409,7 +444,7 @@ async def run_task(
         raise TaskLost(str(error)) from error
     except RayError as error:
         raise TaskDied(str(error)) from error
-    return result
+    return result, SharedBytes(data)
 
 
 def cluster_namespace(app_id: str, namespace: str) -> str:

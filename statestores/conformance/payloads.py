@@ -1,6 +1,9 @@
-"""What every payloads face must do: derive a test class from `PayloadsConformance` and give it a fixture `reopen`.
+"""What every payloads face must do: derive a test class from `PayloadsConformance` and give it two fixtures.
 
     class TestMyPayloads(PayloadsConformance):
+        @pytest.fixture
+        async def store(self) -> AsyncIterator[StateStore]: ...              # opened, and empty for each test
+
         @pytest.fixture
         async def reopen(self) -> Callable[[], Awaitable[StateStore]]: ...   # opens another store on the same data
 
@@ -36,18 +39,13 @@ async def listed(store: StateStore, stream: str) -> list[str]:
 
 
 class PayloadsConformance:
-    @pytest.fixture
-    async def store(self, reopen: Reopen) -> StateStore:
-        return await reopen()
-
     def test_capability_is_declared(self, store: StateStore) -> None:
         """Who has the face says so."""
         assert Capability.PAYLOADS in store.capabilities
 
     @pytest.mark.parametrize("size", [0, 1, 255, 256 * 1024, 8 * MIB])
-    async def test_chunk_of_any_size_comes_back(self, reopen: Reopen, size: int) -> None:
+    async def test_chunk_of_any_size_comes_back(self, store: StateStore, reopen: Reopen, size: int) -> None:
         """A chunk is the bytes that were stored, for every later opener of the store."""
-        store = await reopen()
         chunk = random.Random(size).randbytes(size)
         await store.payloads.put(STREAM, "a", 0, chunk)
         assert await store.payloads.get(STREAM, "a", 0) == chunk

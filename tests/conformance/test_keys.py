@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from statestores.errors import StoreError
-    from statestores.store import Journal, KeyItem, KeyQuery, StateStore
+    from statestores.store import Journal, KeyItem, KeyQuery, Payloads, StateStore
 
 
 class TestKeys(KeysConformance):
@@ -33,6 +33,10 @@ class KeysOnly:
 
     @property
     def journal(self) -> Journal:
+        raise NotSupported("keys only")
+
+    @property
+    def payloads(self) -> Payloads:
         raise NotSupported("keys only")
 
     async def open(self) -> None: ...

@@ -22,7 +22,7 @@ SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 THERE = "there"
 
 
-def run_for_ever(mark: str) -> bytes:
+def run_for_ever(mark: str) -> tuple[str, None]:
     Path(mark + ".begun").touch()
     try:
         while True:
@@ -31,9 +31,9 @@ def run_for_ever(mark: str) -> bytes:
         Path(mark + ".ended").touch()
 
 
-def kill_itself(mark: str) -> bytes:
+def kill_itself(mark: str) -> tuple[str, None]:
     os.kill(os.getpid(), signal.SIGKILL)
-    return b""
+    return "", None
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def nodes() -> Iterator[Any]:
             os.environ["RAY_USAGE_STATS_ENABLED"] = before
 
 
-async def run_there(function: Callable[[str], bytes], mark: Path) -> bytes:
-    return await run_task(function, str(mark), cpus=0, gpus=0, resources={THERE: 1}, environment=None)
+async def run_there(function: Callable[[str], tuple[str, None]], mark: Path) -> None:
+    await run_task(function, str(mark), cpus=0, gpus=0, resources={THERE: 1}, environment=None)
 
 
 @pytest.mark.usefixtures("nodes")

@@ -50,6 +50,18 @@ async def test_the_callers_module_is_the_application() -> None:
             await runtime.actor(Tally, "a").refuse()
 
 
+async def test_large_values_stand_beside_the_history() -> None:
+    """`large_value_bytes`: longer values are referred to."""
+    async with Runtime(store="memory://", large_value_bytes=1) as runtime:
+        instance = await runtime.workflows.start(tripling, 500)
+        assert await runtime.workflows.wait(instance) == 1500
+        items = [item for entry in await runtime.workflows.history(instance) for item in entry.inputs]
+        assert [(item[0], item[2]) for item in items[1:]] == [("done", None)]
+        assert items[0][1]["input"] is None
+        state = await runtime.workflows.get(instance)
+        assert (state.input, state.output) == (500, 1500)
+
+
 async def test_chosen_application() -> None:
     """With `app`, only what is listed."""
     runtime = Runtime([Tally], store="memory://")

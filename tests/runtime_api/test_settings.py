@@ -30,9 +30,12 @@ def test_sizes_durations_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units are understood wherever a setting comes from."""
     monkeypatch.setenv("MECHA_LEASE", "1m30s")
     monkeypatch.setenv("MECHA_RESOURCES_PATH", "a:b/c.yaml")
+    monkeypatch.setenv("MECHA_LARGE_VALUE_BYTES", "1Mi")
     settings = load_settings({"max_body_size": "16Mi", "drain": "500ms"})
     assert (settings.max_body_size, settings.drain, settings.lease) == (16 * 1024**2, 0.5, 90.0)
     assert settings.resources_path == (Path("a"), Path("b/c.yaml"))
+    assert settings.large_value_bytes == 1024**2
+    assert load_settings({"large_value_bytes": "512Ki"}).large_value_bytes == 512 * 1024
 
 
 def test_the_token_is_daprs_unless_it_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:

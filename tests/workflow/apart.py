@@ -20,6 +20,7 @@ from workflow.activities import WorkerLost, activity_info, run_here
 if TYPE_CHECKING:
     from workflow.definition import Needs
     from workflow.orders import Order
+    from workflow.payloads import Data, Keeper, Stored
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ class Processes:
         self.pids: list[int] = []
         self._losses = losses
 
-    async def run(self, order: Order, needs: Needs) -> bytes:
+    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> bytes | Stored:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.workflow.apart"),
             cwd=ROOT,
