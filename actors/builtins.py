@@ -83,3 +83,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 BUILTINS: Mapping[str, Method] = {name: make_method(name, function) for name, function in _FUNCTIONS.items()}
+
+ACTIVE_ONLY = frozenset({"$patch"})
+"""What only an actor that is active already can be asked for."""

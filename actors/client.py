@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.activation import Phase
 from actors.definition import definition_of
-from actors.errors import ActorNotActive, UnknownActorType
+from actors.errors import UnknownActorType
 from actors.message import Call, Heard
 from actors.names import check_name, stream_of
 from actors.ref import ActorRef, target_of
@@ -186,6 +186,7 @@ class ActorClient:
         return encode(found[1][name]) if found is not None and name in found[1] else None
 
     def is_active(self, actor_type: str, actor_id: str) -> bool:
+        """On this host."""
         return f"{actor_type}/{actor_id}" in self._host.activations
 
     def object_here(self, stream: str) -> Any | None:
@@ -276,8 +277,6 @@ class ActorClient:
     async def patch(self, actor_type: str, actor_id: str, operations: Sequence[Sequence[Any]]) -> None:
         """Set ([field, value]) or reset ([field]) fields of an active actor, all or nothing. Raises `ActorNotActive`,
         `InvalidState`."""
-        if not self.is_active(actor_type, actor_id):
-            raise ActorNotActive(f"actor {actor_type}/{actor_id} is not active")
         await self._builtin(actor_type, actor_id, "$patch", [list(o) for o in operations])
 
     async def set_reminder(

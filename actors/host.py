@@ -13,12 +13,13 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from actors.activation import Activation, cancel_turn
-from actors.builtins import BUILTINS
+from actors.builtins import ACTIVE_ONLY, BUILTINS
 from actors.clock import Clock, SystemClock
 from actors.definition import HOOKS
 from actors.errors import (
     ActorError,
     ActorMoved,
+    ActorNotActive,
     DeadlineExceeded,
     HostStopping,
     NotOwner,
@@ -355,6 +356,9 @@ class Host:
             callback(partition)
 
     def _activate(self, call: Call) -> Activation:
+        # One that may have been run before is looked for among the receipts, which takes an activation.
+        if call.internal and call.method_name in ACTIVE_ONLY and not call.attempt and not call.redelivered:
+            raise ActorNotActive(f"actor {call.stream} is not active")
         actor_type, _, actor_id = call.stream.partition("/")
         definition = self.types.get(actor_type)
         if definition is None:

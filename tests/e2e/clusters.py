@@ -61,6 +61,10 @@ class ClusterProcess:
                 self._lines.put(line)
         self._lines.put("")
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def stop(self) -> int:
         """Gracefully; the exit code."""
         assert self.process is not None

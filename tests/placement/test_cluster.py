@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from actors import ActorFailed, DeadlineExceeded, Deadlock, NotOwner, actor, context, method, send
+from actors import ActorFailed, ActorNotActive, DeadlineExceeded, Deadlock, NotOwner, actor, context, method, send
 from actors.placement.hop import decode_batch
 from statestores.memory import MemoryStore
 from statestores.model import partition_of
@@ -93,6 +93,40 @@ async def test_errors_cross_hosts(cluster: Cluster) -> None:
     await cluster.add("two", [2, 3])
     with pytest.raises(ActorFailed, match="ValueError: no"):
         await one.client.actor(Cell, of_partition(2)).fail()
+
+
+async def test_whether_an_actor_is_active_is_known_to_its_owner(cluster: Cluster) -> None:
+    """Fields are changed of an actor that is active, wherever that is; of one that is not, nowhere."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    for active in (of_partition(0), of_partition(2)):
+        await one.client.actor(Cell, active).add(1)
+        for amount, host in enumerate((one, two), start=40):
+            await host.client.patch("Cell", active, [["value", amount]])
+            assert await two.client.actor(Cell, active).read() == amount
+    for idle in (of_partition(0, 1), of_partition(2, 1)):
+        for host in (one, two):
+            with pytest.raises(ActorNotActive):
+                await host.client.patch("Cell", idle, [["value", 40]])
+            assert not host.client.is_active("Cell", idle)
+
+
+async def test_a_change_that_was_made_before_its_answer_was_lost_is_not_denied(cluster: Cluster) -> None:
+    """A change of fields that is made again, at an owner where the actor is not active, is answered by its receipt
+    (INV-8)."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    name = of_partition(2)
+    await one.client.actor(Cell, name).add(1)
+    cluster.network.hold("two", "one")
+    pending = asyncio.create_task(one.client.patch("Cell", name, [["value", 40]]))
+    activation = two.activations[f"Cell/{name}"]
+    await until(lambda: activation.version == 2 and not activation.uncommitted)
+    cluster.kill("two")
+    cluster.network.thaw("one")
+    three = await cluster.add("three", [2, 3])
+    await pending
+    assert await three.client.actor(Cell, name).read() == 40
 
 
 async def test_calls_gather_into_batches(cluster: Cluster) -> None:

@@ -1,4 +1,9 @@
-"""A real server on a free port, in a thread or in a process of its own, and clients for it."""
+"""A real server on a free port: in a thread, in a process of its own, or on the hosts of a cluster; and clients for it.
+
+The suites of the HTTP API and of the command line run on each placement: `sample` is the sample application here or on
+Ray, and `api` a client of it. Tests that stop or kill servers, set options of their own, or hold a store or a component
+of this process use `serve` or `mecha_process`, and so are local.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -20,6 +25,7 @@ from runtime_api.loader import load_application
 from runtime_api.runtime import Runtime
 from runtime_api.server import Server, bind
 from runtime_api.settings import Settings, load_settings
+from tests.placements import cluster_on
 
 SAMPLE_APP = Path(__file__).with_name("sample_app.py")
 ROOT = SAMPLE_APP.parents[2]
@@ -95,16 +101,37 @@ def serve() -> ServerFactory:
     return lambda **settings: ServerThread(str(SAMPLE_APP), **settings)
 
 
+BODY_LIMIT = 262_144
+
+
+class Sample(NamedTuple):
+    """The sample application as it is served for all tests that leave it as they found it: each uses actors and keys
+    of its own."""
+
+    placement: str
+    url: str
+
+
 @pytest.fixture(scope="session")
-def shared_server() -> Iterator[ServerThread]:
-    """One server for all tests that leave it as they found it: each uses actors and keys of its own."""
-    with ServerThread(str(SAMPLE_APP), max_body_size=262_144) as server:
-        yield server
+def sample_local() -> Iterator[str]:
+    with ServerThread(str(SAMPLE_APP), max_body_size=BODY_LIMIT) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def sample_ray(ray_address: str) -> Iterator[str]:
+    with cluster_on(ray_address, SAMPLE_APP, "sample", "--max-body-size", str(BODY_LIMIT)) as cluster:
+        yield cluster.url
 
 
 @pytest.fixture
-def api(shared_server: ServerThread) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=shared_server.url, timeout=30, trust_env=False) as client:
+def sample(placement: str, request: pytest.FixtureRequest) -> Sample:
+    return Sample(placement, request.getfixturevalue(f"sample_{placement}"))
+
+
+@pytest.fixture
+def api(sample: Sample) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=sample.url, timeout=30, trust_env=False) as client:
         yield client
 
 
@@ -181,12 +208,21 @@ def mecha() -> CliRun:
     return run
 
 
-@pytest.fixture(scope="module", params=["memory", "sqlite"])
-def state(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server whose own store serves as the component `statestore`, on each embedded store."""
-    urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path_factory.mktemp('state') / 'state.db'}"}
-    with (
-        ServerThread(str(SAMPLE_APP), store=urls[request.param]) as server,
-        httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client,
-    ):
+@pytest.fixture(scope="session")
+def state_memory() -> Iterator[str]:
+    with ServerThread(str(SAMPLE_APP), store="memory://") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def state_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ServerThread(str(SAMPLE_APP), store=f"sqlite:///{tmp_path_factory.mktemp('state') / 'state.db'}") as server:
+        yield server.url
+
+
+@pytest.fixture(params=["state_memory", "state_sqlite", "sample_ray"])
+def state(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    """A client of a server whose own store serves as the component `statestore`: on each embedded store, and on Ray with
+    Redis."""
+    with httpx.Client(base_url=request.getfixturevalue(request.param), timeout=30, trust_env=False) as client:
         yield client

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
-    from tests.runtime_api.conftest import ServerThread
+    from tests.runtime_api.conftest import Sample
 
     Mecha = Callable[..., str]
 
@@ -34,11 +34,11 @@ def invoke(url: str, *arguments: str, stdin: str = "") -> Result:
 
 
 @pytest.fixture
-def done(shared_server: ServerThread) -> Mecha:
+def done(sample: Sample) -> Mecha:
     """Runs a command against the server, expects success, and gives what it printed."""
 
     def run(*arguments: str, stdin: str = "") -> str:
-        ended = invoke(shared_server.url, *arguments, stdin=stdin)
+        ended = invoke(sample.url, *arguments, stdin=stdin)
         assert (ended.exit_code, ended.stderr) == (0, "")
         return ended.stdout
 
@@ -46,11 +46,11 @@ def done(shared_server: ServerThread) -> Mecha:
 
 
 @pytest.fixture
-def failed(shared_server: ServerThread) -> Callable[..., tuple[int, str]]:
+def failed(sample: Sample) -> Callable[..., tuple[int, str]]:
     """Runs a command against the server, expects failure, and gives the exit code and the one line it said."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        ended = invoke(shared_server.url, *arguments)
+        ended = invoke(sample.url, *arguments)
         assert ended.exit_code != 0
         assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
         return ended.exit_code, ended.stderr.strip()
@@ -107,7 +107,7 @@ def test_actor_commands(done: Mecha) -> None:
     done("actor", "delete", "Account", name)
 
 
-def test_listing_goes_over_pages(done: Mecha, shared_server: ServerThread) -> None:
+def test_listing_goes_over_pages(done: Mecha, sample: Sample) -> None:
     """The limit counts lines, not pages."""
     mark = uuid4().hex[:8]
     for n in range(3):

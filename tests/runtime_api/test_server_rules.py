@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.runtime_api.conftest import ServerThread
+    from tests.runtime_api.conftest import Sample
 
 NOT_FOUND = {
     "errorCode": "ERR_DIRECT_INVOKE",
@@ -62,25 +62,25 @@ def test_unknown_routes_and_wrong_verbs(api: httpx.Client, verb: str, path: str)
         assert answer.json() == NOT_FOUND
 
 
-def test_slashes(shared_server: ServerThread) -> None:
+def test_slashes(sample: Sample) -> None:
     """Repeated slashes collapse and a trailing one is tolerated, on every route."""
     for target in (b"//v1.0///healthz", b"/v1.0/healthz/", b"/v1.0//healthz//outbound//"):
-        assert get(shared_server.url, target).startswith(b"HTTP/1.1 204")
-    assert b"200 OK" in get(shared_server.url, b"/v1.0/actors//Account/slash//method/statement/")
+        assert get(sample.url, target).startswith(b"HTTP/1.1 204")
+    assert b"200 OK" in get(sample.url, b"/v1.0/actors//Account/slash//method/statement/")
 
 
 @pytest.mark.parametrize("target", [b"/v1.0/state/statestore/%", b"/v1.0/state/%zz/k", b"/v1.0/%ff", b"/%e2%28"])
-def test_bad_escapes(shared_server: ServerThread, target: bytes) -> None:
+def test_bad_escapes(sample: Sample, target: bytes) -> None:
     """A bad escape is 400 in plain text."""
-    answer = get(shared_server.url, target)
+    answer = get(sample.url, target)
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"content-type: text/plain" in answer
 
 
-def test_dot_segments_are_names(shared_server: ServerThread) -> None:
+def test_dot_segments_are_names(sample: Sample) -> None:
     """`.` and `..` are not resolved: as names of actors they are refused."""
     for name in (b".", b".."):
-        answer = get(shared_server.url, b"/v1.0/actors/Account/" + name + b"/method/statement")
+        answer = get(sample.url, b"/v1.0/actors/Account/" + name + b"/method/statement")
         assert answer.startswith(b"HTTP/1.1 400")
         assert b"ERR_BAD_REQUEST" in answer
 
@@ -105,21 +105,21 @@ def test_long_bodies_below_the_limit(api: httpx.Client) -> None:
     assert api.post(where, content=(long[at : at + 50_000] for at in range(0, len(long), 50_000))).content == long
 
 
-def test_early_refusal_of_an_announced_body(shared_server: ServerThread) -> None:
+def test_early_refusal_of_an_announced_body(sample: Sample) -> None:
     """A client that waits for 100 Continue is refused before it sends anything."""
     answer = raw(
-        shared_server.url,
+        sample.url,
         b"POST /v1.0/actors/Account/a/method/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n"
         b"expect: 100-continue\r\nconnection: close\r\n\r\n",
     )
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-def test_pipelined_requests(shared_server: ServerThread) -> None:
+def test_pipelined_requests(sample: Sample) -> None:
     """Requests sent in one go are answered in order, hot and general ones mixed."""
     one = b"POST /v1.0/actors/Account/pipe/method/deposit HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1"
     other = b"POST /v1.0/actors//Account/pipe/method/deposit HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n"
-    answer = raw(shared_server.url, one + other + b"\r\n1" + one + other + b"connection: close\r\n\r\n1")
+    answer = raw(sample.url, one + other + b"\r\n1" + one + other + b"connection: close\r\n\r\n1")
     assert [part.partition(b"\r\n\r\n")[2][:1] for part in answer.split(b"HTTP/1.1 200 OK")[1:]] == [
         b"1",
         b"2",
@@ -128,10 +128,10 @@ def test_pipelined_requests(shared_server: ServerThread) -> None:
     ]
 
 
-def test_rubbish_is_refused(shared_server: ServerThread) -> None:
+def test_rubbish_is_refused(sample: Sample) -> None:
     """What is no HTTP gets a 400, and the server goes on."""
-    assert raw(shared_server.url, b"\x00\x01rubbish\r\n\r\n").startswith(b"HTTP/1.1 400")
-    assert get(shared_server.url, b"/v1.0/healthz").startswith(b"HTTP/1.1 204")
+    assert raw(sample.url, b"\x00\x01rubbish\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert get(sample.url, b"/v1.0/healthz").startswith(b"HTTP/1.1 204")
 
 
 @pytest.mark.parametrize(

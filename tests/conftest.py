@@ -1,0 +1,26 @@
+"""What a session starts once, for all of its tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.placements import PLACEMENTS, RayHead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Of the session's Ray. Clusters that have it share nothing but the processes it starts."""
+    pytest.importorskip("ray")
+    with RayHead() as head:
+        yield head.address
+
+
+@pytest.fixture(params=PLACEMENTS)
+def placement(request: pytest.FixtureRequest) -> str:
+    """Where the application of this test runs: whoever asks for it is tested on each placement."""
+    return str(request.param)
