@@ -32,6 +32,7 @@ from statestores.codec import decode, encode
 from workflow.errors import (
     Failure,
     InstanceNotFound,
+    InvalidWorkflowInput,
     WorkflowError,
     WorkflowFailed,
     WorkflowStalled,
@@ -52,6 +53,8 @@ PATIENCE_S = 30.0
 _PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
 _FOR_NOW = frozenset({429, 502, 503, 504})
+_TRY_AGAIN = frozenset({429, 503})
+_OF_WORKFLOWS = ("/v1.0/workflows/", "/v1.0/mecha/workflows/")
 _POLL_S = 5.0
 # How long one attempt may take that has no time of its own: the next one finds its receipt, or waits for its turn.
 _ATTEMPT_S = 10.0
@@ -339,10 +342,13 @@ def _error_of(answer: httpx.Response, where: str) -> Exception:
         return _invoke_error(message)
     if code == "ERR_INSTANCE_ID_NOT_FOUND":
         return InstanceNotFound(message.rpartition(": ")[2])
-    known = _ERRORS.get(code, actor_errors.Retriable if answer.status_code in (429, 503) else ActorError)
-    if issubclass(known, ActorError) and known is not actor_errors.Deadlock:
+    known = _ERRORS.get(code, actor_errors.Retriable if answer.status_code in _TRY_AGAIN else None)
+    of_workflows = where.startswith(_OF_WORKFLOWS)
+    if of_workflows and known is actor_errors.InvalidArguments:
+        return InvalidWorkflowInput(message)
+    if known is not None and issubclass(known, ActorError) and known is not actor_errors.Deadlock:
         return known(message)
-    return WorkflowError(message) if "/workflows/" in where else ActorError(f"{code}: {message}")
+    return WorkflowError(message) if of_workflows else ActorError(f"{code}: {message}")
 
 
 def _invoke_error(message: str) -> ActorError:

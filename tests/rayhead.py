@@ -1,7 +1,5 @@
-"""A small Ray of its own for the tests of one session, as `mecha run` starts one, and no application on it yet.
-
-    python -m tests.rayhead           prints its address when it is up, and ends with its standard input
-"""
+"""``python -m tests.rayhead``: a small Ray, as `mecha run` starts one, without an application. It prints its address
+when it is up, and ends when its standard input does."""
 
 from __future__ import annotations
 

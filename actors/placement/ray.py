@@ -317,6 +317,7 @@ class _ControllerActor:
     async def _status(self) -> dict[str, Any]:
         supervisor = self._supervisor
         return {
+            "pid": os.getpid(),
             "wanted": supervisor.wanted._asdict(),
             "settled": supervisor.is_settled,
             "serving": sum(bool(report.owned) for report in supervisor.reports()),
@@ -354,7 +355,7 @@ class RayCluster:
             raise PeerGone(name) from error
 
     async def status(self) -> dict[str, Any]:
-        """What the controller sees: hosts with their partitions, epochs, lag and activations. Raises `PeerGone` while
+        """What the controller (`pid`) sees: hosts with their partitions, epochs, lag and activations. Raises `PeerGone` while
         there is no controller."""
         status: dict[str, Any] = await self._ask("status")
         return status

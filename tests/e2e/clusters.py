@@ -151,22 +151,18 @@ class Connection:
 
 async def hosts_of(port: int) -> list[dict[str, Any]]:
     """The hosts of a cluster, those that own something first."""
+    return sorted((await _status(port))["hosts"], key=lambda host: -len(host["owned"]))
+
+
+async def pid_of_controller(port: int) -> int:
+    """Of the controller of a cluster on this machine, once it has one."""
+    return int((await _status(port))["pid"])
+
+
+async def _status(port: int) -> dict[str, Any]:
     connection = Connection(port)
     try:
-        status = await connection.insist("GET", "/v1.0/mecha/cluster")
+        status: dict[str, Any] = await connection.insist("GET", "/v1.0/mecha/cluster")
     finally:
         connection.close()
-    return sorted(status["hosts"], key=lambda host: -len(host["owned"]))
-
-
-def pid_of_controller() -> int | None:
-    """Of the controller on this machine."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                title = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"_ControllerActor" in title:
-                return int(process.name)
-    return None
+    return status

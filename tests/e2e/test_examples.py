@@ -1,7 +1,12 @@
-"""The small examples run as their first lines say, and print what they promise."""
+"""The small examples run as their first lines say, and print what they promise.
+
+The guestbook is an application to be served, so it is on each placement. The others are programs with a runtime inside,
+which is local by its nature.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from examples import guestbook
+from tests.placements import cluster_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pytest
 
 ROOT = Path(__file__).parents[2]
 _TIMEOUT_S = 60
@@ -77,8 +85,9 @@ def request_of(arguments: list[str], server: str) -> httpx.Request:
     return httpx.Request(method or ("GET" if body is None else "POST"), url, content=body)
 
 
-def test_guestbook_answers_as_its_text_says(tmp_path: Path) -> None:
-    """Every curl line of the guestbook's text gets the answer printed below it, from a real server."""
+@contextlib.contextmanager
+def guestbook_here(tmp_path: Path) -> Iterator[str]:
+    """`mecha run`; it ends gracefully, with exit code 0."""
     command = [sys.executable, "-m", "runtime_api.cli", "run", "examples/guestbook.py", "--port", "0"]
     store = f"sqlite:///{tmp_path / 'guestbook.db'}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MECHA_", "DAPR_"))}
@@ -87,15 +96,31 @@ def test_guestbook_answers_as_its_text_says(tmp_path: Path) -> None:
         assert server.stdout is not None
         ready = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
         assert ready is not None
-        lines = list(curl_lines())
-        assert len(lines) == 5
-        with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client:
-            for arguments, expected in lines:
-                answer = client.send(request_of(arguments, ready[0])).raise_for_status().json()
-                given = {name: answer[name] for name in expected} if isinstance(expected, dict) else answer
-                assert given == expected
+        yield ready[0]
         server.terminate()
         assert server.wait(_TIMEOUT_S) == 0
     finally:
         server.kill()
         server.communicate(timeout=_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def guestbook_on(ray_address: str) -> Iterator[str]:
+    """`mecha run --placement ray`; it ends gracefully, with exit code 0."""
+    with cluster_on(ray_address, ROOT / "examples" / "guestbook.py", "guestbook") as cluster:
+        yield cluster.url
+        assert cluster.stop() == 0
+
+
+def test_guestbook_answers_as_its_text_says(placement: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Every curl line of the guestbook's text gets the answer printed below it, from a real server and from a real
+    cluster."""
+    local = placement == "local"
+    served = guestbook_here(tmp_path) if local else guestbook_on(request.getfixturevalue("ray_address"))
+    with served as url, httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client:
+        lines = list(curl_lines())
+        assert len(lines) == 5
+        for arguments, expected in lines:
+            answer = client.send(request_of(arguments, url)).raise_for_status().json()
+            given = {name: answer[name] for name in expected} if isinstance(expected, dict) else answer
+            assert given == expected

@@ -1,4 +1,7 @@
-"""A real cluster on Ray and a real Redis: hosts die, freeze, are replaced, and nothing is lost, doubled or refused."""
+"""A real cluster on Ray and a real Redis: hosts die, freeze, are replaced, and nothing is lost, doubled or refused.
+
+They are on the Ray of the session, but for the random programs: those have one of their own, as `mecha run` starts it.
+"""
 
 from __future__ import annotations
 
@@ -105,9 +108,9 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(redis: RedisServer, app: Path) -> Iterator[ClusterProcess]:
+def cluster(redis: RedisServer, app: Path, ray_address: str) -> Iterator[ClusterProcess]:
     """Two hosts that serve and one spare, with the reaction times of a small lease."""
-    with ClusterProcess(app, redis.url + "?namespace=tally", "--lease", "2s") as running:
+    with ClusterProcess(app, redis.url + "?namespace=tally", "--lease", "2s", "--ray-address", ray_address) as running:
         yield running
 
 
@@ -274,9 +277,7 @@ async def test_a_killed_controller_comes_back(cluster: ClusterProcess) -> None:
 
     async def kill_both() -> None:
         victim = (await hosts_of(cluster.port))[0]
-        controller = pid_of_controller()
-        assert controller is not None
-        os.kill(controller, signal.SIGKILL)
+        os.kill(await pid_of_controller(cluster.port), signal.SIGKILL)
         os.kill(victim["pid"], signal.SIGKILL)
 
     await under_load(cluster.port, "controller", kill_both)
@@ -330,9 +331,10 @@ async def test_random_programs_while_it_is_hurt(seed: int) -> None:
         assert await verifier.run() == {}
 
 
-async def test_registers_are_linearizable_while_it_is_hurt() -> None:
+async def test_registers_are_linearizable_while_it_is_hurt(ray_address: str) -> None:
     """INV-7: whatever clients were answered by registers, asked without keys, while hosts are killed and frozen and the
     store is restarted, one register that does one thing at a time would have answered too."""
     app = Path(__file__).with_name("verifier_app.py")
-    with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, "--lease", "2s") as cluster:
+    options = ("--lease", "2s", "--ray-address", ray_address, "--app-id", "registers")
+    with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, *options) as cluster:
         await linearizability.play(cluster.port, redis, seconds=15, seed=1)

@@ -159,8 +159,8 @@ class Verifier:
             if kind == "redis":
                 await asyncio.to_thread(self.redis.restart)
             elif kind == "controller":
-                pid = pid_of_controller()
-                if pid is not None:
+                pid = await pid_of_controller(self.port)
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             else:
                 hosts = await hosts_of(self.port)

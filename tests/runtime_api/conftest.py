@@ -222,7 +222,7 @@ def state_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(params=["state_memory", "state_sqlite", "sample_ray"])
 def state(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
-    """A client of a server whose own store serves as the component `statestore`: on each embedded store, and on Ray with
-    Redis."""
+    """A client of a server whose own store serves as the component `statestore`: on each embedded store, and on Ray
+    with Redis."""
     with httpx.Client(base_url=request.getfixturevalue(request.param), timeout=30, trust_env=False) as client:
         yield client

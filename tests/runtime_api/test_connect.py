@@ -1,9 +1,14 @@
-"""A server used from another process, by `Runtime.connect`."""
+"""The Python surface, whatever is behind it: a runtime of this test, a server, or a cluster, which is
+reached by HTTP or by Ray.
+
+The tests from `test_a_server_in_another_process` on are local: they are about the client and its connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -18,90 +23,180 @@ from actors import (
     UnknownMethod,
 )
 from runtime_api import Runtime, connect
-from tests.runtime_api.sample_app import Account, Gate, breaking, doubling
-from workflow.errors import InstanceNotFound, WorkflowFailed
+from runtime_api.connect import Connection
+from tests.runtime_api import sample_app
+from tests.runtime_api.sample_app import Account, Gate, approval, breaking, doubling
+from workflow.errors import InstanceNotFound, InvalidWorkflowInput, WorkflowError, WorkflowFailed, WorkflowTerminated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tests.runtime_api.conftest import Sample
+
+Served: TypeAlias = Runtime | Connection
+
+
+@pytest.fixture(scope="module")
+def joined(ray_address: str) -> Iterator[str]:
+    """This process is a program of the session's Ray, for all tests of this file: joining takes a second."""
+    from actors.placement.ray import join_ray, stop_ray
+
+    assert join_ray(ray_address), "another test has left this process in a Ray"
+    yield ray_address
+    stop_ray()
+
+
+@pytest.fixture(params=["embedded", "local", "ray", "ray by ray"])
+async def runtime(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    """Of the sample application."""
+    if request.param == "embedded":
+        async with Runtime(sample_app, store="memory://") as embedded:
+            yield embedded
+        return
+    if request.param == "ray by ray":
+        request.getfixturevalue("sample_ray")
+        connection = Runtime.connect(f"ray:{request.getfixturevalue('joined')}", app_id="sample")
+    else:
+        connection = Runtime.connect(request.getfixturevalue(f"sample_{request.param}"))
+    async with connection:
+        yield connection
 
 
 @pytest.fixture
-def url(mecha_process: Callable[..., Any]) -> Iterator[str]:
-    with mecha_process("--store", "memory://") as server:
-        yield server.url
+def name() -> str:
+    """An id nobody else uses."""
+    return uuid4().hex
 
 
-async def test_actors_are_called_by_typed_references(url: str) -> None:
+async def test_actors_are_called_by_typed_references(runtime: Served, name: str) -> None:
     """A reference from outside is as good as one inside: typed, validated, with results of the annotated types."""
-    async with Runtime.connect(url) as runtime:
-        account = runtime.actor(Account, "far")
-        assert await account.deposit(5) == 5
-        assert await account.rename("Ada", bonus=2) == "Ada:7"
-        assert await runtime.actor("Account", "far").statement() == 7
+    account = runtime.actor(Account, name)
+    assert await account.deposit(5) == 5
+    assert await account.rename("Ada", bonus=2) == "Ada:7"
+    assert await runtime.actor("Account", name).statement() == 7
 
 
-async def test_a_call_takes_effect_once(url: str) -> None:
-    """An idempotency key given through a reference is the server's (INV-8)."""
-    async with Runtime.connect(url) as runtime:
-        for _ in range(3):
-            assert await runtime.actor(Account, "once", idempotency_key="a").deposit(5) == 5
+async def test_a_call_takes_effect_once(runtime: Served, name: str) -> None:
+    """A call that is made again with its idempotency key gets the first answer (INV-8), also when others came
+    between."""
+    for _ in range(3):
+        assert await runtime.actor(Account, name, idempotency_key="a").deposit(5) == 5
+        await runtime.actor(Account, name).deposit(1)
+    assert await runtime.actor(Account, name).statement() == 8
 
 
-async def test_errors_arrive_as_what_they_are(url: str) -> None:
+async def test_errors_arrive_as_what_they_are(runtime: Served, name: str) -> None:
     """What went wrong over there is raised here, as the same kind of error."""
-    async with Runtime.connect(url) as runtime:
-        account: Any = runtime.actor("Account", "wrong")
-        with pytest.raises(ActorFailed, match="ValueError: no luck"):
-            await account.fail("no luck")
-        with pytest.raises(UnknownMethod):
-            await account.fly()
-        with pytest.raises(InvalidArguments):
-            await account.deposit("much")
-        with pytest.raises(UnknownActorType):
-            await runtime.actor("Nobody", "x").do()
-        with pytest.raises(DeadlineExceeded):
-            await runtime.actor(Gate, "slow", timeout=0.05).enter()
-        assert await account.statement() == 0
+    account: Any = runtime.actor("Account", name)
+    with pytest.raises(ActorFailed, match="ValueError: no luck"):
+        await account.fail("no luck")
+    with pytest.raises(UnknownMethod):
+        await account.fly()
+    with pytest.raises(InvalidArguments):
+        await account.deposit("much")
+    with pytest.raises(UnknownActorType):
+        await runtime.actor("Nobody", "x").do()
+    with pytest.raises(DeadlineExceeded):
+        await runtime.actor(Gate, name, timeout=0.05).enter()
+    assert await account.statement() == 0
 
 
-async def test_messages_are_accepted(url: str) -> None:
+async def test_messages_are_accepted(runtime: Served, name: str) -> None:
     """A one-way message from outside is durable when `send` returns, and takes effect."""
-    async with Runtime.connect(url) as runtime:
-        account = runtime.actor(Account, "sent")
-        await runtime.send(account.deposit, 4)
-        assert await account.deposit(1) in (1, 5)
-        while await account.statement() < 5:
-            pass
+    account = runtime.actor(Account, name)
+    await runtime.send(account.deposit, 4)
+    assert await account.deposit(1) in (1, 5)
+    while await account.statement() < 5:
+        pass
 
 
-async def test_a_message_that_is_sent_again_is_one_message(url: str) -> None:
+async def test_workflows(runtime: Served, name: str) -> None:
+    """Workflows are started, awaited, looked at and forgotten; a start with one id is one start."""
+    assert await runtime.workflows.run(doubling, 21) == 84
+    assert await runtime.workflows.start("doubling", 4, instance_id=name) == name
+    assert await runtime.workflows.wait(name) == 16
+    shown = await runtime.workflows.get(name)
+    assert (shown.name, shown.status, shown.input, shown.output) == ("doubling", "COMPLETED", 4, 16)
+    await runtime.workflows.purge(name)
+    with pytest.raises(InstanceNotFound):
+        await runtime.workflows.get(name)
+    with pytest.raises(WorkflowFailed, match="bad day"):
+        await runtime.workflows.run(breaking, "bad day")
+
+
+async def test_a_workflow_that_waits(runtime: Served, name: str) -> None:
+    """An instance shows that it waits, can be waited for with a limit, is paused and goes on, and ends by its event."""
+    await runtime.workflows.start(approval, {"n": 1}, instance_id=name)
+    with pytest.raises(TimeoutError):
+        await runtime.workflows.wait(name, 0.01)
+    await runtime.workflows.pause(name)
+    shown = await runtime.workflows.get(name)
+    assert (shown.status, shown.custom_status) == ("SUSPENDED", "waiting")
+    await runtime.workflows.raise_event(name, "approve", {"by": "me"})
+    await runtime.workflows.resume(name)
+    assert await runtime.workflows.wait(name) == {"asked": {"n": 1}, "answer": {"by": "me"}}
+
+
+async def test_a_workflow_that_is_ended(runtime: Served, name: str) -> None:
+    """A terminated instance says so to who waits for it; only an ended one can be purged."""
+    await runtime.workflows.start(approval, {}, instance_id=name)
+    with pytest.raises(WorkflowError):
+        await runtime.workflows.purge(name)
+    await runtime.workflows.terminate(name)
+    with pytest.raises(WorkflowTerminated):
+        await runtime.workflows.wait(name)
+    await runtime.workflows.purge(name)
+
+
+async def test_wrong_starts(runtime: Served, name: str) -> None:
+    """An id in use, an unfit input and an unknown name are errors of workflows, and start nothing."""
+    await runtime.workflows.start(approval, {}, instance_id=name)
+    with pytest.raises(WorkflowError, match="already exists"):
+        await runtime.workflows.start(approval, {}, instance_id=name)
+    await runtime.workflows.terminate(name)
+    with pytest.raises(InvalidWorkflowInput):
+        await runtime.workflows.start(doubling, "much", instance_id=f"{name}-2")
+    with pytest.raises(WorkflowError, match="no workflow named 'nix'"):
+        await runtime.workflows.start("nix", instance_id=f"{name}-2")
+    with pytest.raises(InstanceNotFound):
+        await runtime.workflows.get(f"{name}-2")
+
+
+async def test_a_start_takes_effect_once(runtime: Served, name: str) -> None:
+    """A start that is repeated with its key is the first one, while the instance runs and when it has ended (INV-8)."""
+
+    async def start() -> None:
+        await runtime.workflows.start(approval, {}, instance_id=name, idempotency_key="k")
+
+    await start()
+    await start()
+    await runtime.workflows.raise_event(name, "approve", 1)
+    assert await runtime.workflows.wait(name) == {"asked": {}, "answer": 1}
+    await start()
+    assert (await runtime.workflows.get(name)).status == "COMPLETED"
+
+
+async def test_a_message_that_is_sent_again_is_one_message(sample: Sample, name: str) -> None:
     """`send` over HTTP heeds the idempotency key, so that a client whose answer was lost can repeat it (INV-8)."""
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as http, Runtime.connect(url) as runtime:
+    async with httpx.AsyncClient(base_url=sample.url, trust_env=False) as http, Runtime.connect(sample.url) as runtime:
+        where = f"/v1.0/mecha/actors/Account/{name}/send/deposit"
         for _ in range(3):
-            sent = await http.post(
-                "/v1.0/mecha/actors/Account/told/send/deposit", content=b"4", headers={"idempotency-key": "one"}
-            )
+            sent = await http.post(where, content=b"4", headers={"idempotency-key": "one"})
             assert sent.status_code == 202
-        last = await http.post("/v1.0/mecha/actors/Account/told/send/deposit", content=b"1")
+        last = await http.post(where, content=b"1")
         assert last.status_code == 202
-        account = runtime.actor(Account, "told")
+        account = runtime.actor(Account, name)
         while (balance := await account.statement()) < 5:
             pass
         assert balance == 5
 
 
-async def test_workflows(url: str) -> None:
-    """Workflows are started, awaited and looked at; a start with one id is one start."""
-    async with Runtime.connect(url) as runtime:
-        assert await runtime.workflows.run(doubling, 21) == 84
-        assert await runtime.workflows.start("doubling", 4, instance_id="four") == "four"
-        assert await runtime.workflows.wait("four") == 16
-        assert (await runtime.workflows.get("four")).status == "COMPLETED"
-        await runtime.workflows.purge("four")
-        with pytest.raises(InstanceNotFound):
-            await runtime.workflows.get("four")
-        with pytest.raises(WorkflowFailed, match="bad day"):
-            await runtime.workflows.run(breaking, "bad day")
+async def test_a_server_in_another_process(mecha_process: Callable[..., Any]) -> None:
+    """What is served by `mecha run` is reached in the same way."""
+    with mecha_process("--store", "memory://") as server:
+        async with Runtime.connect(server.url) as runtime:
+            assert await runtime.actor(Account, "far").deposit(5) == 5
+            assert await runtime.workflows.run(doubling, 1) == 4
 
 
 async def test_addresses_are_checked() -> None:
