@@ -17,7 +17,11 @@ from statestores.model import Reminder, TurnCommit, partition_of
 from tests.actors.worlds import settled, until
 
 if TYPE_CHECKING:
+    from actors import ActorClient
     from tests.actors.worlds import World
+
+
+_LATER_S = 0.04
 
 
 class Wall:
@@ -37,6 +41,7 @@ class Wall:
 @actor
 class Alarm:
     rings: list[list[Any]] = field(default_factory=list)
+    heard: int = 0
 
     @method
     async def set(self, name: str, options: dict[str, Any]) -> None:
@@ -94,6 +99,10 @@ class Alarm:
         self._gate.set()
 
     @method
+    async def hear(self) -> None:
+        self.heard += 1
+
+    @method
     async def set_and_fail(self) -> None:
         context().set_reminder("r", due=0)
         context().set_timer("t", due=0)
@@ -115,6 +124,21 @@ class Alarm:
 def rings(world: World) -> int:
     """Committed ticks, that is: state events of alarms that came from a reminder or timer."""
     return sum(1 for c in world.lever.commits for e in c.events if b'"rings"' in e.data)
+
+
+async def wait_witness(world: World, client: ActorClient) -> None:
+    """Returns when a reminder and a timer have come that are due later than any other wake-up of the test: so what
+    should not come had every chance to."""
+
+    def heard() -> int:
+        return sum(1 for c in world.lever.commits for e in c.events if b'"heard"' in e.data)
+
+    before = heard()
+    await client.set_reminder("Alarm", "witness", "r", {"due": _LATER_S, "callback": "hear"})
+    await client.set_timer("Alarm", "witness", "t", {"due": _LATER_S, "callback": "hear"})
+    await until(lambda: heard() == before + 2)
+    host = client._host
+    await until(lambda: not host.reminders._ticking and ("Alarm/witness", "t") not in host.timers._running)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +212,7 @@ async def test_reminder_replaced_inside_its_own_tick(world: World) -> None:
     client = await world.client(Alarm)
     await client.actor(Alarm, "a").set("r", {"due": 0, "period": 0.005, "callback": "ring_and_replace"})
     await until(lambda: rings(world) == 3)  # the method sets a timer, too
-    await asyncio.sleep(0.03)
+    await wait_witness(world, client)
     assert sorted(await client.actor(Alarm, "a").rung()) == [["first"], ["r", "second"], ["timer t", "second"]]
 
 
@@ -197,7 +221,7 @@ async def test_reminder_cleared_inside_its_own_tick(world: World) -> None:
     client = await world.client(Alarm)
     await client.actor(Alarm, "a").set("r", {"due": 0, "period": 0.005, "callback": "ring_and_clear"})
     await until(lambda: rings(world) == 1)
-    await asyncio.sleep(0.03)
+    await wait_witness(world, client)
     assert await client.actor(Alarm, "a").rung() == [["last"]]
     assert await client.reminders("Alarm", "a") == []
 
@@ -321,7 +345,7 @@ async def test_tick_takes_effect_once_across_a_crash(world: World) -> None:
     world.lever.on_commit = None
     client = await world.client(Alarm)
     await until(lambda: rings(world) >= 1 or not client._host.reminders._ticking)
-    await asyncio.sleep(0.02)
+    await wait_witness(world, client)
     assert await client.actor(Alarm, "a").rung() == [["ring", None]]
 
 
@@ -333,7 +357,7 @@ async def test_tick_whose_answer_was_lost_is_not_repeated(world: World, monkeypa
     world.lever.lose_answers = 1
     await until(lambda: rings(world) == 1)
     await until(lambda: not client._host.reminders._ticking)
-    await asyncio.sleep(0.03)
+    await wait_witness(world, client)
     assert await client.actor(Alarm, "a").rung() == [["ring", None]]
 
 
@@ -342,7 +366,7 @@ async def test_failed_turn_sets_nothing(world: World) -> None:
     client = await world.client(Alarm)
     with pytest.raises(Exception, match="no"):
         await client.actor(Alarm, "a").set_and_fail()
-    await asyncio.sleep(0.02)
+    await wait_witness(world, client)
     assert await client.actor(Alarm, "a").rung() == []
     assert await client.reminders("Alarm", "a") == []
 
@@ -374,7 +398,7 @@ async def test_deletion_takes_reminders_and_timers_along(world: World) -> None:
     await alarm.set("r", {"due": 0.03})
     await alarm.set_timer("t", {"due": 0.03})
     assert await client.delete("Alarm", "a") is True
-    await asyncio.sleep(0.06)
+    await wait_witness(world, client)
     assert await client.history("Alarm", "a") == []
     assert await alarm.rung() == []
     assert await alarm.names() == []
@@ -407,12 +431,12 @@ async def test_timer_kinds(world: World) -> None:
     assert rung[0] == ["timer once", 1]
     assert set(map(str, rung[1:])) == {"['ring', None]"}
     count = len(rung)
-    await asyncio.sleep(0.03)
+    await wait_witness(world, host.client)
     assert len(await alarm.rung()) <= count + 1
     await alarm.set_timer("later", {"due": 0.02})
     await host.stop()
     client = await world.client(Alarm)
-    await asyncio.sleep(0.04)
+    await wait_witness(world, client)
     assert ["timer later", None] not in await client.actor(Alarm, "a").rung()
 
 
@@ -422,7 +446,7 @@ async def test_timer_changed_inside_its_own_tick(world: World, callback: str, ex
     client = await world.client(Alarm)
     await client.actor(Alarm, "a").set_timer("t", {"due": 0, "period": 0.005, "callback": callback})
     await until(lambda: rings(world) == expected)
-    await asyncio.sleep(0.03)
+    await wait_witness(world, client)
     rung = await client.actor(Alarm, "a").rung()
     assert len(rung) == expected
     assert client._host.timers._running == {}

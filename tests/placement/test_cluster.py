@@ -223,12 +223,15 @@ async def test_a_hand_over_fails_no_call(cluster: Cluster) -> None:
     one = await cluster.add("one", [0, 1, 2, 3])
     two = await cluster.add("two", [])
     names = [of_partition(p, n) for p in range(PARTITIONS) for n in range(3)]
+    shifted = asyncio.Event()
 
-    async def load(host_name: str) -> None:
-        host = cluster.hosts[host_name]
-        for round_ in range(30):
+    async def load(host_name: str) -> int:
+        host, rounds = cluster.hosts[host_name], 0
+        while rounds < 30 or not shifted.is_set():
             await asyncio.gather(*(host.client.actor(Cell, name).add(1) for name in names))
-            await asyncio.sleep(0 if round_ % 5 else 0.01)
+            rounds += 1
+            await asyncio.sleep(0)
+        return rounds
 
     async def shift() -> None:
         for _ in range(3):
@@ -236,9 +239,10 @@ async def test_a_hand_over_fails_no_call(cluster: Cluster) -> None:
             await cluster.placement("two").take([2, 3], force=False)
             await cluster.placement("two").give([2, 3], 2.0)
             await cluster.placement("one").take([2, 3], force=False)
+        shifted.set()
 
-    await asyncio.gather(load("one"), load("two"), shift())
-    assert [await two.client.actor(Cell, name).read() for name in names] == [60] * len(names)
+    rounds, more, _ = await asyncio.gather(load("one"), load("two"), shift())
+    assert [await two.client.actor(Cell, name).read() for name in names] == [rounds + more] * len(names)
     assert one.owned() == [0, 1, 2, 3]
 
 
