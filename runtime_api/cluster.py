@@ -75,6 +75,7 @@ class ClusterHost:
         )
         self._server: _HostServer | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._is_stopping = False
         self._url = ""
 
     def _place(self, host: Host) -> ClusterPlacement:
@@ -98,8 +99,14 @@ class ClusterHost:
         with listener:
             await self.placement.serves.wait()
             await server.serve(sockets=[listener])
+        if not self._is_stopping:
+            # Told to end over HTTP, of which the controller knows nothing. It sees the end of a process, and makes
+            # another host; one that lived on without serving would be counted for ever.
+            await server.end_runtime()
+            os._exit(0)
 
     async def stop(self, timeout_s: float) -> None:
+        self._is_stopping = True
         if self._server is None or self._serving is None:
             return
         if self.placement.serves.is_set():

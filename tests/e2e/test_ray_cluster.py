@@ -258,6 +258,22 @@ async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:
     assert killed[0] not in {host["name"] for host in hosts}
 
 
+async def test_a_host_that_is_told_to_end_is_replaced(cluster: ClusterProcess) -> None:
+    """POST /v1.0/shutdown ends the host that gets it, as it ends a server: gracefully, without failed calls; another one
+    takes its place."""
+    before = {host["name"] for host in await settled(cluster.port)}
+
+    async def end() -> None:
+        connection = Connection(cluster.port)
+        await connection.request("POST", "/v1.0/shutdown")
+        connection.close()
+        await wait_hosts(cluster.port, lambda hosts: len(before - {host["name"] for host in hosts}) == 1)
+
+    load = await under_load(cluster.port, "end", end)
+    assert [failure for failure in load.failures if failure.startswith("Failed")] == []
+    await settled(cluster.port)
+
+
 async def test_a_frozen_host_is_passed_by(cluster: ClusterProcess) -> None:
     """A stopped host (SIGSTOP) loses what it owns when its lease ends; awake again it changes nothing (INV-2)."""
 
