@@ -355,8 +355,8 @@ class RayCluster:
             raise PeerGone(name) from error
 
     async def status(self) -> dict[str, Any]:
-        """What the controller (`pid`) sees: hosts with their partitions, epochs, lag and activations. Raises `PeerGone` while
-        there is no controller."""
+        """What the controller (`pid`) sees: hosts with their partitions, epochs, lag and activations. Raises `PeerGone`
+        while there is no controller."""
         status: dict[str, Any] = await self._ask("status")
         return status
 

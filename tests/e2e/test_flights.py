@@ -1,4 +1,8 @@
-"""The main job on real input, killed and started again: the totals are exactly the file's."""
+"""The main job on real input, killed and started again: the totals are exactly the file's.
+
+Local: the job is a program with a runtime inside, and its kills are timed by the growth of its SQLite file. Hosts of a
+cluster are killed under load in `test_ray_cluster.py`.
+"""
 
 from __future__ import annotations
 

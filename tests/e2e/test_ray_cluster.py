@@ -259,8 +259,8 @@ async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:
 
 
 async def test_a_host_that_is_told_to_end_is_replaced(cluster: ClusterProcess) -> None:
-    """POST /v1.0/shutdown ends the host that gets it, as it ends a server: gracefully, without failed calls; another one
-    takes its place."""
+    """POST /v1.0/shutdown ends the host that gets it, as it ends a server: gracefully, without failed calls; another
+    one takes its place."""
     before = {host["name"] for host in await settled(cluster.port)}
 
     async def end() -> None:

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from actors import actor, context, event, method
-from workflow import activity, set_status, wait_event, workflow
+from workflow import ActorCallFailed, RetryPolicy, activity, activity_info, send, set_status, wait_event, workflow
+from workflow import actor as actor_of
 
 
 @actor
@@ -122,6 +123,37 @@ async def double(value: int) -> int:
 @workflow
 async def doubling(value: int = 1) -> int:
     return await double(await double(value))
+
+
+@activity
+def double_in_thread(value: int) -> int:
+    return value * 2
+
+
+@activity(retry=RetryPolicy(max_attempts=3, initial_interval="5ms"))
+async def third_time(text: str) -> str:
+    if activity_info().attempt < 3:
+        raise ConnectionError("not yet")
+    return text
+
+
+@workflow
+async def journey(account: str) -> dict[str, Any]:
+    """Each kind of durable step."""
+    answer: dict[str, Any] = {}
+    answer["together"] = await asyncio.gather(double(1), double_in_thread(2), third_time("at last"))
+    await asyncio.sleep(0.01)
+    try:
+        await asyncio.wait_for(wait_event("never"), 0.01)
+    except TimeoutError:
+        answer["never"] = "did not come"
+    answer["balance"] = await actor_of(Account, account).deposit(5)
+    try:
+        await actor_of(Account, account).fail("no funds")
+    except ActorCallFailed as error:
+        answer["failed"] = error.error_type
+    send(actor_of(Account, account).deposit, 2)
+    return answer
 
 
 @workflow

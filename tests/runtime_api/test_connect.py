@@ -25,7 +25,7 @@ from actors import (
 from runtime_api import Runtime, connect
 from runtime_api.connect import Connection
 from tests.runtime_api import sample_app
-from tests.runtime_api.sample_app import Account, Gate, approval, breaking, doubling
+from tests.runtime_api.sample_app import Account, Gate, approval, breaking, doubling, journey
 from workflow.errors import InstanceNotFound, InvalidWorkflowInput, WorkflowError, WorkflowFailed, WorkflowTerminated
 
 if TYPE_CHECKING:
@@ -122,6 +122,22 @@ async def test_workflows(runtime: Served, name: str) -> None:
         await runtime.workflows.get(name)
     with pytest.raises(WorkflowFailed, match="bad day"):
         await runtime.workflows.run(breaking, "bad day")
+
+
+async def test_a_workflow_of_every_step(runtime: Served, name: str) -> None:
+    """Activities side by side, in threads and with retries, timers, events that do not come, calls of actors and
+    messages to them: each takes effect once, wherever workflow and actor live."""
+    for number in range(8):  # spread over what hosts there are
+        account = f"{name}-{number}"
+        assert await runtime.workflows.run(journey, account) == {
+            "together": [2, 4, "at last"],
+            "never": "did not come",
+            "balance": 5,
+            "failed": "ValueError",
+        }
+        while (balance := await runtime.actor(Account, account).statement()) == 5:
+            pass
+        assert balance == 7
 
 
 async def test_a_workflow_that_waits(runtime: Served, name: str) -> None:

@@ -1,4 +1,5 @@
-"""The embedded form: `async with Runtime(...)`."""
+"""The embedded form: `async with Runtime(...)`. It is local by its nature; what it serves is tested beside a cluster in
+`test_connect.py`."""
 
 from __future__ import annotations
 
