@@ -2,7 +2,7 @@
 
 Local, since these hold the host in their hand: they drop it, look into its store, deploy other code to it, and watch
 their workflows and activities by variables of the test. What of this shows through the public surface is tested on each
-placement in tests/runtime_api (`test_workflow_http.py`, `test_connect.py`); hosts of a cluster are dropped in tests/e2e.
+placement by tests/runtime_api (`test_workflow_http.py`, `test_connect.py`); tests/e2e drops hosts of a cluster.
 """
 
 from __future__ import annotations
