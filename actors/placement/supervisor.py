@@ -115,7 +115,7 @@ class _Known:
     def __init__(self, handle: HostHandle) -> None:
         self.handle = handle
         self.report: Report | None = None
-        # Its node, once it was heard of.
+        # Its node, once that is known.
         self.node = ""
         self.since_s = asyncio.get_running_loop().time()
         self.leaving = False
@@ -313,12 +313,14 @@ class Supervisor:
             log.warning("a host cannot be started: %s", self.last_error)
         else:
             self._failures = 0
-            self._adopt(handle)
+            self._adopt(handle, node or "")
         self._wake.set()
 
-    def _adopt(self, handle: HostHandle) -> None:
+    def _adopt(self, handle: HostHandle, node: str = "") -> None:
+        """`node`: where it was told to run. Before its first answer nothing else says that the node has its host."""
         if handle.name not in self._hosts:
             known = self._hosts[handle.name] = _Known(handle)
+            known.node = node
             self._run(self._watch(known))
 
     async def _watch(self, known: _Known) -> None:

@@ -1,0 +1,70 @@
+"""The supervisor on a fleet of hosts that do nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from actors.placement.supervisor import Node, Report, Supervisor, Wanted
+from tests.actors.worlds import until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actors.placement.supervisor import HostHandle
+
+
+class Idle:
+    """A host that owns nothing. It is too busy for the first `deaf` questions."""
+
+    def __init__(self, name: str, node: str, deaf: int) -> None:
+        self._name, self._node, self._deaf = name, node, deaf
+        self.asked = 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def report(self) -> Report:
+        self.asked += 1
+        if self.asked <= self._deaf:
+            raise TimeoutError
+        return Report(self._name, self._node, 1, 0, "1", 4, {}, 0.0, 0, "")
+
+    async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None: ...
+    async def give(self, partitions: Sequence[int], timeout_s: float) -> None: ...
+    async def stop(self, timeout_s: float) -> None: ...
+    def kill(self) -> None: ...
+
+    async def wait_gone(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Idlers:
+    """A fleet of them, on two nodes."""
+
+    def __init__(self, deaf: int) -> None:
+        self.hosts: list[Idle] = []
+        self._deaf = deaf
+
+    async def start_host(self, version: str, node: str | None) -> HostHandle:
+        self.hosts.append(Idle(f"h{len(self.hosts)}", node or "", self._deaf))
+        return self.hosts[-1]
+
+    async def existing(self) -> list[HostHandle]:
+        return []
+
+    async def nodes(self) -> list[Node]:
+        return [Node("n1", False), Node("n2", False)]
+
+
+async def test_a_host_that_is_slow_to_answer_is_not_started_again() -> None:
+    """One host on each node is one host on each node, also when the first questions to it are not answered in time."""
+    fleet = Idlers(deaf=3)
+    supervisor = Supervisor(fleet, Wanted(per_node=1, spares=0))
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(supervisor.reports()) >= 2, timeout_s=20)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert sorted(report.node for report in supervisor.reports()) == ["n1", "n2"]
+    assert len(fleet.hosts) == 2
