@@ -340,7 +340,8 @@ class ClusterPlacement:
             return
         link = self._link_to(sender)
         if error is None:
-            link.put(("answer", call.hop, future.result()))
+            # None: a durable call's failure, which has been recorded for its caller. On the wire that is empty.
+            link.put(("answer", call.hop, future.result() or b""))
         else:
             link.put(("fail", call.hop, encode_error(error)))
 

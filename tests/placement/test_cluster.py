@@ -45,6 +45,10 @@ class Cell:
         raise ValueError("no")
 
     @method
+    async def told(self, token: str, result: int | None, error: dict[str, str] | None) -> None:
+        self.value = 0 if error is None else len(error["message"])
+
+    @method
     async def add_via(self, other: str) -> int:
         return await context().actor(Cell, other).add(1)
 
@@ -93,6 +97,23 @@ async def test_errors_cross_hosts(cluster: Cluster) -> None:
     await cluster.add("two", [2, 3])
     with pytest.raises(ActorFailed, match="ValueError: no"):
         await one.client.actor(Cell, of_partition(2)).fail()
+
+
+async def test_a_durable_call_that_fails_elsewhere(cluster: Cluster) -> None:
+    """Its failure is recorded for the caller and told as a message; the answer to the call itself is empty, and the
+    link it takes carries what comes after it."""
+    one = await cluster.add("one", [0, 1])
+    two = await cluster.add("two", [2, 3])
+    caller, target = of_partition(0), of_partition(2)
+    call = one.new_call(f"Cell/{target}", "fail")
+    call.payload, call.outbox_id, call.outbox_partition = b"", "m1", 0
+    call.reply_to = (f"Cell/{caller}", "told", "token")
+    async with asyncio.timeout(5):
+        await one.place(call)
+        while await one.client.actor(Cell, caller).read() != len("no"):
+            pass
+        assert await one.client.actor(Cell, target).add(1) == 1
+        assert await two.client.actor(Cell, caller).read() == len("no")
 
 
 async def test_whether_an_actor_is_active_is_known_to_its_owner(cluster: Cluster) -> None:
