@@ -319,9 +319,8 @@ class ActorClient:
         call = self._host.new_call(_stream(actor_type, actor_id), method)
         call.key = key
         call.payload = encode(arguments)
-        call.internal = True
-        if self._host.draining:
-            call.internal = False
+        # A host that is leaving takes no new ones itself, but sends them on.
+        call.internal = not (self._host.draining and self._host.owns(call.stream))
         return await self._host.place(call)
 
 

@@ -239,6 +239,11 @@ class Link:
                 await self._send(peer, self._take())
         except PeerGone:
             self._gone(self)
+        except Exception:
+            # Better a link that is made anew, and calls that are made again, than one that is silent for ever.
+            log.exception("the link to %s failed: this is a bug", self.peer_name)
+            await asyncio.sleep(_RESEND_S)
+            self._gone(self)
         finally:
             self._ended = True
             self._all_sent()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+from typing import TYPE_CHECKING
 
 from actors import ActorFailed, Deadlock, NotOwner
-from actors.placement.hop import Asked, asked_of, decode_batch, decode_error, encode_batch, encode_error
+from actors.placement.hop import Asked, Link, asked_of, decode_batch, decode_error, encode_batch, encode_error
+
+if TYPE_CHECKING:
+    import pytest
+
+    from actors.placement.hop import Peer
 
 ASKED = Asked("id", "A/a", "m", b"1", None, None, -1, False, None, "", "", ("B/b",), "B/b", None, 1.5, False)
 
@@ -30,3 +37,22 @@ def test_errors_arrive_as_what_they_are() -> None:
         assert type(arrived) is type(error)
         assert str(arrived) == str(error)
     assert str(decode_error(encode_error(KeyError("k")))) == "KeyError: 'k'"
+
+
+async def test_a_link_that_fails_says_that_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """An error nobody has thought of ends a link loudly, and what it carried is made again by whoever is told."""
+
+    class Broken:
+        async def connect(self, name: str) -> Peer:
+            return self
+
+        async def deliver(self, sender: str, batch: bytes) -> None:
+            raise ZeroDivisionError("nobody has thought of it")
+
+    gone: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+    link = Link("here", "there", Broken(), gone.set_result)
+    link.put(("cancel", "z"))
+    async with asyncio.timeout(10):
+        assert await gone is link
+        await link.wait_sent()
+    assert "the link to there failed" in caplog.text
