@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Read = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
 
 _AT_ONCE = 256
-# Of all streams of a statement together. Longer histories are loaded by themselves.
+# Of all streams of a statement together.
 _MOST_EVENTS = 10_000
 _NO_LIMIT = 2**63 - 1
 
@@ -58,7 +58,9 @@ def load(connection: sqlite3.Connection, stream: str, at_version: int | None = N
 
 
 def load_many(connection: sqlite3.Connection, streams: Sequence[str]) -> list[StreamState]:
-    """The newest state of each."""
+    """The newest state of each. What is too much for one statement is halved."""
+    if len(streams) == 1:
+        return [load(connection, streams[0])]
     count = _MOST_EVENTS
     if not any("\0" in stream for stream in streams):  # SQLite's JSON ends at it
         try:
@@ -67,7 +69,8 @@ def load_many(connection: sqlite3.Connection, streams: Sequence[str]) -> list[St
         except sqlite3.DataError:  # longer than a string may be
             pass
     if count == _MOST_EVENTS:
-        return [load(connection, stream) for stream in streams]
+        middle = len(streams) // 2
+        return load_many(connection, streams[:middle]) + load_many(connection, streams[middle:])
     kept = {place: Snapshot(version, bytes.fromhex(data)) for place, version, data in orjson.loads(snapshots)}
     recent: list[list[Event]] = [[] for _ in streams]
     for place, version, time_ms, *digits in orjson.loads(events):
@@ -98,6 +101,8 @@ class Loads:
         self._waiting: list[tuple[str, asyncio.Future[StreamState]]] = []
         self._task: asyncio.Task[None] | None = None
         self._busy = False
+        # How many the next statement is for: of long histories, fewer.
+        self._at_once = _AT_ONCE
 
     async def load(self, stream: str) -> StreamState:
         if self._busy:
@@ -117,11 +122,13 @@ class Loads:
         self._task = asyncio.get_running_loop().create_task(self._load_waiting()) if self._waiting else None
 
     async def _load_waiting(self) -> None:
-        some = self._waiting[:_AT_ONCE]
-        del self._waiting[:_AT_ONCE]
+        some = self._waiting[: self._at_once]
+        del self._waiting[: self._at_once]
         streams = [stream for stream, _ in some]
         try:
             states: list[StreamState] = await self._read(lambda connection: load_many(connection, streams))
+            events = sum(len(state.events) for state in states)
+            self._at_once = max(1, min(_AT_ONCE, _MOST_EVENTS // 2 * len(states) // (events + 1)))
             for (_, future), state in zip(some, states, strict=True):
                 if not future.done():
                     future.set_result(state)

@@ -64,9 +64,17 @@ async def test_what_queues_up_goes_together(store: SqliteStore, monkeypatch: pyt
     assert sizes == [39]
 
 
-async def test_long_histories_are_loaded_one_by_one(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No statement makes more than so many rows into one."""
+async def test_long_histories_go_in_smaller_company(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement makes more than so many rows into one: what is too much is halved, and the next ones ask for less.
+    A history that is too long for any company is loaded by itself."""
     monkeypatch.setattr(sqlite_loads, "_MOST_EVENTS", 100)
+    sizes = counted(monkeypatch)
+    assert await versions(store, STREAMS) == list(range(40))
+    assert sizes[:3] == [39, 19, 9]
+    sizes.clear()
+    assert await versions(store, STREAMS[20:]) == list(range(20, 40))
+    assert max(sizes) <= 2
+    monkeypatch.setattr(sqlite_loads, "_MOST_EVENTS", 10)
     assert await versions(store, STREAMS) == list(range(40))
 
 
