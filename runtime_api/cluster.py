@@ -17,6 +17,7 @@ import time
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from actors.hostneeds import combined
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actors import Host
+    from actors.hostneeds import HostNeeds
     from actors.placement.ray import RayCluster, SharedBytes
     from statestores import StateStore
     from workflow.definition import Needs
@@ -49,6 +51,8 @@ LEASE_S = 3.0
 _READY_S = 120.0
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _POLL_S = 0.1
+_NODES_S = 30.0
+_OWN_NODE_S = 3.0
 
 
 class ClusterHost:
@@ -236,9 +240,13 @@ def run_cluster(target: str, settings: Settings) -> None:
     """Serve the application on Ray until told to stop. Raises `StartupError`."""
     try:
         application_id = settings.app_id or default_app_id(target)
-        load_application(target)
+        application = load_application(target)
     except LoadError as error:
         raise StartupError(str(error)) from error
+    try:
+        needs = combined((definition.name, definition.options.needs) for definition in application.actors)
+    except ValueError as error:
+        raise StartupError(f"{target}: {error}") from error
     try:
         from actors.placement import ray as on_ray
     except ImportError as error:
@@ -252,7 +260,7 @@ def run_cluster(target: str, settings: Settings) -> None:
         settings = settings.model_copy(update=chosen)
         on_ray.start_ray(settings.ray_address or None)
         try:
-            asyncio.run(_supervise(_absolute(target), settings))
+            asyncio.run(_supervise(_absolute(target), settings, needs))
         finally:
             on_ray.stop_ray()
 
@@ -278,7 +286,7 @@ def _absolute(target: str) -> str:
     return f"{os.path.abspath(place)}{separator}{name}" if separator else target
 
 
-async def _supervise(target: str, settings: Settings) -> None:
+async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
     from actors.placement.ray import ClusterSpec, RayCluster, cluster_namespace
 
     loop = asyncio.get_running_loop()
@@ -286,11 +294,11 @@ async def _supervise(target: str, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stopping)
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
-    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain)
+    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain, needs)
     build = functools.partial(ClusterHost, target, settings.model_dump())
     found = await _is_there(cluster)
     cluster.start(ClusterSpec(cluster.namespace, build, wanted, token_hex(4), _environment()))
-    ready = asyncio.create_task(_wait_ready(cluster, settings))
+    ready = asyncio.create_task(_wait_ready(cluster, settings, found))
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -327,9 +335,14 @@ def _on_signal(stopping: asyncio.Event) -> None:
     stopping.set()
 
 
-async def _wait_ready(cluster: RayCluster, settings: Settings) -> None:
-    """Raises `StartupError` when no host can be started."""
-    give_up = time.monotonic() + _READY_S
+async def _wait_ready(cluster: RayCluster, settings: Settings, found: bool) -> None:
+    """Raises `StartupError` when no host can be started, or there is no room for those that are to serve: soon, unless
+    the application was `found`, and may be waiting for a node that comes back."""
+    begun = time.monotonic()
+    give_up = begun + _READY_S
+    # Nodes can join a cluster; to a Ray that was started here none will.
+    give_up_places = give_up if found else begun + (_NODES_S if settings.ray_address else _OWN_NODE_S)
+    told = ""
     while True:
         try:
             status = await cluster.status()
@@ -347,6 +360,12 @@ async def _wait_ready(cluster: RayCluster, settings: Settings) -> None:
             return
         if status.get("error") and not status["hosts"]:
             raise StartupError(f"no host starts: {status['error']}")
+        if status and status["unplaced"] and status["placeable"] < status["wanted_serving"]:
+            if time.monotonic() > give_up_places:
+                raise StartupError(f"{status['unplaced']}. Ask for less, or give Ray such nodes")
+            if told != status["unplaced"]:
+                told = status["unplaced"]
+                print(f"mecha: waiting for nodes: {told}", file=sys.stderr, flush=True)
         if time.monotonic() > give_up:
             raise StartupError(f"the cluster is not ready after {_READY_S:g} s: {status or 'no controller'}")
         await asyncio.sleep(_POLL_S)

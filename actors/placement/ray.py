@@ -41,6 +41,7 @@ from actors.placement.supervisor import Node, Report, Supervisor, Wanted
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from actors.hostneeds import HostNeeds
     from actors.placement.cluster import ClusterPlacement
     from actors.placement.hop import Asked
     from actors.placement.supervisor import HostHandle
@@ -246,6 +247,7 @@ class RayFleet:
         name = f"{_HOST_PREFIX}{self._spec.tag}-{token_hex(4)}"
         strategy: Any = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
         options: dict[str, Any] = {"name": name, "namespace": self._spec.namespace, "lifetime": "detached"}
+        options |= _asking(self._spec.wanted.needs)
         if self._spec.environment:
             options["runtime_env"] = self._spec.environment
         actor = self._class.options(scheduling_strategy=strategy, **options).remote(name, version, self._spec)
@@ -253,6 +255,9 @@ class RayFleet:
         try:
             async with asyncio.timeout(_START_S):
                 await host.start()
+        except TimeoutError as error:
+            host.kill()
+            raise TimeoutError(await _in_thread(_why_late, self._spec.wanted.needs)) from error
         except BaseException:
             host.kill()
             raise
@@ -279,7 +284,30 @@ def _nodes() -> list[Node]:
 
     nodes: list[dict[str, Any]] = state.node_table()  # type: ignore[no-untyped-call]  # Ray's
     draining = state.get_draining_nodes()
-    return [Node(node["NodeID"], node["NodeID"] in draining) for node in nodes if node["Alive"]]
+    return [
+        Node(node["NodeID"], node["NodeID"] in draining, node["Resources"], node["Labels"])
+        for node in nodes
+        if node["Alive"]
+    ]
+
+
+def _asking(needs: HostNeeds) -> dict[str, Any]:
+    """As options of a Ray actor."""
+    asked = dict(needs.resources)
+    options: dict[str, Any] = {name: asked.pop(name) for name in ("num_cpus", "num_gpus", "memory") if name in asked}
+    options |= {"resources": asked} if asked else {}
+    return options | ({"label_selector": dict(needs.labels)} if needs.labels else {})
+
+
+def _why_late(needs: HostNeeds) -> str:
+    from ray._private.state import state
+
+    late = f"a host was not up after {_START_S:g} s"
+    if not needs.resources:
+        return late
+    free: dict[str, dict[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray's
+    lacking = [f"node {node[:12]} has {', '.join(needs.lacks(amounts, {}))} free" for node, amounts in free.items()]
+    return f"{late}. It needs {needs}, which others may hold: {'; '.join(lacking)}"
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -317,11 +345,13 @@ class _ControllerActor:
     async def _status(self) -> dict[str, Any]:
         supervisor = self._supervisor
         return {
-            "wanted": supervisor.wanted._asdict(),
+            "wanted": supervisor.wanted._asdict() | {"needs": str(supervisor.wanted.needs)},
             "settled": supervisor.is_settled,
             "serving": sum(bool(report.owned) for report in supervisor.reports()),
             "wanted_serving": supervisor.wanted_serving,
             "error": supervisor.last_error,
+            "placeable": supervisor.placeable,
+            "unplaced": supervisor.unplaced,
             "silent": supervisor.silent(),
             "hosts": [_shown(report) for report in supervisor.reports()],
         }
