@@ -140,4 +140,6 @@ def _grains(amount: float) -> int:
 
 
 def _amount(name: str, amount: float) -> str:
-    return f"{amount / (1 << 30):.3g}GiB" if name == "memory" and amount >= 1 << 20 else f"{amount:g}"
+    if name != "memory":
+        return f"{amount:g}"
+    return f"{amount / (1 << 30):.3g}GiB" if amount >= 1 << 30 else f"{amount / (1 << 20):.3g}MiB"

@@ -80,12 +80,12 @@ class HostProcess(Protocol):
 
 
 class ClusterSpec(NamedTuple):
-    """`namespace`: Ray's, one for each application. `build(name, cluster)` makes the process of a host; it is sent to
-    the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of this
-    cluster from those of another one that uses, or used, the same store."""
+    """`namespace`: Ray's, one for each application. `build(name, version, cluster)` makes the process of a host; it is
+    sent to the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of
+    this cluster from those of another one that uses, or used, the same store."""
 
     namespace: str
-    build: Callable[[str, RayCluster], HostProcess]
+    build: Callable[[str, str, RayCluster], HostProcess]
     wanted: Wanted
     tag: str
     environment: dict[str, Any] | None = None
@@ -99,7 +99,7 @@ class _HostActor:
 
     def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
         self._name, self._version, self._namespace = name, version, spec.namespace
-        self._process = spec.build(name, RayCluster(spec.namespace))
+        self._process = spec.build(name, version, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -446,6 +446,12 @@ async def share(data: bytes | bytearray) -> SharedBytes:
 def _task_of(function: Callable[..., tuple[Any, bytes | None]]) -> Any:
     """Made once: Ray keeps every function that it is given."""
     return ray.remote(num_returns=2)(function)
+
+
+async def most_processors() -> float:
+    """That one node has, of those that stay: in all, whoever uses them."""
+    nodes = await _in_thread(_nodes)
+    return max((node.resources.get("CPU", 0.0) for node in nodes if not node.leaving), default=0.0)
 
 
 async def run_task(

@@ -139,15 +139,13 @@ class Wanted(NamedTuple):
         return min(there, self.total(nodes))
 
     def unplaced(self, nodes: Sequence[Node]) -> str:
-        """Which hosts no node has room for, and why; "" when there are none."""
+        """Which hosts no node has room for, and why; "" when there are none, or no nodes are known yet."""
         total, placeable = self.total(nodes), self.placeable(nodes)
-        if placeable == total:
+        if placeable == total or not nodes:
             return ""
         facts = "; ".join(f"node {node.id[:12]} {self._offer(node)}" for node in nodes)
-        return (
-            f"{total - placeable} of {total} hosts have no place. Each needs {self.needs or 'a node'}. "
-            f"{facts or 'There are no nodes'}"
-        )
+        needs = "needs nothing but a node" if self.needs == NOTHING else f"needs {self.needs}"
+        return f"{total - placeable} of {total} hosts have no place. Each {needs}. {facts}"
 
     def _offer(self, node: Node) -> str:
         lacks = self.needs.lacks(node.resources, node.labels)
