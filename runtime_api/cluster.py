@@ -33,6 +33,7 @@ from statestores.errors import StoreError
 from statestores.store import Capability
 from workflow.activities import Ran, WorkerDied, WorkerLost, run_here
 from workflow.payloads import Stored, patiently, read, write
+from workflow.raised import Raised, error_of, raised
 
 if TYPE_CHECKING:
     import socket
@@ -192,6 +193,8 @@ class RayTasks:
             raise WorkerDied(str(error)) from error
         except TaskLost as error:
             raise WorkerLost(str(error)) from error
+        if isinstance(outcome, Raised):
+            raise error_of(outcome)
         stored = outcome.result if isinstance(outcome.result, Stored) else None
         if stored is not None and keeping is not None and (found := await data.fetch()) is not None:
             keeping[1].hand_over(stored.id, found)
@@ -214,7 +217,7 @@ class StorePlace(NamedTuple):
 
 def run_activity(
     target: str, order: Order, place: StorePlace, shared: SharedBytes | None, keeping: tuple[str, int] | None
-) -> tuple[Ran, bytes | None]:
+) -> tuple[Ran | Raised, bytes | None]:
     """In the process of a task: load the application, run the activity. `keeping`: the id for a result that is larger
     than so much; it is then durable when this returns, and returned beside where it is."""
     found = {activity.name: activity for activity in load_application(target).activities}
@@ -223,7 +226,12 @@ def run_activity(
         arguments = None if shared is None else shared.fetch_blocking()
         if arguments is None:
             arguments = asyncio.run(_read(place, order))
-    result, busy_s = run_here(found[order.name], order, arguments)
+    try:
+        result, busy_s = run_here(found[order.name], order, arguments)
+    except KeyboardInterrupt:  # how Ray cancels
+        raise
+    except BaseException as error:
+        return raised(error), None
     if keeping is None or len(result) <= keeping[1]:
         return Ran(result, busy_s), None
     return Ran(asyncio.run(_write(place, order, keeping[0], result)), busy_s), result

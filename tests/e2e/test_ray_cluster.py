@@ -38,6 +38,18 @@ def apart(text: str) -> list:
 async def apart_and_wrong(text: str) -> str:
     raise ValueError(text)
 
+class Odd(Exception):
+    def __init__(self, *, text: str) -> None:
+        super().__init__(text)
+
+@activity(num_cpus=1)
+def apart_and_odd(text: str) -> str:
+    raise Odd(text=text)
+
+@activity(num_cpus=1)
+def apart_and_gone(text: str) -> str:
+    raise SystemExit(text)
+
 @activity(place="spread")
 async def version_apart() -> int:
     return VERSION
@@ -63,10 +75,13 @@ async def burn() -> list:
 
 @workflow
 async def measure(text: str) -> list:
-    try:
-        await apart_and_wrong(text)
-    except Exception as error:
-        return [*await apart(text), str(error)]
+    errors = []
+    for wrong in (apart_and_wrong, apart_and_odd, apart_and_gone):
+        try:
+            await wrong(text)
+        except Exception as error:
+            errors.append(str(error))
+    return [*await apart(text), errors]
 
 @activity(num_cpus=1)
 def kills_itself() -> None:
@@ -224,14 +239,16 @@ async def test_every_host_serves_every_actor(cluster: ClusterProcess) -> None:
 
 
 async def test_activities_with_needs_run_as_tasks(cluster: ClusterProcess) -> None:
-    """An activity that asks for processors runs in a process of its own; its result and its error are as anywhere."""
+    """An activity that asks for processors runs in a process of its own; its result and its error are as anywhere, also
+    when the error cannot be pickled, or would end the process."""
     hosts = await settled(cluster.port)
     connection = Connection(cluster.port, answer_s=60.0)
     shown = await connection.insist("POST", "/v1.0/mecha/workflows/measure/run?timeout=60s", b'"hello"', key="measure")
     connection.close()
-    pid, text, name, error = shown["output"]
+    pid, text, name, errors = shown["output"]
     assert (text, name) == ("hello", "apart")
-    assert "ValueError: hello" in error
+    kinds = ("ValueError: hello", "Odd: hello", "SystemExit: hello")
+    assert [kind in error for kind, error in zip(kinds, errors, strict=True)] == [True] * 3
     assert pid not in {host["pid"] for host in hosts}
 
 
