@@ -498,6 +498,9 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers are the servers here: Ray would have them stand back behind everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Processes that tasks run in take seconds to start. Ray keeps them for one host alone, and ends them after a second
+    # when others use the processors: hosts that take turns would have to start them each time.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     ray.init(
