@@ -303,11 +303,13 @@ def _why_late(needs: HostNeeds) -> str:
     from ray._private.state import state
 
     late = f"a host was not up after {_START_S:g} s"
-    if not needs.resources:
-        return late
     free: dict[str, dict[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray's
-    lacking = [f"node {node[:12]} has {', '.join(needs.lacks(amounts, {}))} free" for node, amounts in free.items()]
-    return f"{late}. It needs {needs}, which others may hold: {'; '.join(lacking)}"
+    held = [
+        f"node {node.id[:12]} has {', '.join(lacks)} free"
+        for node in _nodes()
+        if needs.room(node.resources, node.labels) and (lacks := needs.lacks(free.get(node.id, {}), node.labels))
+    ]
+    return f"{late}. It needs {needs}, and others hold that: {'; '.join(held)}" if held else late
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:

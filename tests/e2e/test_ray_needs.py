@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors.hostneeds import host_needs
+from actors.placement import ray as on_ray
+from actors.placement.supervisor import Wanted
 from tests.e2e.clusters import ROOT, ClusterProcess, Connection
 from tests.e2e.test_ray_cluster import wait_hosts
 from tests.e2e.test_ray_nodes import SMALL
@@ -94,6 +97,30 @@ async def test_hosts_wait_for_a_node_that_has_what_they_need(nodes: Any, tmp_pat
         finally:
             await asyncio.gather(starting, return_exceptions=True)
             await asyncio.to_thread(running.__exit__)
+
+
+async def test_what_others_hold_is_told(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that has what a host needs, and has given it away: the host is given up, and what is free is told."""
+    nodes.add_node(num_cpus=1, resources={"special": 1}, labels={"zone": "a"}, **SMALL)
+    monkeypatch.setattr(on_ray, "_START_S", 5.0)
+    from ray.util.placement_group import placement_group
+
+    needs = host_needs({"special": 1}, {"zone": "a"})
+    on_ray.start_ray(nodes.address)
+    try:
+        held = placement_group([{"special": 1}])
+        assert await asyncio.to_thread(held.wait, 60)
+        spec = on_ray.ClusterSpec("needs", never_built, Wanted(needs=needs), "tag")
+        with pytest.raises(TimeoutError) as told:
+            await on_ray.RayFleet(spec).start_host("1", None)
+    finally:
+        on_ray.stop_ray()
+    assert "It needs special 1, label zone: a, and others hold that: node" in str(told.value)
+    assert str(told.value).endswith(" has special 0 of 1 free")
+
+
+def never_built(name: str, version: str, cluster: on_ray.RayCluster) -> on_ray.HostProcess:
+    raise AssertionError("it has no place")
 
 
 def test_what_no_node_has_ends_the_start(tmp_path: Path) -> None:
