@@ -24,6 +24,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, overload
 
+from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
 from actors.schedule import parse_duration_s
 from actors.signature import Signature, by_position
@@ -146,6 +147,7 @@ class Options:
     # The schema version new events are written under; older ones go through upcasters[version] step by step.
     schema: int = 1
     upcasters: Mapping[int, Upcaster] = dataclasses.field(default_factory=dict)
+    needs: HostNeeds = NOTHING
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ def actor(
     receipts: Duration = "24h",
     schema: int = 1,
     upcasters: Mapping[int, Upcaster] | None = None,
+    resources: Mapping[str, float | str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Callable[[C], C]: ...
 def actor(
     cls: C | None = None,
@@ -198,6 +202,8 @@ def actor(
     receipts: Duration = "24h",
     schema: int = 1,
     upcasters: Mapping[int, Upcaster] | None = None,
+    resources: Mapping[str, float | str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> C | Callable[[C], C]:
     """Make a class an actor type.
 
@@ -205,7 +211,9 @@ def actor(
     more is refused (`MailboxFull`). `reentrant`: a call chain that comes back to the actor joins the turn that started
     it, at most `max_depth` deep. `snapshot_every`: events between snapshots. `timeout`: longest run of a turn, from its
     start.
-    `receipts`: how long an idempotency key is remembered. `schema`, `upcasters`: see `Upcaster`.
+    `receipts`: how long an idempotency key is remembered. `schema`, `upcasters`: see `Upcaster`. `resources`
+    (``{"num_gpus": 1}``; num_cpus, num_gpus, memory in bytes or as ``"2GiB"``, custom ones) and `labels` (``{"zone":
+    "a"}``): on a Ray cluster, what the nodes of the application's hosts must have, see `HostNeeds`; elsewhere ignored.
 
     Raises `TypeError` for a class that cannot be an actor, at decoration.
     """
@@ -219,6 +227,7 @@ def actor(
         receipts_ms=int(parse_duration_s(receipts) * 1000),
         schema=schema,
         upcasters=dict(upcasters or {}),
+        needs=host_needs(resources, labels),
     )
 
     def decorate(cls: C) -> C:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import get_args
 
 from actors import actor, context, method
 from workflow import activity, wait_event, workflow
 from workflow import actor as actor_of
+from workflow.definition import Place
 
 GATE = "BENCH_GATE"
 """Set to "closed" in the environment: the activity `pass_gate` never ends."""
@@ -112,6 +114,38 @@ async def hello_sequence_5() -> list[str]:
 @workflow
 async def fan_out_fan_in(width: int) -> int:
     return len(await asyncio.gather(*(say_hello(f"City{number}") for number in range(width))))
+
+
+async def _greet(city: str) -> str:
+    return f"Hello {city}!"
+
+
+def _grind(number: int) -> int:
+    """About 100 ms of Python."""
+    for step in range(1_300_000):
+        number = (number * 31 + step) % 1_000_003
+    return number
+
+
+TINY = {place: activity(name=f"greet_{place}", place=place)(_greet) for place in get_args(Place)}
+HEAVY = {place: activity(name=f"grind_{place}", place=place)(_grind) for place in get_args(Place)}
+# What is served is found by its name in the module.
+greet_here, greet_spread, greet_auto = TINY["here"], TINY["spread"], TINY["auto"]
+grind_here, grind_spread, grind_auto = HEAVY["here"], HEAVY["spread"], HEAVY["auto"]
+
+
+@workflow
+async def greet_all(order: tuple[str, int]) -> int:
+    """So many tiny activities at once, of the place that is named."""
+    place, width = order
+    return len(await asyncio.gather(*(TINY[place](f"City{number}") for number in range(width))))
+
+
+@workflow
+async def grind_all(order: tuple[str, int]) -> int:
+    """So many that compute for long."""
+    place, width = order
+    return len(await asyncio.gather(*(HEAVY[place](number) for number in range(width))))
 
 
 @workflow

@@ -23,5 +23,6 @@ BENCHMARKS = {
         clusters.HOPS,
         clusters.GAPS,
         clusters.START,
+        clusters.PLACES,
     )
 }

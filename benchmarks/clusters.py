@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import json
 import os
 import signal
+import statistics
 import sys
 import time
 import urllib.request
@@ -25,6 +28,7 @@ from benchmarks.processes import free_port, server
 from statestores.model import partition_of
 from tests.e2e.clusters import Connection
 from tests.servers import RedisServer
+from workflow.history import ACTOR_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +40,8 @@ _MILLION = 1 << 20
 _WATCHED = 32
 _CALM_S = 2.0
 _AFTER_S = 6.0
+_WARM_ROUNDS = 3
+_ROUNDS = 5
 
 
 class Cluster:
@@ -188,6 +194,33 @@ async def _watch(made: Cluster, keys: list[str], pid: int, number: int) -> tuple
     return [gap for gap in gaps if gap is not None], made_calls
 
 
+def fan_out(setting: Setting, workflow: str, place: str, width: int) -> Sample:
+    """Seconds from the start of such a workflow to its result, on each host in turn. Before that, each host has had
+    some: of activities that are measured it knows where they belong, and processes that tasks run in are there."""
+    rounds = setting.size(_ROUNDS, 1)
+    with cluster(setting) as made:
+        first, second = made.serving()
+        count = _WARM_ROUNDS + rounds
+        ids = zip(_ids_on(first, ACTOR_TYPE, "f", count), _ids_on(second, ACTOR_TYPE, "s", count), strict=True)
+        taken_s = []
+        for each in itertools.chain.from_iterable(ids):
+            begun = time.perf_counter()
+            shown = made.call(f"/v1.0/mecha/workflows/{workflow}/run?instanceID={each}", [place, width])
+            taken_s.append(time.perf_counter() - begun)
+            check("activities of the workflow", shown["output"], width)
+    timed = taken_s[2 * _WARM_ROUNDS :]
+    return Sample(statistics.mean(timed), f"{width} at once; {min(timed):.3f} to {max(timed):.3f} s")
+
+
+def _in_places(name: str, workflow: str, full: int, quick: int) -> tuple[Series, ...]:
+    def measure(setting: Setting, place: str) -> Sample:
+        return fan_out(setting, workflow, place, setting.size(full, quick))
+
+    return tuple(
+        Series(f"{name}, {place}", functools.partial(measure, place=place)) for place in ("here", "spread", "auto")
+    )
+
+
 def start(setting: Setting) -> Sample:
     with cluster(setting) as made:
         return Sample(made.started_s, f"{made.memory / _MILLION:.0f} MiB of all its processes")
@@ -216,6 +249,19 @@ GAPS = Benchmark(
         Series("frozen (SIGSTOP)", lambda setting: gap_after(setting, signal.SIGSTOP)),
     ),
     targets=(Target("kill -9", "<=", 2000), Target("frozen (SIGSTOP)", "<=", (LEASE_S + 1) * 1000)),
+)
+PLACES = Benchmark(
+    name="cluster-places",
+    question="How long does a workflow take that fans out to 200 tiny activities, or to 16 that compute for 100 ms"
+    " each, by the place of its activities?",
+    unit="s",
+    series=(*_in_places("tiny", "greet_all", 200, 20), *_in_places("heavy", "grind_all", 16, 4)),
+    # Within a tenth of the better of the two.
+    targets=tuple(
+        Target(f"{name}, auto", "<=", 1.10, f"{name}, {place}")
+        for name in ("tiny", "heavy")
+        for place in ("here", "spread")
+    ),
 )
 START = Benchmark(
     name="cluster-start",

@@ -250,6 +250,8 @@ def cluster_status(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     print_table(columns, [_host_row(host) for host in status["hosts"]])
     for name in status["silent"]:
         print(f"{name} does not answer")
+    if status["unplaced"]:
+        print(status["unplaced"])
     if not status["settled"]:
         print("partitions are on their way" + (f"; last error: {status['error']}" if status["error"] else ""))
 

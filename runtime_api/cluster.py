@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
+import math
 import os
 import signal
 import sys
@@ -17,6 +19,7 @@ import time
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from actors.hostneeds import combined
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted
@@ -28,8 +31,9 @@ from runtime_api.settings import Settings
 from statestores.components import actor_component, load_resources, make_store, open_url
 from statestores.errors import StoreError
 from statestores.store import Capability
-from workflow.activities import WorkerDied, WorkerLost, run_here
+from workflow.activities import Ran, WorkerDied, WorkerLost, run_here
 from workflow.payloads import Stored, patiently, read, write
+from workflow.raised import Raised, error_of, raised
 
 if TYPE_CHECKING:
     import socket
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actors import Host
+    from actors.hostneeds import HostNeeds
     from actors.placement.ray import RayCluster, SharedBytes
     from statestores import StateStore
     from workflow.definition import Needs
@@ -49,12 +54,17 @@ LEASE_S = 3.0
 _READY_S = 120.0
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _POLL_S = 0.1
+_NODES_S = 30.0
+_OWN_NODE_S = 3.0
+_PROCESSORS_S = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class ClusterHost:
     """One host of the cluster, inside its process."""
 
-    def __init__(self, target: str, settings: dict[str, Any], name: str, cluster: RayCluster) -> None:
+    def __init__(self, target: str, settings: dict[str, Any], name: str, version: str, cluster: RayCluster) -> None:
         self._settings = Settings(**settings)
         configure_logging(self._settings)
         self._since_ms = time.time_ns() // 1_000_000
@@ -71,7 +81,7 @@ class ClusterHost:
             large_value_bytes=self._settings.large_value_bytes,
             placement=self._place,
             host_id=name,
-            elsewhere=RayTasks(target, self._settings, self._settings.app_id or default_app_id(target)),
+            elsewhere=RayTasks(target, version, self._settings, self._settings.app_id or default_app_id(target)),
         )
         self._server: _HostServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -125,32 +135,51 @@ class ClusterHost:
 
 
 class RayTasks:
-    """Activities that ask for resources, as Ray tasks; see `workflow.activities.Elsewhere`.
+    """Activities as Ray tasks; see `workflow.activities.Elsewhere`. Used on the host's event loop alone.
 
     Large values go by Ray's object store: the host puts arguments there, the task leaves its result there. Both are
     durable before, in the state store, where they are read when Ray has lost them. So a result that was hours in the
     making outlives the node it was made on."""
 
-    def __init__(self, target: str, settings: Settings, app_id: str) -> None:
+    def __init__(self, target: str, version: str, settings: Settings, app_id: str) -> None:
         self._target = target
+        # Ray keeps processes of tasks for the next ones: of this version of the code alone.
+        self._environment = _environment(MECHA_CODE_VERSION=version)
+        self._processors = 0.0
+        self._looked_s = -math.inf
+        self._looking: asyncio.Task[None] | None = None
         self._store = StorePlace(settings.store, settings.resources_path, app_id, settings.namespace)
 
-    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> bytes | Stored:
+    def has_processors(self) -> bool:
+        """As Ray said last; it is asked again now and then."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s > _PROCESSORS_S:
+            self._looked_s = now_s
+            self._looking = asyncio.create_task(self._look())
+        return self._processors >= 1
+
+    async def _look(self) -> None:
+        from actors.placement.ray import most_processors
+
+        try:
+            self._processors = await most_processors()
+        except Exception as error:  # its control store is away: what was known will do
+            log.info("the processors of the cluster are not known just now: %s", error)
+
+    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> Ran:
         """Each run has an id of its own for its result: one that was given up may still be writing."""
         if keeper is None:
             return await self._run(order, needs, None, arguments)
         id_ = keeper.reserve(order.stream)
-        outcome: bytes | Stored = b""
+        ran: Ran | None = None
         try:
-            outcome = await self._run(order, needs, (id_, keeper), arguments)
+            ran = await self._run(order, needs, (id_, keeper), arguments)
         finally:
-            if not isinstance(outcome, Stored):
+            if ran is None or not isinstance(ran.result, Stored):
                 keeper.settled(id_)
-        return outcome
+        return ran
 
-    async def _run(
-        self, order: Order, needs: Needs, keeping: tuple[str, Keeper] | None, arguments: Data | None
-    ) -> bytes | Stored:
+    async def _run(self, order: Order, needs: Needs, keeping: tuple[str, Keeper] | None, arguments: Data | None) -> Ran:
         from actors.placement.ray import TaskDied, TaskLost, run_task, share
 
         cpus, gpus, resources = needs
@@ -165,14 +194,17 @@ class RayTasks:
                 cpus=cpus,
                 gpus=gpus,
                 resources=dict(resources),
-                environment=_environment(),
+                environment=self._environment,
             )
         except TaskDied as error:
             raise WorkerDied(str(error)) from error
         except TaskLost as error:
             raise WorkerLost(str(error)) from error
-        if isinstance(outcome, Stored) and keeping is not None and (found := await data.fetch()) is not None:
-            keeping[1].hand_over(outcome.id, found)
+        if isinstance(outcome, Raised):
+            raise error_of(outcome)
+        stored = outcome.result if isinstance(outcome.result, Stored) else None
+        if stored is not None and keeping is not None and (found := await data.fetch()) is not None:
+            keeping[1].hand_over(stored.id, found)
         return outcome
 
 
@@ -192,7 +224,7 @@ class StorePlace(NamedTuple):
 
 def run_activity(
     target: str, order: Order, place: StorePlace, shared: SharedBytes | None, keeping: tuple[str, int] | None
-) -> tuple[bytes | Stored, bytes | None]:
+) -> tuple[Ran | Raised, bytes | None]:
     """In the process of a task: load the application, run the activity. `keeping`: the id for a result that is larger
     than so much; it is then durable when this returns, and returned beside where it is."""
     found = {activity.name: activity for activity in load_application(target).activities}
@@ -201,10 +233,15 @@ def run_activity(
         arguments = None if shared is None else shared.fetch_blocking()
         if arguments is None:
             arguments = asyncio.run(_read(place, order))
-    result = run_here(found[order.name], order, arguments)
+    try:
+        result, busy_s = run_here(found[order.name], order, arguments)
+    except KeyboardInterrupt:  # how Ray cancels
+        raise
+    except BaseException as error:
+        return raised(error), None
     if keeping is None or len(result) <= keeping[1]:
-        return result, None
-    return asyncio.run(_write(place, order, keeping[0], result)), result
+        return Ran(result, busy_s), None
+    return Ran(asyncio.run(_write(place, order, keeping[0], result)), busy_s), result
 
 
 async def _read(place: StorePlace, order: Order) -> Data:
@@ -243,9 +280,13 @@ def run_cluster(target: str, settings: Settings) -> None:
     """Serve the application on Ray until told to stop. Raises `StartupError`."""
     try:
         application_id = settings.app_id or default_app_id(target)
-        load_application(target)
+        application = load_application(target)
     except LoadError as error:
         raise StartupError(str(error)) from error
+    try:
+        needs = combined((definition.name, definition.options.needs) for definition in application.actors)
+    except ValueError as error:
+        raise StartupError(f"{target}: {error}") from error
     try:
         from actors.placement import ray as on_ray
     except ImportError as error:
@@ -259,7 +300,7 @@ def run_cluster(target: str, settings: Settings) -> None:
         settings = settings.model_copy(update=chosen)
         on_ray.start_ray(settings.ray_address or None)
         try:
-            asyncio.run(_supervise(_absolute(target), settings))
+            asyncio.run(_supervise(_absolute(target), settings, needs))
         finally:
             on_ray.stop_ray()
 
@@ -285,7 +326,7 @@ def _absolute(target: str) -> str:
     return f"{os.path.abspath(place)}{separator}{name}" if separator else target
 
 
-async def _supervise(target: str, settings: Settings) -> None:
+async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
     from actors.placement.ray import ClusterSpec, RayCluster, cluster_namespace
 
     loop = asyncio.get_running_loop()
@@ -293,11 +334,11 @@ async def _supervise(target: str, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stopping)
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
-    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain)
+    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain, needs)
     build = functools.partial(ClusterHost, target, settings.model_dump())
     found = await _is_there(cluster)
     cluster.start(ClusterSpec(cluster.namespace, build, wanted, token_hex(4), _environment()))
-    ready = asyncio.create_task(_wait_ready(cluster, settings))
+    ready = asyncio.create_task(_wait_ready(cluster, settings, found))
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -334,9 +375,14 @@ def _on_signal(stopping: asyncio.Event) -> None:
     stopping.set()
 
 
-async def _wait_ready(cluster: RayCluster, settings: Settings) -> None:
-    """Raises `StartupError` when no host can be started."""
-    give_up = time.monotonic() + _READY_S
+async def _wait_ready(cluster: RayCluster, settings: Settings, found: bool) -> None:
+    """Raises `StartupError` when no host can be started, or there is no room for those that are to serve: soon, unless
+    the application was `found`, and may be waiting for a node that comes back."""
+    begun = time.monotonic()
+    give_up = begun + _READY_S
+    # Nodes can join a cluster; to a Ray that was started here none will.
+    give_up_places = give_up if found else begun + (_NODES_S if settings.ray_address else _OWN_NODE_S)
+    told = ""
     while True:
         try:
             status = await cluster.status()
@@ -354,12 +400,18 @@ async def _wait_ready(cluster: RayCluster, settings: Settings) -> None:
             return
         if status.get("error") and not status["hosts"]:
             raise StartupError(f"no host starts: {status['error']}")
+        if status and status["unplaced"] and status["placeable"] < status["wanted_serving"]:
+            if time.monotonic() > give_up_places:
+                raise StartupError(f"{status['unplaced']}. Ask for less, or give Ray such nodes")
+            if told != status["unplaced"]:
+                told = status["unplaced"]
+                print(f"mecha: waiting for nodes: {told}", file=sys.stderr, flush=True)
         if time.monotonic() > give_up:
             raise StartupError(f"the cluster is not ready after {_READY_S:g} s: {status or 'no controller'}")
         await asyncio.sleep(_POLL_S)
 
 
-def _environment() -> dict[str, Any]:
+def _environment(**variables: str) -> dict[str, Any]:
     """Hosts find what this process finds."""
     paths = [os.path.abspath(path) for path in sys.path if path]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **variables}}

@@ -19,6 +19,7 @@ import asyncio
 import contextvars
 import logging
 import sys
+import time
 import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +29,15 @@ import orjson
 
 from actors import ActorFailed, HostStopping, Retriable
 from statestores.codec import encode
+from workflow.definition import ONE_CPU
 from workflow.errors import PayloadLost, WorkflowError
 from workflow.orders import Order
 from workflow.payloads import Stored, patiently
+from workflow.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from concurrent.futures import Future
 
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
@@ -79,10 +83,20 @@ def activity_info() -> ActivityInfo:
     return ActivityInfo(activity_id, order.name, order.attempt, order.instance_id, order.redelivered)
 
 
-class Elsewhere(Protocol):
-    """Where activities run that ask for something (`Activity.needs`)."""
+class Ran(NamedTuple):
+    """`result`: JSON, or where it is stored. `busy_s`: how long the activity used the processor."""
 
-    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> bytes | Stored:
+    result: bytes | Stored
+    busy_s: float
+
+
+class Elsewhere(Protocol):
+    """Where activities run that ask for something (`Activity.needs`), or compute for long (`workflow.places`)."""
+
+    def has_processors(self) -> bool:
+        """Whether what asks for one processor could run, sooner or later. Called often: an answer that is known."""
+
+    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> Ran:
         """`run_here`, once, in a process that has what is needed. `arguments`: when they are not in the order. A result
         longer than the keeper's limit may be stored over there already, durably, under an id the keeper has reserved.
 
@@ -104,7 +118,8 @@ class WorkerLost(Exception):
 
 
 class ActivityWorker:
-    """Runs activities: coroutines on the host's loop, plain functions in at most `threads` threads."""
+    """Runs activities: coroutines on the host's loop, plain functions in at most `threads` threads, and `elsewhere`, if
+    given, what belongs there."""
 
     # `attach` comes before anything is begun.
     _client: ActorClient
@@ -121,6 +136,7 @@ class ActivityWorker:
         self._keeper = keeper
         self._limit = sys.maxsize if keeper is None else keeper.limit
         self._elsewhere = elsewhere
+        self._places = Places()
         self._clock = clock
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
@@ -218,10 +234,7 @@ class ActivityWorker:
     async def _work(self, found: Activity[Any, Any], order: Order) -> None:
         _info.set(order)
         try:
-            if found.needs is not None and self._elsewhere is not None:
-                result = await self._run_elsewhere(self._elsewhere, found, found.needs, order)
-            else:
-                result = encode(await self._run(found, order))
+            result = await self._run(found, order)
         except BaseException as error:
             if _is_ours(error):
                 self._under_way.pop(order.key, None)
@@ -285,11 +298,33 @@ class ActivityWorker:
             else:
                 self._report(order, "activity_done", (order.execution, order.step, result.decode()))
 
-    async def _run(self, found: Activity[Any, Any], order: Order) -> Any:
+    async def _run(self, found: Activity[Any, Any], order: Order) -> bytes | Stored:
+        """JSON of the result, or where it is."""
+        elsewhere = self._elsewhere
+        if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
+            return await self._run_elsewhere(elsewhere, found, needs, order)
+        if found.is_async:
+            return encode(await self._run_on_loop(found, order))
+        free = self._free_threads()
+        await free.acquire()
+        # Those before it in the queue may have been measured meanwhile.
+        if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
+            free.release()
+            return await self._run_elsewhere(elsewhere, found, needs, order)
+        return encode(await self._run_in_thread(found, order, free))
+
+    def _needs_elsewhere(self, found: Activity[Any, Any], elsewhere: Elsewhere) -> Needs | None:
+        """What it asks for when it is to run elsewhere."""
+        if not found.is_measured:
+            return found.needs
+        return ONE_CPU if elsewhere.has_processors() and self._places.is_away(found.name) else None
+
+    async def _arguments(self, found: Activity[Any, Any], order: Order) -> tuple[list[Any], dict[str, Any]]:
         # Not by a name, which would keep the JSON for as long as the activity runs.
-        args, kwargs = found.decode_arguments(orjson.loads(await self._large_arguments(order) or order.arguments))
-        if not found.is_async:
-            return await self._run_in_thread(found, order, args, kwargs)
+        return found.decode_arguments(orjson.loads(await self._large_arguments(order) or order.arguments))
+
+    async def _run_on_loop(self, found: Activity[Any, Any], order: Order) -> Any:
+        args, kwargs = await self._arguments(found, order)
         limit_s = self._limit_s(found, order)
         if limit_s is None:
             return await found.function(*args, **kwargs)
@@ -305,14 +340,16 @@ class ActivityWorker:
         tasks = self._elsewhere_now.setdefault(order.execution, {})
         tasks[order] = task
         try:
-            result: bytes | Stored = await (running if limit_s is None else _limited(running, limit_s, order))
-            return result
+            ran: Ran = await (running if limit_s is None else _limited(running, limit_s, order))
         finally:
             del tasks[order]
             if not tasks and self._elsewhere_now.get(order.execution) is tasks:
                 del self._elsewhere_now[order.execution]
+        if found.is_measured:
+            self._places.measured(found.name, ran.busy_s)
+        return ran.result
 
-    async def _repeated(self, elsewhere: Elsewhere, order: Order, needs: Needs) -> bytes | Stored:
+    async def _repeated(self, elsewhere: Elsewhere, order: Order, needs: Needs) -> Ran:
         """One attempt: begun again when its process dies, a few times, and when it is lost with its node, ever more
         slowly. Raises `WorkerDied`, and what the activity raises."""
         deaths, pause_s = 0, _REPEAT_S
@@ -331,32 +368,41 @@ class ActivityWorker:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_REPEAT_S)
 
-    async def _run_in_thread(
-        self, found: Activity[Any, Any], order: Order, args: list[Any], kwargs: dict[str, Any]
-    ) -> Any:
-        """A thread cannot be stopped: after a timeout it runs on, unheard, and is busy until it ends. Waiting for a
-        free one does not count."""
-        if self._pool is None or self._free is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mecha-activity")
+    def _free_threads(self) -> asyncio.Semaphore:
+        if self._free is None:
             self._free = asyncio.Semaphore(self._threads)
-        free, run = self._free, contextvars.copy_context().run
-        await free.acquire()
+        return self._free
+
+    async def _run_in_thread(self, found: Activity[Any, Any], order: Order, free: asyncio.Semaphore) -> Any:
+        """In a thread that was `free` and is again when it ends. A thread cannot be stopped: after a timeout it runs
+        on, unheard, and is busy until it ends. Waiting for a free one does not count."""
         loop = asyncio.get_running_loop()
         try:
+            args, kwargs = await self._arguments(found, order)
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mecha-activity")
+            run = contextvars.copy_context().run
             thread = self._pool.submit(run, _caught, lambda: found.function(*args, **kwargs))
         except BaseException:
             free.release()
             raise
-        thread.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(free.release))
-        outcome: asyncio.Future[tuple[Any, BaseException | None]] = asyncio.wrap_future(thread)
+        ended = self._thread_ended
+        thread.add_done_callback(lambda done: loop.is_closed() or loop.call_soon_threadsafe(ended, found, free, done))
+        outcome: asyncio.Future[_Caught] = asyncio.wrap_future(thread)
         limit_s = self._limit_s(found, order)
         if limit_s is None:
-            result, error = await outcome
+            result, error, _ = await outcome
         else:
-            result, error = await _limited(_awaited(asyncio.shield(outcome)), limit_s, order)
+            result, error, _ = await _limited(_awaited(asyncio.shield(outcome)), limit_s, order)
         if error is not None:
             raise error
         return result
+
+    def _thread_ended(self, found: Activity[Any, Any], free: asyncio.Semaphore, thread: Future[_Caught]) -> None:
+        """Measured first: whoever waits for the thread asks for its place anew."""
+        if found.is_measured and self._elsewhere is not None and not thread.cancelled():
+            self._places.measured(found.name, thread.result().busy_s)
+        free.release()
 
     def _limit_s(self, found: Activity[Any, Any], order: Order) -> float | None:
         """Seconds this attempt may take: its own timeout, or what is left of the step's."""
@@ -404,13 +450,17 @@ class ActivityWorker:
             self._keeper.settled(Stored.parse(outcome[2]).id)
 
 
-def run_here(found: Activity[Any, Any], order: Order, large: Data | None = None) -> bytes:
-    """One attempt, in this process and thread; JSON of the result. `large`: the arguments, when they are not in the
-    order. Raises what the activity raises, `CodecError`."""
+def run_here(found: Activity[Any, Any], order: Order, large: Data | None = None) -> tuple[bytes, float]:
+    """One attempt, in this process and thread: JSON of the result, and how long it used the processor. `large`: the
+    arguments, when they are not in the order. Raises what the activity raises, `CodecError`."""
     _info.set(order)
     positional, named = found.decode_arguments(orjson.loads(order.arguments if large is None else large))
+    begun_s = time.thread_time()
     result = found.function(*positional, **named)
-    return encode(asyncio.run(result) if found.is_async else result)
+    if found.is_async:
+        result = asyncio.run(result)
+    busy_s = time.thread_time() - begun_s
+    return encode(result), busy_s
 
 
 def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -450,12 +500,21 @@ async def _awaited(future: asyncio.Future[Any]) -> Any:
     return await future
 
 
-def _caught(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+class _Caught(NamedTuple):
+    """`busy_s`: how long the function used the processor."""
+
+    result: Any
+    error: BaseException | None
+    busy_s: float
+
+
+def _caught(function: Callable[[], Any]) -> _Caught:
     """As data: an exception like SystemExit must not travel through a future into the event loop."""
+    begun_s = time.thread_time()
     try:
-        return function(), None
+        return _Caught(function(), None, time.thread_time() - begun_s)
     except BaseException as error:
-        return None, error
+        return _Caught(None, error, time.thread_time() - begun_s)
 
 
 def _storable(text: str) -> str:

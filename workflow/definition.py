@@ -19,7 +19,7 @@ import sys
 import typing
 from asyncio.events import _get_running_loop
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
 from actors.definition import _can_suspend
 from actors.names import check_name
@@ -92,12 +92,21 @@ class RetryPolicy:
 ONCE = RetryPolicy(max_attempts=1)
 
 
+Place = Literal["auto", "here", "spread"]
+"""Where an activity runs, on a cluster. `here`: in the host, beside its workflow. `spread`: in a process that is given
+a processor for it, on any node. `auto`: spread with needs, here when it is an ``async def``; a plain one is measured,
+see `workflow.places`, unless it has a timeout, which waiting for a processor would use up."""
+
+
 class Needs(NamedTuple):
     """What an activity asks of the place it runs at: processors, GPUs, custom resources by name."""
 
     cpus: float = 0
     gpus: float = 0
     resources: tuple[tuple[str, float], ...] = ()
+
+
+ONE_CPU = Needs(cpus=1)
 
 
 class Activity(Generic[P, T]):
@@ -114,6 +123,7 @@ class Activity(Generic[P, T]):
         retry: RetryPolicy,
         hints: Mapping[str, Any],
         needs: Needs | None = None,
+        place: Place = "auto",
     ) -> None:
         check_name("activity name", name)
         self.name = name
@@ -122,6 +132,8 @@ class Activity(Generic[P, T]):
         self.needs = needs
         self.is_async = inspect.iscoroutinefunction(function)
         # A coroutine function that never waits for anything: runs without a task.
+        # Runs here or elsewhere, as its processor time says.
+        self.is_measured = place == "auto" and not self.is_async and needs is None and retry.timeout_s is None
         self.is_quick = self.is_async and needs is None and inspect.isfunction(function) and not _can_suspend(function)
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
@@ -245,6 +257,7 @@ def activity(
     num_cpus: float = 0,
     num_gpus: float = 0,
     resources: Mapping[str, float] | None = None,
+    place: Place = "auto",
 ) -> _ActivityDecorator: ...
 def activity(
     function: Callable[..., Any] | None = None,
@@ -255,6 +268,7 @@ def activity(
     num_cpus: float = 0,
     num_gpus: float = 0,
     resources: Mapping[str, float] | None = None,
+    place: Place = "auto",
 ) -> Any:
     """Make a function an activity. It runs at least once, its result is recorded once.
 
@@ -262,16 +276,28 @@ def activity(
     it again). Arguments and result must have a JSON form, see `statestores.codec`.
 
     `num_cpus`, `num_gpus`, `resources`: on a Ray cluster it runs as a Ray task that has so much for itself, in another
-    process, perhaps on another node; elsewhere they change nothing. Without any it runs in the host, beside the
-    workflow, which is right for everything short. An attempt whose process dies is begun again; when that has happened
-    four times it has failed, as `WorkerDied`.
+    process, perhaps on another node; elsewhere they change nothing. `place`: where it runs on a Ray cluster when it
+    asks for none of these, see `Place`; it may be another process, so an activity that uses what only the host's memory
+    has says ``here``. An attempt whose process dies is begun again; when that has happened four times it has failed, as
+    `WorkerDied`.
+
+    Raises `TypeError` for options that contradict each other.
     """
     locals_ = sys._getframe(1).f_locals
-    needs = Needs(num_cpus, num_gpus, tuple((resources or {}).items()))
-    asked = needs if needs != Needs() else None
+    needs = _needs(Needs(num_cpus, num_gpus, tuple((resources or {}).items())), place)
     if function is not None:
         return Activity(function, name or function.__name__, retry, _hints(function, locals_))
-    return lambda f: Activity(f, name or f.__name__, retry, _hints(f, locals_), asked)
+    return lambda f: Activity(f, name or f.__name__, retry, _hints(f, locals_), needs, place)
+
+
+def _needs(asked: Needs, place: Place) -> Needs | None:
+    if place not in get_args(Place):
+        raise TypeError(f"unknown place {place!r}: use {', '.join(get_args(Place))}")
+    if asked != Needs():
+        if place == "here":
+            raise TypeError('an activity that asks for processors, GPUs or resources cannot have place="here"')
+        return asked
+    return ONE_CPU if place == "spread" else None
 
 
 class _ActivityDecorator(typing.Protocol):

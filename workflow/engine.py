@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 class Engine:
     """`idle_timeout`: how long an instance without input stays live in memory. `threads`: for plain `def` activities.
-    `elsewhere`: where activities run that ask for resources; default: in this process, like the others.
+    `elsewhere`: where activities run that ask for resources, or compute for long; default: here, like the others.
     `payloads`: where values stand whose JSON is longer than `large_value_bytes`; default: in the history, like others.
     `evict_always`: drop the live program after every turn and replay it for the next; for tests, slow by design.
 

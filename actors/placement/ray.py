@@ -41,6 +41,7 @@ from actors.placement.supervisor import Node, Report, Supervisor, Wanted
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from actors.hostneeds import HostNeeds
     from actors.placement.cluster import ClusterPlacement
     from actors.placement.hop import Asked
     from actors.placement.supervisor import HostHandle
@@ -79,12 +80,12 @@ class HostProcess(Protocol):
 
 
 class ClusterSpec(NamedTuple):
-    """`namespace`: Ray's, one for each application. `build(name, cluster)` makes the process of a host; it is sent to
-    the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of this
-    cluster from those of another one that uses, or used, the same store."""
+    """`namespace`: Ray's, one for each application. `build(name, version, cluster)` makes the process of a host; it is
+    sent to the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of
+    this cluster from those of another one that uses, or used, the same store."""
 
     namespace: str
-    build: Callable[[str, RayCluster], HostProcess]
+    build: Callable[[str, str, RayCluster], HostProcess]
     wanted: Wanted
     tag: str
     environment: dict[str, Any] | None = None
@@ -98,7 +99,7 @@ class _HostActor:
 
     def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
         self._name, self._version, self._namespace = name, version, spec.namespace
-        self._process = spec.build(name, RayCluster(spec.namespace))
+        self._process = spec.build(name, version, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -246,6 +247,7 @@ class RayFleet:
         name = f"{_HOST_PREFIX}{self._spec.tag}-{token_hex(4)}"
         strategy: Any = "SPREAD" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
         options: dict[str, Any] = {"name": name, "namespace": self._spec.namespace, "lifetime": "detached"}
+        options |= _asking(self._spec.wanted.needs)
         if self._spec.environment:
             options["runtime_env"] = self._spec.environment
         actor = self._class.options(scheduling_strategy=strategy, **options).remote(name, version, self._spec)
@@ -253,6 +255,9 @@ class RayFleet:
         try:
             async with asyncio.timeout(_START_S):
                 await host.start()
+        except TimeoutError as error:
+            host.kill()
+            raise TimeoutError(await _in_thread(_why_late, self._spec.wanted.needs)) from error
         except BaseException:
             host.kill()
             raise
@@ -279,7 +284,32 @@ def _nodes() -> list[Node]:
 
     nodes: list[dict[str, Any]] = state.node_table()  # type: ignore[no-untyped-call]  # Ray's
     draining = state.get_draining_nodes()
-    return [Node(node["NodeID"], node["NodeID"] in draining) for node in nodes if node["Alive"]]
+    return [
+        Node(node["NodeID"], node["NodeID"] in draining, node["Resources"], node["Labels"])
+        for node in nodes
+        if node["Alive"]
+    ]
+
+
+def _asking(needs: HostNeeds) -> dict[str, Any]:
+    """As options of a Ray actor."""
+    asked = dict(needs.resources)
+    options: dict[str, Any] = {name: asked.pop(name) for name in ("num_cpus", "num_gpus", "memory") if name in asked}
+    options |= {"resources": asked} if asked else {}
+    return options | ({"label_selector": dict(needs.labels)} if needs.labels else {})
+
+
+def _why_late(needs: HostNeeds) -> str:
+    from ray._private.state import state
+
+    late = f"a host was not up after {_START_S:g} s"
+    free: dict[str, dict[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray's
+    held = [
+        f"node {node.id[:12]} has {', '.join(lacks)} free"
+        for node in _nodes()
+        if needs.room(node.resources, node.labels) and (lacks := needs.lacks(free.get(node.id, {}), node.labels))
+    ]
+    return f"{late}. It needs {needs}, and others hold that: {'; '.join(held)}" if held else late
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
@@ -318,11 +348,13 @@ class _ControllerActor:
         supervisor = self._supervisor
         return {
             "pid": os.getpid(),
-            "wanted": supervisor.wanted._asdict(),
+            "wanted": supervisor.wanted._asdict() | {"needs": str(supervisor.wanted.needs)},
             "settled": supervisor.is_settled,
             "serving": sum(bool(report.owned) for report in supervisor.reports()),
             "wanted_serving": supervisor.wanted_serving,
             "error": supervisor.last_error,
+            "placeable": supervisor.placeable,
+            "unplaced": supervisor.unplaced,
             "silent": supervisor.silent(),
             "hosts": [_shown(report) for report in supervisor.reports()],
         }
@@ -419,6 +451,12 @@ def _task_of(function: Callable[..., tuple[Any, bytes | None]]) -> Any:
     return ray.remote(num_returns=2)(function)
 
 
+async def most_processors() -> float:
+    """That one node has, of those that stay: in all, whoever uses them."""
+    nodes = await _in_thread(_nodes)
+    return max((node.resources.get("CPU", 0.0) for node in nodes if not node.leaving), default=0.0)
+
+
 async def run_task(
     function: Callable[..., tuple[T, bytes | None]],
     *args: Any,
@@ -463,6 +501,9 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers are the servers here: Ray would have them stand back behind everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Processes that tasks run in take seconds to start. Ray keeps them for one host alone, and ends them after a second
+    # when others use the processors: hosts that take turns would have to start them each time.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     ray.init(

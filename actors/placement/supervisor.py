@@ -13,6 +13,7 @@ Failure cases:
 - *A host is frozen*: it does not answer; the same, when its lease has ended. A host that is only slow renews its lease,
   so nobody can take anything from it.
 - *A host cannot be started*: tried again, ever more slowly; the reason stands in `status`.
+- *No node has what hosts need*: nothing is tried; what is lacking where stands in `status`, and every look counts anew.
 - *An order fails or hangs*: each runs by itself, with a time limit, and the next look says what became of it.
 """
 
@@ -20,13 +21,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from actors.hostneeds import NOTHING, HostNeeds
 from actors.placement.hop import PeerGone
 from actors.placement.plan import HostView, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ _LOOK_AGAIN_S = 0.1
 _GATHER_S = 10.0
 _NEVER_STARTED_S = 90.0
 _LONGEST_BACKOFF_S = 30.0
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Report(NamedTuple):
@@ -57,10 +61,13 @@ class Report(NamedTuple):
 
 
 class Node(NamedTuple):
-    """`leaving`: it is being drained, or will be taken away soon."""
+    """`leaving`: it is being drained, or will be taken away soon. `resources`, `labels`: what it has in all, see
+    `HostNeeds.room`."""
 
     id: str
     leaving: bool
+    resources: Mapping[str, float] = _EMPTY
+    labels: Mapping[str, str] = _EMPTY
 
 
 class HostHandle(Protocol):
@@ -96,27 +103,65 @@ class Fleet(Protocol):
 
 class Wanted(NamedTuple):
     """`hosts` that serve, all together; with `per_node`, so many on each node instead. `spares`: more, ready to take
-    the place of one that ends. `version`: of the code; hosts of another one are replaced, one at a time."""
+    the place of one that ends; with `per_node` one on each node, if any. `version`: of the code; hosts of another one
+    are replaced, one at a time. `needs`: what each host asks its node for. Nodes without it do not count, and none is
+    to carry more hosts than it has room for."""
 
     hosts: int = 2
     per_node: int = 0
     spares: int = 1
     version: str = "1"
     drain_s: float = 30.0
+    needs: HostNeeds = NOTHING
+
+    def room(self, node: Node) -> int:
+        """How many hosts a node can carry, present ones among them."""
+        return 0 if node.leaving else self.needs.room(node.resources, node.labels)
+
+    def on_node(self, node: Node) -> int:
+        """With `per_node`: how many hosts are to be on a node."""
+        return min(self.room(node), self.per_node + (self.spares > 0))
 
     def serving(self, nodes: Sequence[Node]) -> int:
-        staying = sum(not node.leaving for node in nodes)
-        return max(1, self.per_node * staying) if self.per_node else self.hosts
+        if not self.per_node:
+            return self.hosts
+        return max(1, sum(min(self.room(node), self.per_node) for node in nodes))
+
+    def total(self, nodes: Sequence[Node]) -> int:
+        """Those that serve and the spares."""
+        if not self.per_node:
+            return self.hosts + self.spares
+        return self.serving(nodes) + (sum(self.room(node) > 0 for node in nodes) if self.spares else 0)
+
+    def placeable(self, nodes: Sequence[Node]) -> int:
+        """How many of `total` the nodes have room for."""
+        there = sum(self.on_node(node) if self.per_node else self.room(node) for node in nodes)
+        return min(there, self.total(nodes))
+
+    def unplaced(self, nodes: Sequence[Node]) -> str:
+        """Which hosts no node has room for, and why; "" when there are none, or no nodes are known yet."""
+        total, placeable = self.total(nodes), self.placeable(nodes)
+        if placeable == total or not nodes:
+            return ""
+        facts = "; ".join(f"node {node.id[:12]} {self._offer(node)}" for node in nodes)
+        needs = "needs nothing but a node" if self.needs == NOTHING else f"needs {self.needs}"
+        return f"{total - placeable} of {total} hosts have no place. Each {needs}. {facts}"
+
+    def _offer(self, node: Node) -> str:
+        lacks = self.needs.lacks(node.resources, node.labels)
+        if node.leaving:
+            return "is leaving"
+        return f"has {', '.join(lacks)}" if lacks else f"has room for {self.room(node)}"
 
 
 class _Known:
     """A host, and what was heard of it last. `report` None: it does not answer."""
 
-    def __init__(self, handle: HostHandle) -> None:
+    def __init__(self, handle: HostHandle, node: str) -> None:
         self.handle = handle
         self.report: Report | None = None
-        # Its node, once that is known.
-        self.node = ""
+        # Its node, once it was heard of, or where it was told to be.
+        self.node = node
         self.since_s = asyncio.get_running_loop().time()
         self.leaving = False
         self.stopping = False
@@ -181,6 +226,16 @@ class Supervisor:
     @property
     def wanted_serving(self) -> int:
         return self.wanted.serving(self._nodes)
+
+    @property
+    def placeable(self) -> int:
+        """For how many of the hosts that are wanted there is room."""
+        return self.wanted.placeable(self._nodes)
+
+    @property
+    def unplaced(self) -> str:
+        """See `Wanted.unplaced`."""
+        return self.wanted.unplaced(self._nodes)
 
     def reports(self) -> list[Report]:
         """Of the hosts that answer, oldest first; a partition two of them claim stands with the newer epoch."""
@@ -277,25 +332,27 @@ class Supervisor:
     # -- hosts come and go --------------------------------------------------------------------------------------------
 
     def _start_missing(self) -> None:
-        wanted = self.wanted_serving + self._spares()
         staying = [known for known in self._hosts.values() if not known.leaving and not known.stopping]
         if not self.wanted.per_node:
-            for _ in range(wanted - len(staying) - len(self._starting)):
+            missing = self.wanted.total(self._nodes) - len(staying) - len(self._starting)
+            for _ in range(min(missing, self._free_anywhere())):
                 self._start_host(None)
             return
         for node in self._nodes:
-            if node.leaving:
-                continue
             there = sum(known.node == node.id for known in staying)
             coming = sum(target == node.id for target in self._starting.values())
-            for _ in range(self.wanted.per_node + (self.wanted.spares > 0) - there - coming):
+            for _ in range(min(self.wanted.on_node(node) - there - coming, self._free(node))):
                 self._start_host(node.id)
 
-    def _spares(self) -> int:
-        """All together; with `per_node` one on each node, if any."""
-        if not self.wanted.per_node:
-            return self.wanted.spares
-        return sum(not node.leaving for node in self._nodes) if self.wanted.spares else 0
+    def _free(self, node: Node) -> int:
+        """For how many more hosts there is room: one that is about to end keeps its place until it has."""
+        taken = sum(known.node == node.id for known in self._hosts.values())
+        return max(0, self.wanted.room(node) - taken - sum(target == node.id for target in self._starting.values()))
+
+    def _free_anywhere(self) -> int:
+        somewhere = sum(not known.node for known in self._hosts.values())
+        somewhere += sum(target is None for target in self._starting.values())
+        return sum(map(self._free, self._nodes)) - somewhere
 
     def _start_host(self, node: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._start(node))
@@ -319,8 +376,7 @@ class Supervisor:
     def _adopt(self, handle: HostHandle, node: str = "") -> None:
         """`node`: where it was told to run. Before its first answer nothing else says that the node has its host."""
         if handle.name not in self._hosts:
-            known = self._hosts[handle.name] = _Known(handle)
-            known.node = node
+            known = self._hosts[handle.name] = _Known(handle, node)
             self._run(self._watch(known))
 
     async def _watch(self, known: _Known) -> None:
@@ -334,17 +390,28 @@ class Supervisor:
             self._wake.set()
 
     def _replace_old(self) -> None:
-        """One host of a former version leaves at a time, once there is one of the new version to take its place."""
+        """One host of a former version leaves at a time, once there is one of the new version to take its place; where
+        there is no room for one more, before that."""
         old = [k for k in self._hosts.values() if k.report is not None and k.report.version != self.wanted.version]
         if not old or any(known.leaving or known.stopping for known in self._hosts.values()):
             return
         ready = sum(k.report is not None and k.report.version == self.wanted.version for k in self._hosts.values())
-        total = self.wanted_serving + self._spares()
-        if ready + len(old) > total:
-            # Those that own least first: spares are gone before anything has to move.
-            min(old, key=lambda known: len(known.report.owned) if known.report else 0).leaving = True
-        elif not self._starting:
-            self._start_host(next((k.report.node for k in old if k.report), None) if self.wanted.per_node else None)
+        # Those that own least first: spares are gone before anything has to move.
+        first = min(old, key=lambda known: len(known.report.owned) if known.report else 0)
+        if ready + len(old) > self.wanted.total(self._nodes):
+            first.leaving = True
+        elif not self._starting and self._has_room_beside(first):
+            self._start_host(first.node if self.wanted.per_node else None)
+        elif not self._starting and len(self._hosts) > 1:
+            first.leaving = True
+        elif not self._starting:  # nobody can take what it has: calls wait for its successor
+            first.stopping = True
+            self._run(self._end(first.handle))
+
+    def _has_room_beside(self, known: _Known) -> bool:
+        if not self.wanted.per_node:
+            return self._free_anywhere() > 0
+        return any(node.id == known.node and self._free(node) > 0 for node in self._nodes)
 
     def _end_leaving(self) -> bool:
         leaving = [known for known in self._hosts.values() if known.leaving and not known.stopping]

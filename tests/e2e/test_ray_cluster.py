@@ -41,12 +41,50 @@ def apart(text: str) -> list:
 async def apart_and_wrong(text: str) -> str:
     raise ValueError(text)
 
+class Odd(Exception):
+    def __init__(self, *, text: str) -> None:
+        super().__init__(text)
+
+@activity(num_cpus=1)
+def apart_and_odd(text: str) -> str:
+    raise Odd(text=text)
+
+@activity(num_cpus=1)
+def apart_and_gone(text: str) -> str:
+    raise SystemExit(text)
+
+@activity(place="spread")
+async def version_apart() -> int:
+    return VERSION
+
+@activity
+def burns() -> int:
+    end = time.thread_time() + 0.1
+    while time.thread_time() < end:
+        pass
+    return os.getpid()
+
+@activity
+def sips() -> int:
+    return os.getpid()
+
+@workflow
+async def ask_version() -> int:
+    return await version_apart()
+
+@workflow
+async def burn() -> list:
+    return [[await burns() for _ in range(3)], [await sips() for _ in range(3)]]
+
 @workflow
 async def measure(text: str) -> list:
-    try:
-        await apart_and_wrong(text)
-    except Exception as error:
-        return [*await apart(text), str(error)]
+    errors = []
+    for wrong in (apart_and_wrong, apart_and_odd, apart_and_gone):
+        try:
+            await wrong(text)
+        except Exception as error:
+            errors.append(str(error))
+    return [*await apart(text), errors]
 
 @activity(num_cpus=1)
 def kills_itself() -> None:
@@ -204,14 +242,16 @@ async def test_every_host_serves_every_actor(cluster: ClusterProcess) -> None:
 
 
 async def test_activities_with_needs_run_as_tasks(cluster: ClusterProcess) -> None:
-    """An activity that asks for processors runs in a process of its own; its result and its error are as anywhere."""
+    """An activity that asks for processors runs in a process of its own; its result and its error are as anywhere, also
+    when the error cannot be pickled, or would end the process."""
     hosts = await settled(cluster.port)
     connection = Connection(cluster.port, answer_s=60.0)
     shown = await connection.insist("POST", "/v1.0/mecha/workflows/measure/run?timeout=60s", b'"hello"', key="measure")
     connection.close()
-    pid, text, name, error = shown["output"]
+    pid, text, name, errors = shown["output"]
     assert (text, name) == ("hello", "apart")
-    assert "ValueError: hello" in error
+    kinds = ("ValueError: hello", "Odd: hello", "SystemExit: hello")
+    assert [kind in error for kind, error in zip(kinds, errors, strict=True)] == [True] * 3
     assert pid not in {host["pid"] for host in hosts}
 
 
@@ -242,6 +282,18 @@ async def test_a_task_that_nobody_waits_for_is_cancelled(cluster: ClusterProcess
         while not mark.with_suffix(".ended").exists():  # noqa: ASYNC110  # of another process
             await asyncio.sleep(0.05)
     connection.close()
+
+
+async def test_activities_that_compute_run_as_tasks(cluster: ClusterProcess) -> None:
+    """A plain activity that takes a processor for long runs in a process of its own from the second time on; one that
+    does not runs in the host, which has measured both."""
+    hosts = {host["pid"] for host in await settled(cluster.port)}
+    connection = Connection(cluster.port, answer_s=60.0)
+    shown = await connection.insist("POST", "/v1.0/mecha/workflows/burn/run?timeout=60s", b"", key="burn")
+    connection.close()
+    burnt, sipped = shown["output"]
+    assert [pid in hosts for pid in burnt] == [True, False, False]
+    assert set(sipped) <= hosts
 
 
 async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:
@@ -316,8 +368,10 @@ async def test_a_store_that_is_away_for_a_while(cluster: ClusterProcess, redis: 
 async def test_rolling_to_new_code(cluster: ClusterProcess, app: Path) -> None:
     """Hosts are replaced one at a time by ones that load the application anew; both versions serve meanwhile, and no
     call is refused."""
-    connection = Connection(cluster.port)
+    connection = Connection(cluster.port, answer_s=60.0)
     old = {host["name"] for host in await settled(cluster.port)}
+    ask = "/v1.0/mecha/workflows/ask_version/run?timeout=60s"
+    assert (await connection.insist("POST", ask, key="v1"))["output"] == 1
     write_app(app, 2)
 
     async def roll() -> None:
@@ -329,6 +383,8 @@ async def test_rolling_to_new_code(cluster: ClusterProcess, app: Path) -> None:
     assert [failure for failure in load.failures if failure.startswith("Failed")] == []
     versions = {await connection.insist("POST", f"/v1.0/actors/Tally/{key}/method/version") for key in KEYS}
     assert versions == {2}
+    # Nor does a process of tasks go on with the code it has loaded.
+    assert (await connection.insist("POST", ask, key="v2"))["output"] == 2
     connection.close()
 
 

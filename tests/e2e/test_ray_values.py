@@ -14,6 +14,7 @@ from runtime_api.loader import load_application
 from runtime_api.settings import load_settings
 from statestores.components import open_url
 from tests.servers import RedisServer
+from workflow.activities import Ran
 from workflow.orders import Order
 from workflow.payloads import Stored, read, write
 
@@ -103,7 +104,7 @@ def order_of(name: str, stored: Stored) -> Order:
 async def test_large_values_go_to_tasks_and_back(nodes: Any, app: str, redis: RedisServer) -> None:
     """Arguments and results of tasks are stored beside the history, and reach the code and the activities."""
     settings = load_settings({"store": redis.url})
-    tasks = RayTasks(app, settings, "values_app")
+    tasks = RayTasks(app, "1", settings, "values_app")
     async with Runtime(load_application(app), store=redis.url, elsewhere=tasks, app_id="values_app") as runtime:
         instance = await runtime.workflows.start("growing", SIZE)
         length, start, pid = await runtime.workflows.wait(instance, 120)
@@ -123,7 +124,7 @@ async def test_lost_objects_are_read_from_the_store(
 
     place = StorePlace(redis.url, (), "values_app", "default")
     arguments = await write(store.payloads, STREAM, "1.1.far", orjson.dumps(["YWJj" * SIZE]))
-    made, object_ = await run_task(
+    ran, object_ = await run_task(
         run_activity,
         app, order_of("far", arguments), place, None, ("1.1.result", 1024),
         cpus=0, gpus=0, resources={"far": 1}, environment=None,
@@ -131,15 +132,18 @@ async def test_lost_objects_are_read_from_the_store(
     (lost,) = nodes.worker_nodes
     nodes.remove_node(lost, allow_graceful=False)
     assert await object_.fetch() is None, "the object was still there: this test says nothing"
+    assert isinstance(ran, Ran)
+    made = ran.result
     assert isinstance(made, Stored)
     assert made.id == "1.1.result"
     assert orjson.loads(await read(store.payloads, STREAM, made)) == "Y2Jh" * SIZE
 
     arguments = await write(store.payloads, STREAM, "1.1.near", orjson.dumps(["YWJj" * SIZE, 1]))
-    grown, _ = await run_task(
+    ran, _ = await run_task(
         run_activity,
         app, order_of("grow", arguments), place, object_, None,
         cpus=1, gpus=0, resources={}, environment=None,
     )  # fmt: skip
-    assert isinstance(grown, bytes)
-    assert orjson.loads(grown) == "YWJj" * SIZE
+    assert isinstance(ran, Ran)
+    assert isinstance(ran.result, bytes)
+    assert orjson.loads(ran.result) == "YWJj" * SIZE

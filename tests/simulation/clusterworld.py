@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from actors import Host, LoopClock
+from actors.hostneeds import NOTHING
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Node, Report, Supervisor, Wanted
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from random import Random
 
+    from actors.hostneeds import HostNeeds
     from tests.simulation.simloop import SimulatedLoop
 
 PARTITIONS = 4
@@ -130,8 +132,11 @@ class World:
     ended: list[Machine] = field(default_factory=list)
     supervisors: int = 0
     made: int = 0
-    # Of a cluster manager, on which hosts are placed.
-    nodes_there: tuple[str, ...] = ("node",)
+    # Of a cluster manager, on which hosts are placed; each host is a machine of its own all the same.
+    nodes_there: Sequence[Node] = (Node("node", leaving=False),)
+    wanted: Wanted = field(default_factory=Wanted)
+    # Hosts that were to be made where there is no room for them.
+    misplaced: int = 0
     kept: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -144,7 +149,7 @@ class World:
 
     async def start_host(self, version: str, node: str | None) -> Machine:
         self.made += 1
-        machine = Machine(self, f"h-{self.made}", version, node or self.nodes_there[0])
+        machine = Machine(self, f"h-{self.made}", version, self._place_for(node))
         self.machines[machine.name] = machine
         try:
             await machine.start()
@@ -157,13 +162,25 @@ class World:
         return list(self.machines.values())
 
     async def nodes(self) -> list[Node]:
-        return [Node(name, leaving=False) for name in self.nodes_there]
+        return list(self.nodes_there)
 
-    def supervise(self, hosts: int = 2, *, per_node: int = 0) -> Supervisor:
+    def _place_for(self, wanted: str | None) -> str:
+        """Where there is room: the node that was asked for, else any."""
+        for node in self.nodes_there:
+            there = sum(machine.node == node.id for machine in self.machines.values())
+            if wanted in (None, node.id) and there < self.wanted.room(node):
+                return node.id
+        self.misplaced += 1
+        raise RuntimeError(f"no room on {wanted or 'any node'}")
+
+    def supervise(
+        self, hosts: int = 2, *, per_node: int = 0, spares: int = 1, needs: HostNeeds = NOTHING
+    ) -> Supervisor:
         """A supervisor on a node of its own; the former one, if it lives, is killed."""
         self.loop.kill(f"supervisor{self.supervisors}")
         self.supervisors += 1
-        supervisor = Supervisor(self, Wanted(hosts=hosts, per_node=per_node, spares=1, drain_s=2.0))
+        self.wanted = Wanted(hosts, per_node, spares, drain_s=2.0, needs=needs)
+        supervisor = Supervisor(self, self.wanted)
         self.kept += [supervisor, self.loop.spawn(f"supervisor{self.supervisors}", supervisor.run())]
         return supervisor
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from actors import actor, method
+from actors.placement.supervisor import Node
 from tests.simulation.clusterworld import Machine, World, run
 from tests.simulation.faultystore import Faults
 
@@ -110,7 +111,7 @@ def test_a_silent_host_has_its_place_on_its_node(seed: int) -> None:
 
     async def scenario(world: World) -> None:
         calm(world)
-        world.nodes_there = ("a", "b")
+        world.nodes_there = (Node("a", leaving=False), Node("b", leaving=False))
         supervisor = world.supervise(per_node=1)
         await settled(world, supervisor, 4)
         for machine in list(world.machines.values()):
@@ -130,7 +131,7 @@ def test_a_roll_on_many_nodes_gives_up_no_spare(seed: int) -> None:
 
     async def scenario(world: World) -> None:
         calm(world)
-        world.nodes_there = ("a", "b")
+        world.nodes_there = (Node("a", leaving=False), Node("b", leaving=False))
         supervisor = world.supervise(per_node=1)
         await settled(world, supervisor, 4)
         await roll(world, supervisor, "2")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow import RetryPolicy, WorkerDied, activity
-from workflow.activities import WorkerLost, activity_info, run_here
+from workflow.activities import Ran, WorkerLost, activity_info, run_here
 
 if TYPE_CHECKING:
     from workflow.definition import Needs
     from workflow.orders import Order
-    from workflow.payloads import Data, Keeper, Stored
+    from workflow.payloads import Data, Keeper
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,10 @@ class Processes:
         self.pids: list[int] = []
         self._losses = losses
 
-    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> bytes | Stored:
+    def has_processors(self) -> bool:
+        return True
+
+    async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> Ran:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.workflow.apart"),
             cwd=ROOT,
@@ -92,13 +95,13 @@ class Processes:
             raise WorkerLost("its node is gone")
         if process.returncode:
             raise WorkerDied(f"it ended with {process.returncode}")
-        return said
+        return Ran(*pickle.loads(said))
 
 
 def main() -> None:
     order: Order = pickle.load(sys.stdin.buffer)
     found = {activity.name: activity for activity in (dies, always_dies, never_ends, is_cut_off)}
-    sys.stdout.buffer.write(run_here(found[order.name], order))
+    sys.stdout.buffer.write(pickle.dumps(run_here(found[order.name], order)))
 
 
 if __name__ == "__main__":
