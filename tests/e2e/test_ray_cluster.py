@@ -90,7 +90,7 @@ async def measure(text: str) -> list:
 def kills_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-@activity(num_cpus=1, retry=RetryPolicy(max_attempts=1, timeout=20.0))
+@activity(num_cpus=1, retry=RetryPolicy(max_attempts=1, timeout=12.0))
 def runs_on(mark: str) -> None:
     Path(mark + ".begun").touch()
     try:
@@ -409,4 +409,4 @@ async def test_registers_are_linearizable_while_it_is_hurt(ray_address: str) -> 
     app = Path(__file__).with_name("verifier_app.py")
     options = ("--lease", "2s", "--ray-address", ray_address, "--app-id", "registers")
     with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, *options) as cluster:
-        await linearizability.play(cluster.port, redis, seconds=15, seed=1)
+        await linearizability.play(cluster.port, redis, seconds=8, seed=1)

@@ -99,6 +99,7 @@ async def test_hosts_wait_for_a_node_that_has_what_they_need(nodes: Any, tmp_pat
             await asyncio.to_thread(running.__exit__)
 
 
+@pytest.mark.slow
 async def test_what_others_hold_is_told(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that has what a host needs, and has given it away: the host is given up, and what is free is told."""
     nodes.add_node(num_cpus=1, resources={"special": 1}, labels={"zone": "a"}, **SMALL)

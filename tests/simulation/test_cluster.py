@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "60"))
+SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "30"))
 CHUNK = 50
 CELLS = [f"c{n}" for n in range(6)]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "60")) // 3
+SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "30")) // 3
 CELLS = [f"c{n}" for n in range(7)]
 HOSTS = 3
 _LONGEST_S = 600.0

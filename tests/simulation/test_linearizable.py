@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.linearizability import RegisterOp
 
 
-SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "60"))
+SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "30"))
 CHUNK = 50
 SEEDS_OF_PLANTS = 100
 REGISTERS = [f"r{n}" for n in range(4)]

@@ -223,7 +223,7 @@ async def remembers(size: int) -> list[Any]:
 # -- round trips -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, LIMIT - 3, LIMIT - 2, LIMIT - 1, LIMIT, 100_000, 40 * MIB])
+@pytest.mark.parametrize("size", [0, LIMIT - 3, LIMIT - 2, LIMIT - 1, LIMIT, 100_000, 20 * MIB])
 async def test_result_and_argument_of_any_size(world: World, size: int) -> None:
     """Around the limit and far beyond it the code gets what the activity gave, and the activity what the code gave."""
     client = await world.start([there_and_back])
