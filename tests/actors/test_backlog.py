@@ -1,4 +1,4 @@
-"""A backlog of messages: delivered in batches, in order, once, fairly, and never growing faster than it can be worked off.
+"""A backlog of messages: delivered in batches, in order, once, fairly; and who feeds it is slowed down.
 
 Invariants, for N messages that wait in the outbox:
 - they cost a number of store calls that does not grow with N but with N divided by the size of a batch, also when they
@@ -186,7 +186,7 @@ async def test_commit_that_turns_out_recorded_during_a_scan(world: World) -> Non
 
     async def scan_and_then(asked: int, *args: Any, **options: Any) -> list[OutboxMessage]:
         page = await scan(asked, *args, **options)
-        del world.lever.outbox  # type: ignore[attr-defined]
+        del world.lever.outbox
         epoch = host.epochs[partition]
         turn = TurnCommit(partition, epoch, "", "late", host.clock.now_ms(), outbox=(late,))
         assert await world.journal.commit([turn]) == [None]
