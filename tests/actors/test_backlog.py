@@ -229,9 +229,10 @@ async def crowd(world: World, gate: asyncio.Event) -> tuple[ActorClient, asyncio
             await gate.wait()
 
     client = await world.client(Sender, Receiver, Asker, Gate, max_in_flight_messages=8)
+    await until(lambda: not client._host.outbox._behind)
     await asyncio.gather(*(client.actor(Sender, "s").tell_by_name("Gate", "g", "take") for _ in range(8)))
     told = asyncio.ensure_future(client.actor(Sender, "s").tell("r", list(range(20))))
-    await until(lambda: client._host.outbox._paced)
+    await until(lambda: client._host.outbox.crowded)
     return client, told
 
 
