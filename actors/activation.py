@@ -341,7 +341,7 @@ class Activation:
     async def _take(self, call: Call) -> None:
         method = call.method
         assert method is not None
-        if method.read_only and not (method.inline and call.key is None and not call.redelivered):
+        if method.read_only and not (method.inline and not call.may_be_repeated):
             self._start_reader(call, method)
             return
         while self.readers and not method.read_only:
@@ -350,7 +350,7 @@ class Activation:
             return
         if self.dead:
             self.host.resubmit(call)
-        elif method.inline and call.key is None and not call.redelivered:
+        elif method.inline and not call.may_be_repeated:
             begun = self._run_inline(call, method)
             if begun is not None:
                 await self._run(call, method, begun=begun)
@@ -410,7 +410,7 @@ class Activation:
                 if call.reminder is not None and self._is_stale(call):
                     self.host.answer(call, None)
                     return
-                if (call.key is not None or call.redelivered) and await self._answered_before(turn):
+                if call.may_be_repeated and await self._answered_before(turn):
                     return
                 result = method.function(self.instance, *call.args)
                 if method.is_async:
@@ -511,22 +511,42 @@ class Activation:
         return asyncio.get_running_loop().call_later(timeout, cancel_turn, turn, error)
 
     async def _answered_before(self, turn: Turn) -> bool:
-        """INV-8: a call that was consumed before gets the first answer again."""
-        call = turn.call
+        """INV-8: a call that was consumed before gets the first answer again. So do those in the mailbox that may have
+        been, by the same look: one each would cost a whole group commit each, since it comes after what was decided
+        before it."""
+        asked = {turn.call.receipt_key: turn.call}
+        if self.running is turn:  # nothing else is decided before it has ended
+            asked |= self._repeated_behind(turn.call)
         if self.uncommitted:
             await self.wait_committed()
-        receipt = await self.host.journal.receipt(self.stream, call.receipt_key)
-        if receipt is None:
-            if not (call.redelivered and call.is_too_late(turn.now_ms())):
-                return False
-            late = f"{self.stream}: made again too late to know whether an earlier attempt was recorded"
-            self.host.fail(call, OutcomeUnknown(late))
-            return True
-        self._answer_receipt(turn, receipt)
-        return True
+        receipts = await self.host.journal.receipts(self.stream, [*asked])
+        for call, receipt in zip(asked.values(), receipts, strict=True):
+            if call.future.done():
+                continue
+            if receipt is not None:
+                self._answer_receipt(call, receipt)
+            elif call.redelivered and call.is_too_late(turn.now_ms()):
+                late = f"{self.stream}: made again too late to know whether an earlier attempt was recorded"
+                self.host.fail(call, OutcomeUnknown(late))
+            else:
+                call.looked_up = True
+        return not turn.call.looked_up
 
-    def _answer_receipt(self, turn: Turn, receipt: Receipt) -> None:
-        call, method = turn.call, turn.method
+    def _repeated_behind(self, first: Call) -> dict[str, Call]:
+        """By their keys. One behind another attempt of its own is left out: that one is not recorded yet."""
+        found: dict[str, Call] = {}
+        before = {first.receipt_key}
+        for call in self.mailbox or ():
+            if not call.needs_receipt and call.hop is None:
+                continue
+            if call.receipt_key not in before and call.may_be_repeated:
+                found[call.receipt_key] = call
+            before.add(call.receipt_key)
+        return found
+
+    def _answer_receipt(self, call: Call, receipt: Receipt) -> None:
+        method = call.method
+        assert method is not None
         if call.raw or not receipt.reply:
             self.host.answer(call, receipt.reply)
             return
@@ -573,7 +593,10 @@ class Activation:
         if outcome is None:
             if turn.wrote or turn.callbacks is not None:
                 self.host.act(turn)
-            self.host.answer(turn.call, turn.result)
+            if turn.outbox is not None and turn.call.is_from_outside and self.host.outbox.crowded:
+                self.host.outbox.pace(lambda: self.host.answer(turn.call, turn.result))
+            else:
+                self.host.answer(turn.call, turn.result)
         else:
             self._refused(turn, outcome)
         if self.uncommitted == 0:
@@ -585,7 +608,7 @@ class Activation:
         self.retire()
         match outcome:
             case DuplicateTurn():
-                self._answer_receipt(turn, outcome.receipt)
+                self._answer_receipt(turn.call, outcome.receipt)
             case StoreUnavailable():
                 self.host.recover(self.partition)  # it may have been recorded all the same
                 self.host.fail(turn.call, OutcomeUnknown(f"{self.stream}: {outcome}"))

@@ -187,6 +187,7 @@ class Host:
         self.aborted = self.draining = True
         self.group.abort()
         self.group.abandon()
+        self.outbox.end_pacing()
         for activation in tuple(self.activations.values()):
             activation.retire()
         self.ownership.stop()
@@ -239,7 +240,7 @@ class Host:
     def resubmit(self, call: Call) -> None:
         """Run again a call that has certainly left no trace."""
         call.turn = None
-        call.fresh = False
+        call.fresh = call.looked_up = False
         call.attempt += 1
         if call.future.done():
             return

@@ -53,6 +53,8 @@ class Call:
     from_peer: bool = False
     # May have been delivered before: the target looks for a receipt before it runs the turn.
     redelivered: bool = False
+    # There was no such receipt, when everything decided before this call had been committed.
+    looked_up: bool = False
     # Where the outcome goes when it must be durable (a call out of an outbox): see `Envelope`.
     reply_to: tuple[str, str, str] | None = None
     caller: str = ""
@@ -85,6 +87,16 @@ class Call:
     @property
     def needs_receipt(self) -> bool:
         return self.key is not None or self.outbox_id is not None
+
+    @property
+    def is_from_outside(self) -> bool:
+        """No turn, message, reminder or built-in work waits for the answer."""
+        return not self.chain and self.outbox_id is None and self.reminder is None and not self.internal
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether the receipts are to be looked at before this is run."""
+        return (self.key is not None or self.redelivered) and not self.looked_up
 
     @property
     def receipt_key(self) -> str:

@@ -4,20 +4,28 @@ A message is a row that stands from the commit of its turn until it is *acknowle
 (with a receipt of the message's id) or, for posted work, a turn of its own actor has committed `done`. Delivery starts
 from memory right after the commit; after a crash, or when more is waiting than may be in flight, from a scan of the
 rows. A message that may have been delivered before is marked so, and the target looks for the receipt first (INV-8).
-There is no second
-queue: memory holds only what is in flight (INV-9).
+There is no second queue: memory holds only what is in flight (INV-9).
 
 Messages of one actor to another are delivered in the order of their commit, unless one has to be retried.
+
+What keeps a backlog moving, however long it is:
+
+- A receiver is given no more at once than its mailbox takes. What is refused would come again later, behind others.
+- Only what an earlier attempt may have recorded is redelivered; the receiver looks for the receipts of all that wait.
+- Callers from outside are answered later while there is no room: who feeds in a closed loop is slowed down to what can
+  be delivered. Nothing that is delivered waits for such an answer, and none waits for long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from actors.errors import CallerError, Retriable
+from actors.errors import CallerError, OutcomeUnknown, Retriable
 from actors.message import Envelope
 from statestores.codec import encode
 from statestores.errors import StoreError, StoreUnavailable
@@ -37,6 +45,9 @@ _ATTEMPTS = 8
 _PAGE = 1000
 # Posted work under way at once, on one host. More waits in its rows, and so do messages behind it.
 _MOST_WORK = 10_000
+# Messages that one receiver is given at once: enough to fill the batches of group commit. At most half its mailbox.
+_MOST_AT_RECEIVER = 512
+_LONGEST_PACE_S = 1.0
 
 
 class Work(NamedTuple):
@@ -93,6 +104,17 @@ class _Delivery:
         return self.envelope.kind != "turn"
 
 
+class _Line:
+    """Of one receiver: how many messages it has been given and has not answered, and the ones behind them."""
+
+    __slots__ = ("given", "limit", "waiting")
+
+    def __init__(self, limit: int) -> None:
+        self.given = 0
+        self.limit = limit
+        self.waiting: deque[_Delivery] = deque()
+
+
 class Outbox:
     def __init__(self, host: Host, workers: dict[str, Worker], max_in_flight: int) -> None:
         self._host = host
@@ -101,12 +123,18 @@ class Outbox:
         self._in_flight: dict[str, _Delivery] = {}
         # How many of them are work: that may take days, and must not hold up the messages to actors.
         self._working = 0
+        self._lines: dict[str, _Line] = {}
+        # Answers that wait for room.
+        self._paced: list[Callable[[], None]] = []
         # Partitions with rows that are not in flight. Nothing of them is delivered from memory, which keeps their
         # order.
         self._behind: set[int] = set()
         # Partitions in which something was committed since their current scan read its page.
         self._missed: set[int] = set()
-        # Partitions in which messages made by this host may have been delivered already, by it or by another owner.
+        # The one whose scan ran out of room: the others come first the next time.
+        self._last = -1
+        # Partitions in whose rows there may be messages made by this host that have been delivered already, by it or by
+        # another owner; until a scan has seen all of them.
         self._doubted: set[int] = set()
         # Partitions whose work under way is to be compared with the rows, by their next scan.
         self._unsure: set[int] = set()
@@ -131,6 +159,7 @@ class Outbox:
             self._scanner.cancel()
             await asyncio.gather(self._scanner, return_exceptions=True)
         self.flush()
+        self.end_pacing()
 
     @property
     def in_flight(self) -> int:
@@ -142,6 +171,7 @@ class Outbox:
         or finished it."""
         self._doubted.update(partitions)
         self._unsure.update(partitions)
+        self._missed.update(partitions)
         self._behind.update(partitions)
         self._wake.set()
 
@@ -161,10 +191,26 @@ class Outbox:
         """A committed turn removed these rows itself."""
         for message_id in message_ids:
             self._let_go(message_id)
-        if self._behind:
+        if self._behind or self._paced:
             self._check_behind()
         if self._scanning:
             self._recently.update(message_ids)
+
+    @property
+    def crowded(self) -> bool:
+        """Rows wait for room."""
+        return bool(self._behind) and self._room_for_messages() < self._max_in_flight // 2
+
+    def pace(self, answer: Callable[[], None]) -> None:
+        """Call back when there is room again, or when a moment has passed: room may depend on who waits here."""
+        if not self._paced:
+            asyncio.get_running_loop().call_later(_LONGEST_PACE_S, self.end_pacing)
+        self._paced.append(answer)
+
+    def end_pacing(self) -> None:
+        paced, self._paced = self._paced, []
+        for answer in paced:
+            answer()
 
     def is_at_work(self, message_id: str) -> bool:
         """Whether posted work is with its worker here: delivered, and not finished."""
@@ -190,18 +236,52 @@ class Outbox:
             self._working -= 1
 
     def _deliver(self, delivery: _Delivery) -> None:
-        if self._stopped or self._in_flight.get(delivery.id) is not delivery:
+        if not self._is_ours(delivery):
             return
+        if delivery.is_work:
+            delivery.attempts += 1
+            self._start_work(delivery)
+            return
+        stream = delivery.envelope.stream
+        line = self._lines.get(stream)
+        if line is None:
+            line = self._lines[stream] = _Line(self._limit(stream))
+        line.waiting.append(delivery)
+        self._give(stream, line)
+
+    def _is_ours(self, delivery: _Delivery) -> bool:
+        """Whether it is still to be delivered, and from here."""
+        if self._stopped or self._host.aborted or self._in_flight.get(delivery.id) is not delivery:
+            return False
         if not self._host.epochs[delivery.partition]:  # its new owner has found the row
             self.finished([delivery.id])
-            return
-        delivery.attempts += 1
-        if delivery.envelope.kind == "turn":
+            return False
+        return True
+
+    def _limit(self, stream: str) -> int:
+        definition = self._host.types.get(stream.partition("/")[0])
+        mailbox = definition.options.mailbox_limit if definition is not None else _MOST_AT_RECEIVER
+        return max(1, min(_MOST_AT_RECEIVER, mailbox // 2))
+
+    def _give(self, stream: str, line: _Line) -> None:
+        while line.waiting and line.given < line.limit:
+            delivery = line.waiting.popleft()
+            if not self._is_ours(delivery):
+                continue
+            line.given += 1
+            delivery.attempts += 1
             call = self._call(delivery)
-            call.future.add_done_callback(lambda future: self._delivered(delivery, future))
+            call.future.add_done_callback(functools.partial(self._answered, delivery, call))
             self._host.place(call)
-        else:
-            self._start_work(delivery)
+        if not line.given and not line.waiting:
+            self._lines.pop(stream, None)
+
+    def _answered(self, delivery: _Delivery, call: Call, future: asyncio.Future[Any]) -> None:
+        stream = delivery.envelope.stream
+        line = self._lines[stream]
+        line.given -= 1
+        self._give(stream, line)
+        self._delivered(delivery, call, future)
 
     def _call(self, delivery: _Delivery) -> Call:
         envelope = delivery.envelope
@@ -213,14 +293,16 @@ class Outbox:
             call.reply_to = (delivery.stream, envelope.reply_method, envelope.reply_token)
         return call
 
-    def _delivered(self, delivery: _Delivery, future: asyncio.Future[Any]) -> None:
+    def _delivered(self, delivery: _Delivery, call: Call, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             return
         error = future.exception()
         if error is None:
             self._acknowledge(delivery)
             return
-        delivery.redelivered = True
+        # Whatever else went wrong left no trace (INV-6), unless this was a second attempt on its way to another host.
+        if isinstance(error, OutcomeUnknown) or call.redelivered:
+            delivery.redelivered = True
         if isinstance(error, Retriable):
             self._later(delivery)
         elif delivery.envelope.reply_method:
@@ -369,19 +451,25 @@ class Outbox:
 
     def _room(self) -> int:
         """How many more may be begun."""
-        return min(self._max_in_flight - len(self._in_flight) + self._working, _MOST_WORK - self._working)
+        return min(self._room_for_messages(), _MOST_WORK - self._working)
+
+    def _room_for_messages(self) -> int:
+        return self._max_in_flight - len(self._in_flight) + self._working
 
     def _check_behind(self) -> None:
         if self._room() >= min(self._max_in_flight, _MOST_WORK) // 2:
             self._wake.set()
+        if self._paced and not self.crowded:
+            self.end_pacing()
 
     async def _scan_all(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for partition in sorted(self._behind):
+            for partition in sorted(self._behind, key=lambda p: (p <= self._last, p)):
                 if self._room() <= 0:
                     break
+                self._last = partition
                 try:
                     await self._scan(partition)
                 except StoreError as error:
@@ -398,11 +486,12 @@ class Outbox:
 
     async def _scan(self, partition: int) -> None:
         after = ""
-        if partition in self._unsure:
-            self._unsure.discard(partition)
-            for known in [d for d in self._in_flight.values() if d.partition == partition and d.is_work]:
-                self._let_go(known.id)
         while True:
+            if partition in self._unsure:  # from the beginning, also when that is learned in the middle
+                after = ""
+                self._unsure.discard(partition)
+                for known in [d for d in self._in_flight.values() if d.partition == partition and d.is_work]:
+                    self._let_go(known.id)
             self._missed.discard(partition)
             page = await self._page(partition, after)
             for message in page:
@@ -417,6 +506,7 @@ class Outbox:
                 after = page[-1].id
             if len(page) < _PAGE and partition not in self._missed:
                 self._behind.discard(partition)
+                self._doubted.discard(partition)
                 return
 
 

@@ -239,9 +239,9 @@ class MemoryJournal:
 
     # ---- receipts --------------------------------------------------------------------------------------------------
 
-    async def receipt(self, stream: str, key: str) -> Receipt | None:
-        kept = self._streams.get(stream, _Stream()).receipts.get(key)
-        return None if kept is None else kept.receipt
+    async def receipts(self, stream: str, keys: Sequence[str]) -> list[Receipt | None]:
+        kept = self._streams.get(stream, _Stream()).receipts
+        return [kept[key].receipt if key in kept else None for key in keys]
 
     async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
         gone = [

@@ -182,9 +182,11 @@ class RedisJournal:
 
     # ---- receipts --------------------------------------------------------------------------------------------------
 
-    async def receipt(self, stream: str, key: str) -> Receipt | None:
-        kept = await self._link.one(("HGET", self._keys_of(stream).receipts(stream), key))
-        return None if kept is None else records.receipt(key, kept)
+    async def receipts(self, stream: str, keys: Sequence[str]) -> list[Receipt | None]:
+        if not keys:
+            return []
+        found = await self._link.one(("HMGET", self._keys_of(stream).receipts(stream), *keys))
+        return [None if kept is None else records.receipt(key, kept) for key, kept in zip(keys, found, strict=True)]
 
     async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
         """Looks at the outbox a receipt belongs to before the receipt goes. The two need not be looked at in one step:

@@ -341,6 +341,21 @@ def _verdict(connection: sqlite3.Connection, turn: TurnCommit, objection: Except
 
 _EVENT_COLUMNS = "version, name, data, time_ms, turn_id, caller, trace_id"
 _RECEIPT_COLUMNS = "key, reply, expires_ms, outbox_partition"
+# Parameters of one statement, well below what SQLite can be built to refuse.
+_KEYS_AT_ONCE = 500
+
+
+def _receipts(connection: sqlite3.Connection, stream: str, keys: Sequence[str]) -> dict[str, Receipt]:
+    """Keys are parameters, not JSON, which would end at a NUL in one of them. Their number is rounded up by repeating
+    one, so that there are few statements to prepare."""
+    found: dict[str, Receipt] = {}
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        some = keys[start : start + _KEYS_AT_ONCE]
+        size = 1 << (len(some) - 1).bit_length()
+        select = f"SELECT {_RECEIPT_COLUMNS} FROM receipts WHERE stream = ? AND key IN ({','.join('?' * size)})"
+        rows = connection.execute(select, (stream, *some, *[some[-1]] * (size - len(some))))
+        found.update((row[0], Receipt._make(row)) for row in rows)
+    return found
 
 
 def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
@@ -508,10 +523,9 @@ class SqliteJournal:
         rows = await self._store.read(lambda c: c.execute(select, (stream, after_version, limit)).fetchall())
         return [Event._make(row) for row in rows]
 
-    async def receipt(self, stream: str, key: str) -> Receipt | None:
-        select = f"SELECT {_RECEIPT_COLUMNS} FROM receipts WHERE stream = ? AND key = ?"
-        row = await self._store.read(lambda c: c.execute(select, (stream, key)).fetchone())
-        return None if row is None else Receipt._make(row)
+    async def receipts(self, stream: str, keys: Sequence[str]) -> list[Receipt | None]:
+        found = await self._store.read(lambda connection: _receipts(connection, stream, keys))
+        return [found.get(key) for key in keys]
 
     async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
         """Invariant: while a message can be delivered again, the proof that it was consumed stays (INV-8)."""

@@ -89,8 +89,8 @@ class Journal(Protocol):
     async def events(self, stream: str, after_version: int = 0, limit: int = 1000) -> list[Event]:
         """Events with version > `after_version`, in order, at most `limit`."""
 
-    async def receipt(self, stream: str, key: str) -> Receipt | None:
-        """The receipt of a key, expired ones that were not purged yet included."""
+    async def receipts(self, stream: str, keys: Sequence[str]) -> list[Receipt | None]:
+        """The receipts of keys, one answer per key, in order; expired ones that were not purged yet included."""
 
     async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
         """Forget expired receipts (see `Receipt` for when one may go), at most `limit`; returns how many went."""

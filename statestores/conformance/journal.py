@@ -132,7 +132,7 @@ async def contents(journal: Journal, stream: str) -> dict[str, object]:
     return {
         "state": await journal.load(stream),
         "events": await journal.events(stream),
-        "receipt": await journal.receipt(stream, "key"),
+        "receipt": (await journal.receipts(stream, ["key"]))[0],
         "outbox": [message for message in messages if message.stream == stream],
         "reminders": await journal.reminders(stream),
         "index": [entry for entry in await journal.index(IndexQuery("", limit=10_000)) if entry.stream == stream],
@@ -437,7 +437,7 @@ class JournalConformance:
         )
         journal = store.journal
         assert await journal.events(stream) == [(1, id_, id_.encode(), NOW_MS, f"t{id_}", id_, id_)]
-        assert await journal.receipt(stream, id_) == Receipt(id_, b"reply", NOW_MS)
+        assert (await journal.receipts(stream, [id_]))[0] == Receipt(id_, b"reply", NOW_MS)
         assert await journal.reminders(stream) == [Reminder(stream, id_, NOW_MS, b"r")]
         assert await journal.outbox(owner.partition(stream)) == [OutboxMessage(f"m{id_}", stream, b"m")]
         found = await journal.index(IndexQuery("a", id_prefix=id_, name=id_, statuses=(id_,) if id_ else ()))
@@ -524,7 +524,7 @@ class JournalConformance:
             )
             assert isinstance(refusal, DuplicateTurn)
             assert (refusal.stream, refusal.receipt) == ("a/1", first)
-        assert await store.journal.receipt("a/1", "key") == first
+        assert (await store.journal.receipts("a/1", ["key"]))[0] == first
 
     async def test_a_key_belongs_to_its_stream(self, store: StateStore) -> None:
         """The same key on another stream, and another key on the same stream, are not duplicates."""
@@ -534,7 +534,7 @@ class JournalConformance:
             owner.turn("a/2", 0, "e", receipt=Receipt("key", b"2", NOW_MS)),
             owner.turn("a/1", 1, "e", receipt=Receipt("other", b"3", NOW_MS)),
         )
-        assert await store.journal.receipt("a/2", "other") is None
+        assert (await store.journal.receipts("a/2", ["other"]))[0] is None
 
     async def test_duplicates_within_one_batch(self, store: StateStore) -> None:
         """Of two turns with one key in a batch the first is recorded, the second gets its answer."""
@@ -557,7 +557,7 @@ class JournalConformance:
         assert await journal.purge_receipts(here, NOW_MS - 1, 10) == 0
         assert await journal.purge_receipts(here, NOW_MS + 2, 2) == 2
         assert await journal.purge_receipts(here, NOW_MS + 2, 10) == 1
-        left = [number for number in range(5) if await journal.receipt("a/1", f"k{number}") is not None]
+        left = [number for number in range(5) if (await journal.receipts("a/1", [f"k{number}"]))[0] is not None]
         assert left == [3, 4]
         await owner.record(owner.turn("a/1", receipt=Receipt("k0", b"anew", NOW_MS)))
 
@@ -571,10 +571,10 @@ class JournalConformance:
         await owner.record(owner.turn("a/1", receipt=Receipt("client", b"", NOW_MS)))
         await owner.record(owner.turn("sender/1", outbox_dead=(("m2", "gave up"),)))
         assert await journal.purge_receipts(here, NOW_MS + 1, 10) == 1
-        assert await journal.receipt("a/1", "client") is None
+        assert (await journal.receipts("a/1", ["client"]))[0] is None
         await owner.record(owner.turn("sender/1", outbox_done=("m1",)))
         assert await journal.purge_receipts(here, NOW_MS + 1, 10) == 1
-        assert await journal.receipt("a/1", "m2") is not None
+        assert (await journal.receipts("a/1", ["m2"]))[0] is not None
         await owner.record(owner.turn("sender/1", outbox_done=("m2",)))
         assert await journal.purge_receipts(here, NOW_MS + 1, 10) == 1
 
@@ -781,7 +781,7 @@ class JournalConformance:
         assert await store.journal.load("a/1") == (0, None, [])
         assert await ids_in_outbox(store.journal, owner.partition("a/1")) == ["a/1>1", "a/1>2", "farewell"]
         assert [reminder.name for reminder in await store.journal.reminders("a/1")] == ["later"]
-        assert await store.journal.receipt("a/1", "deletion") == Receipt("deletion", b"gone", NOW_MS)
+        assert (await store.journal.receipts("a/1", ["deletion"]))[0] == Receipt("deletion", b"gone", NOW_MS)
         assert await store.journal.index(IndexQuery("a")) == []
 
     async def test_a_deleted_stream_can_begin_anew(self, store: StateStore) -> None:

@@ -104,7 +104,7 @@ async def _seen(journal: Journal) -> tuple[object, ...]:
 
 async def _receipts(journal: Journal, stream: str) -> list[Receipt | None]:
     keys = {turn.receipt.key for turn in [*BEFORE, *BATCH] if turn.receipt is not None}
-    return [await journal.receipt(stream, key) for key in sorted(keys)]
+    return [(await journal.receipts(stream, [key]))[0] for key in sorted(keys)]
 
 
 async def _prepare(journal: Journal) -> None:

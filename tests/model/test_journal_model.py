@@ -220,7 +220,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert state.version == len(names)
             assert [event.name for event in state.events] == names[folded:]
             for key in ("k1", "k2"):
-                receipt = self.run(journal.receipt(stream, key))
+                receipt = self.run(journal.receipts(stream, [key]))[0]
                 assert (receipt and receipt.reply) == self.model.receipts.get((stream, key))
 
     @invariant()

@@ -200,8 +200,8 @@ class FaultyJournal:
     async def events(self, stream: str, after_version: int = 0, limit: int = 1000) -> list[Event]:
         return await self._call("events", lambda: self.inner.events(stream, after_version, limit))
 
-    async def receipt(self, stream: str, key: str) -> Receipt | None:
-        return await self._call("receipt", lambda: self.inner.receipt(stream, key))
+    async def receipts(self, stream: str, keys: Sequence[str]) -> list[Receipt | None]:
+        return await self._call("receipts", lambda: self.inner.receipts(stream, keys))
 
     async def purge_receipts(self, partition: int, now_ms: int, limit: int) -> int:
         return await self._call("purge_receipts", lambda: self.inner.purge_receipts(partition, now_ms, limit))

@@ -76,7 +76,7 @@ def test_without_faults_it_is_the_journal_behind_it() -> None:
         assert await journal.events(STREAM) == await inner.events(STREAM)
         assert await journal.load(STREAM) == await inner.load(STREAM)
         assert await journal.renew([(HOME, 1)], "a", 5, 1000) == await inner.owners() == await journal.owners()
-        assert await journal.receipt(STREAM, "none") is None
+        assert (await journal.receipts(STREAM, ["none"]))[0] is None
         assert await journal.purge_receipts(HOME, 0, 10) == 0
         assert await journal.outbox(HOME) == []
         assert await journal.due_reminders([HOME], 0, 10) == []

@@ -90,15 +90,15 @@ def answer_before_commit(patch: Patch) -> None:
 def forget_receipts(patch: Patch) -> None:
     """A redelivered message, and a repeated keyed call, is not recognised."""
 
-    async def none(self: MemoryJournal, stream: str, key: str) -> None:
-        return None
+    async def none(self: MemoryJournal, stream: str, keys: list[str]) -> list[None]:
+        return [None] * len(keys)
 
     refusal = MemoryJournal._refusal
 
     def blind(self: MemoryJournal, turn: TurnCommit) -> Any:
         return refusal(self, turn._replace(receipt=None))
 
-    patch.setattr(MemoryJournal, "receipt", none)
+    patch.setattr(MemoryJournal, "receipts", none)
     patch.setattr(MemoryJournal, "_refusal", blind)
 
 

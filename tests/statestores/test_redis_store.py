@@ -238,8 +238,8 @@ async def test_receipts_that_must_stay_do_not_hide_those_that_may_go(store: Redi
     done = TurnCommit(other, 1, "Sender/1", "done", 0, outbox_done=("m7",))
     assert await store.journal.commit([done]) == [None]
     assert await store.journal.purge_receipts(partition, 2, 10) == 1
-    assert await store.journal.receipt("Cart/1", "m7") is None
-    assert await store.journal.receipt("Cart/1", "m8") is not None
+    assert (await store.journal.receipts("Cart/1", ["m7"]))[0] is None
+    assert (await store.journal.receipts("Cart/1", ["m8"]))[0] is not None
 
 
 async def test_a_receipt_renewed_during_the_purge_stays(store: RedisStore) -> None:
@@ -250,7 +250,7 @@ async def test_a_receipt_renewed_during_the_purge_stays(store: RedisStore) -> No
     candidate = [(b"Cart/1", b"key")]
     keys = store.journal._keys[partition]
     assert await store.journal._purge(keys, candidate, now_ms=8_999) == 0
-    assert await store.journal.receipt("Cart/1", "key") == turn.receipt
+    assert (await store.journal.receipts("Cart/1", ["key"]))[0] == turn.receipt
     assert await store.journal._purge(keys, candidate, now_ms=9_000) == 1
 
 
@@ -376,7 +376,7 @@ async def test_a_cancelled_call_does_not_spoil_the_next() -> None:
         with pytest.raises(asyncio.CancelledError):
             await load
         server.resume()
-        assert await store.journal.receipt("Cart/1", "k") is None
+        assert (await store.journal.receipts("Cart/1", ["k"]))[0] is None
         await store.close()
 
 
