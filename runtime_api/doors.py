@@ -1,4 +1,4 @@
-"""Doors of one port: several processes listen on it, and what waits at the door of one that sleeps, a neighbour lets in.
+"""Doors of one port: several processes listen on it, and who waits at the door of a sleeper, a neighbour lets in.
 
 The kernel spreads new connections over all sockets that listen on a port (`SO_REUSEPORT`), and knows nothing of their
 processes: a share of them goes to one that is frozen, and waits there for ever, while clients count their time-outs.

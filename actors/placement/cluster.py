@@ -466,8 +466,9 @@ class ClusterPlacement:
 
     def _call_back(self) -> None:
         """Calls that wait for a host which does not own their actor any more: it has a moment left to answer, unless it
-        was silent until its lease had ended; then they go where the table says. Looked for at every reading of the table, not when it changes: what was missed once, as
-        a peer that ended without a word, is found the next time."""
+        was silent until its lease had ended; then they go where the table says. Looked for at every reading of the
+        table, not when it changes: what was missed once, as a peer that ended without a word, is found the next
+        time."""
         loop, now_ms = asyncio.get_running_loop(), self._host.clock.now_ms()
         for link in self._links.values():
             left = {i: sent for i, sent in link.unanswered.items() if self.routes[sent.partition] != link.peer_name}

@@ -81,13 +81,13 @@ class HostProcess(Protocol):
 
 
 class ClusterSpec(NamedTuple):
-    """`namespace`: Ray's, one for each application. `build`: a function of (name, version, cluster) that makes the
-    process of a host, pickled, so that the controller, which only passes it on, does not import all that hosts are made
-    of: hosts cannot begin before it has begun. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of this
-    cluster from those of another one that uses, or used, the same store."""
+    """`namespace`: Ray's, one for each application. `build(name, version, cluster)` makes the process of a host; it is
+    sent to the hosts, so it must be importable there. Pickled, it is unpickled by hosts only: the controller, which
+    passes it on and which they wait for, does not import what they are made of. `environment`: Ray's runtime_env of
+    hosts. `tag`: tells hosts of this cluster from those of another one that uses, or used, the same store."""
 
     namespace: str
-    build: bytes
+    build: Callable[[str, str, RayCluster], HostProcess] | bytes
     wanted: Wanted
     tag: str
     environment: dict[str, Any] | None = None
@@ -101,7 +101,7 @@ class _HostActor:
 
     def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
         self._name, self._version, self._namespace = name, version, spec.namespace
-        build: Callable[[str, str, RayCluster], HostProcess] = pickle.loads(spec.build)
+        build = pickle.loads(spec.build) if isinstance(spec.build, bytes) else spec.build
         self._process = build(name, version, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
 
