@@ -357,7 +357,9 @@ class Supervisor:
     def _start_missing(self) -> None:
         staying = [known for known in self._hosts.values() if not known.leaving and not known.stopping]
         if not self.wanted.per_node:
-            missing = self.wanted.total(self._nodes) - len(staying) - len(self._starting)
+            # At the beginning spares come later: processes that start together take the processors from each other.
+            wanted = self.wanted.total(self._nodes) if self._gathered else self.wanted_serving
+            missing = wanted - len(staying) - len(self._starting)
             for _ in range(min(missing, self._free_anywhere())):
                 self._start_host(None)
             return
