@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 import os
+import pickle
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted
 from runtime_api.clusterapi import new_version
+from runtime_api.doors import Doors
 from runtime_api.loader import LoadError, default_app_id, load_application
 from runtime_api.runtime import DEFAULT_STORE, Runtime
 from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url, warn_if_open
@@ -65,6 +67,7 @@ class ClusterHost:
     """One host of the cluster, inside its process."""
 
     def __init__(self, target: str, settings: dict[str, Any], name: str, version: str, cluster: RayCluster) -> None:
+        self._name = name
         self._settings = Settings(**settings)
         configure_logging(self._settings)
         self._since_ms = time.time_ns() // 1_000_000
@@ -101,7 +104,8 @@ class ClusterHost:
         host, port = listener.getsockname()[:2]
         self._url = f"http://{self._cluster.node_address() if host in _EVERYWHERE else host}:{port}"
         await self._runtime.start()
-        self._server = _HostServer(self._runtime, self._settings, self._cluster)
+        self._server = _HostServer(self._runtime, self._settings, self._cluster, port, self._name)
+        self._server.doors.start()
         self._serving = asyncio.create_task(self._serve(self._server, listener))
 
     async def _serve(self, server: _HostServer, listener: socket.socket) -> None:
@@ -267,10 +271,38 @@ async def _opened(place: StorePlace) -> AsyncIterator[StateStore]:
 
 
 class _HostServer(Server):
-    """The server of a host: it begins quietly."""
+    """The server of a host: it begins quietly, and serves connections that wait at a neighbour's door as well."""
+
+    def __init__(self, runtime: Runtime, settings: Settings, cluster: RayCluster, port: int, name: str) -> None:
+        super().__init__(runtime, settings, cluster)
+        self.doors = Doors(port, name, self._let_in)
+        self._letting_in: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.listen(sockets)
+        assert sockets is not None, "the port was bound before"
+        self.doors.open(sockets[0])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.doors.shut()
+        await super().shutdown(sockets)
+
+    async def end_runtime(self) -> None:
+        self.doors.stop()
+        await super().end_runtime()
+
+    def _let_in(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+        self._letting_in.add(task)
+        task.add_done_callback(self._letting_in.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As `uvicorn.Server.startup` makes one for each connection."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
 
 # -- the process that stands for the cluster ---------------------------------------------------------------------------
@@ -298,6 +330,8 @@ def run_cluster(target: str, settings: Settings) -> None:
         if "lease" not in settings.model_fields_set:
             chosen["lease"] = LEASE_S
         settings = settings.model_copy(update=chosen)
+        if not settings.ray_address:
+            os.environ["PYTHONPATH"] = _path()
         on_ray.start_ray(settings.ray_address or None)
         try:
             asyncio.run(_supervise(_absolute(target), settings, needs))
@@ -337,7 +371,10 @@ async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
     wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain, needs)
     build = functools.partial(ClusterHost, target, settings.model_dump())
     found = await _is_there(cluster)
-    cluster.start(ClusterSpec(cluster.namespace, build, wanted, token_hex(4), _environment()))
+    # What a Ray that was started here runs has our environment. To processes with one of their own Ray would not give
+    # those that it has started beforehand, and it would wait for the agent that makes environments.
+    environment = _environment() if settings.ray_address else None
+    cluster.start(ClusterSpec(cluster.namespace, pickle.dumps(build), wanted, token_hex(4), environment))
     ready = asyncio.create_task(_wait_ready(cluster, settings, found))
     stopped = asyncio.create_task(stopping.wait())
     try:
@@ -413,5 +450,8 @@ async def _wait_ready(cluster: RayCluster, settings: Settings, found: bool) -> N
 
 def _environment(**variables: str) -> dict[str, Any]:
     """Hosts find what this process finds."""
-    paths = [os.path.abspath(path) for path in sys.path if path]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **variables}}
+    return {"env_vars": {"PYTHONPATH": _path(), **variables}}
+
+
+def _path() -> str:
+    return os.pathsep.join(os.path.abspath(path) for path in sys.path if path)

@@ -11,7 +11,8 @@ Failure cases, and what becomes of a call:
 
 - *Nobody owns the partition just now* (a take-over is under way): it waits here, at most `patience_s`.
 - *The owner died*: sent again to the next one, see above.
-- *The owner is frozen*: it never answers; when the store names another owner, sent again to that one.
+- *The owner is frozen*: it never answers, and its lease ends. Its successor waits for that moment, takes the partition,
+  and tells the others (`took`); what was unanswered is sent to that one. Who does not hear of it reads it in the store.
 - *The owner hands the partition over*: it refuses what is new, and finishes what it has.
 - *This host hands it over*: what is new waits here until the store names the next owner.
 
@@ -60,6 +61,8 @@ _LONGEST_LOOK_S = 0.25
 # After the table says that a partition has moved, its former owner may still answer what it was asked, so long.
 _FORMER_OWNER_S = 0.25
 _LAST_ANSWERS_S = 1.0
+# Whose lease is waited for may give it up before.
+_TRY_S = 0.5
 
 
 class ClusterPlacement:
@@ -78,6 +81,14 @@ class ClusterPlacement:
         self.routes: list[str] = [""] * count
         self._links: dict[str, Link] = {}
         self._leaving: set[int] = set()
+        # The epochs that come with them, and those that were heard of since the table was asked for last.
+        self._epochs = [0] * count
+        self._told: dict[int, int] = {}
+        # By name, when the lease that a host was last seen with ends.
+        self._lease_ends: dict[str, int] = {}
+        # Hosts to tell of what this one takes, and partitions it waits for.
+        self._others: set[str] = set()
+        self._awaited: set[int] = set()
         # Calls that nobody can take just now.
         self._parked: dict[int, list[Call]] = {}
         # (sender, id) of what this host was asked and has not answered.
@@ -124,6 +135,9 @@ class ClusterPlacement:
         """Own these partitions from now on. Raises `LeaseHeld`, `StoreError`."""
         await self._host.take(partitions, force=force)
         self.serves.set()
+        epochs = {partition: epoch for partition in partitions if (epoch := self._host.epochs[partition])}
+        for name in self._others | self._links.keys():
+            self._link_to(name).put(("took", epochs))
         for partition in partitions:
             self.routes[partition] = self.name
             self._unpark(partition)
@@ -131,27 +145,62 @@ class ClusterPlacement:
     async def take_free(self, partitions: Sequence[int], alive: Collection[str]) -> None:
         """`take` what can be had: what has no owner, one whose lease has ended, or one that is known to have ended: its
         process was one of this machine and is gone. One that was of this cluster and is not among the `alive` is
-        deposed: what it has can be had when its lease has ended. The rest is left out. Raises `StoreError`."""
+        deposed: what it has can be had when its lease has ended. For the ends of leases this does not wait: the rest
+        is taken then, unless its owner has renewed its lease. A host that is about to end takes nothing. Raises
+        `StoreError`."""
+        if self._host.draining:
+            return
+        self._others = {name for name in alive if name != self.name}
+        await self._take_free([p for p in partitions if p not in self._awaited], alive)
+
+    async def _take_free(self, partitions: Sequence[int], alive: Collection[str]) -> None:
+        if not partitions:
+            return
         try:
             await self.take(partitions, force=False)
         except LeaseHeld as held:
             if len(partitions) > 1:
-                await asyncio.gather(*(self.take_free([partition], alive) for partition in partitions))
+                await asyncio.gather(*(self._take_free([partition], alive) for partition in partitions))
             elif is_gone(held.holder.owner):
                 await self.take(partitions, force=True)
             elif self._is_ended(host_name(held.holder.owner), alive):
-                await self._depose(held.holder)
+                self._await_end(await self._depose(held.holder))
+            else:
+                self._await_end(held.holder)
+
+    def _await_end(self, holder: Ownership) -> None:
+        if holder.partition not in self._awaited:
+            self._awaited.add(holder.partition)
+            self._host.create_task(self._take_at_end(holder))
+
+    async def _take_at_end(self, holder: Ownership) -> None:
+        """Take a partition at the moment its lease ends: callers wait for nothing else. Not what its owner has renewed
+        meanwhile, being alive, nor what another host has taken."""
+        clock, partition, end_ms = self._host.clock, holder.partition, holder.lease_until_ms
+        try:
+            while not self._host.draining:
+                await asyncio.sleep(min(max(0, end_ms - clock.now_ms()) / 1000 + 0.001, _TRY_S))
+                try:
+                    await self.take([partition], force=False)
+                except LeaseHeld as held:
+                    if held.holder.epoch == holder.epoch and held.holder.lease_until_ms <= end_ms:
+                        continue
+                return
+        except StoreError as error:
+            log.warning("partition %d could not be taken: %s", partition, error)
+        finally:
+            self._awaited.discard(partition)
 
     def _is_ended(self, name: str, alive: Collection[str]) -> bool:
         """Names of one cluster's hosts differ behind the last dash. Hosts of another one that uses the same store are
         nothing we could know about, and nobody is nobody's host."""
         return bool(name) and name not in alive and name.rpartition("-")[0] == self.name.rpartition("-")[0]
 
-    async def _depose(self, holder: Ownership) -> None:
+    async def _depose(self, holder: Ownership) -> Ownership:
         """Take a partition from a host that was declared dead and goes on renewing its lease (a zombie), and give it to
         nobody until every read that it may still answer has been answered (INV-7). With the new epoch it can neither
         record nor renew anything; its last renewal was asked for before that, so its lease ends within one lease from
-        now.
+        now. Returns what the store has then.
 
         It is the store that remembers this, under no host's name: we may be told to take the partition once more, or be
         deposed ourselves, and neither may make the wait shorter. The first lease is longer than need be, for the case
@@ -159,7 +208,8 @@ class ClusterPlacement:
         log.warning("partition %d is taken from %s, which was declared dead", holder.partition, holder.owner)
         journal, clock, lease_ms = self._host.journal, self._host.clock, self._host.ownership.lease_ms
         taken = await journal.acquire([holder.partition], _NOBODY, clock.now_ms(), 2 * lease_ms, force=True)
-        await journal.renew([(each.partition, each.epoch) for each in taken], _NOBODY, clock.now_ms(), lease_ms)
+        kept = await journal.renew([(each.partition, each.epoch) for each in taken], _NOBODY, clock.now_ms(), lease_ms)
+        return (kept or taken)[0]
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None:
         """Hand partitions over to whoever takes them next, each as soon as it is quiet. New calls wait meanwhile, so
@@ -285,6 +335,8 @@ class ClusterPlacement:
                 self._chaser.probed(sender, probe, self._serving)
             case ("cycle", (number, chain)):
                 self._chaser.found(number, chain)
+            case ("took", epochs):
+                self._moved(sender, epochs)
             case (_, call_id, outcome):
                 self._answered(sender, call_id, outcome)
 
@@ -413,14 +465,16 @@ class ClusterPlacement:
         self._look.set()
 
     def _call_back(self) -> None:
-        """Calls that wait for a host which does not own their actor any more: it has a moment left to answer, then they
-        go where the table says. Looked for at every reading of the table, not when it changes: what was missed once, as
-        a peer that ended without a word, is found the next time."""
-        loop = asyncio.get_running_loop()
+        """Calls that wait for a host which does not own their actor any more: it has a moment left to answer, unless it
+        was silent until its lease had ended; then they go where the table says. Looked for at every reading of the
+        table, not when it changes: what was missed once, as a peer that ended without a word, is found the next
+        time."""
+        loop, now_ms = asyncio.get_running_loop(), self._host.clock.now_ms()
         for link in self._links.values():
             left = {i: sent for i, sent in link.unanswered.items() if self.routes[sent.partition] != link.peer_name}
             if left:
-                loop.call_later(_FORMER_OWNER_S, self._give_up_on, link, left)
+                is_silent = self._lease_ends.get(link.peer_name, now_ms + 1) <= now_ms
+                loop.call_later(0.0 if is_silent else _FORMER_OWNER_S, self._give_up_on, link, left)
 
     def _give_up_on(self, link: Link, left: dict[str, Sent]) -> None:
         for call_id, sent in left.items():
@@ -455,14 +509,34 @@ class ClusterPlacement:
             delay_s = min(delay_s * 2, _LONGEST_LOOK_S)
 
     async def _read_routes(self) -> None:
-        for ownership in await self._host.journal.owners():
+        self._told.clear()
+        owners = await self._host.journal.owners()
+        ends: dict[str, int] = {}
+        for ownership in owners:
             partition, name = ownership.partition, host_name(ownership.owner)
+            if ownership.epoch < self._told.get(partition, 0):  # it was asked before, and told after
+                continue
+            if ownership.lease_until_ms:  # else it was given up
+                ends[name] = max(ownership.lease_until_ms, ends.get(name, 0))
             if self._host.epochs[partition]:
                 name = self.name
-            self.routes[partition] = name
-            if name and partition in self._parked:
-                self._unpark(partition)
+            self._epochs[partition] = ownership.epoch
+            self._route(partition, name)
+        self._lease_ends = {name: end for name, end in self._lease_ends.items() if name in self._links} | ends
         self._call_back()
+
+    def _moved(self, name: str, epochs: dict[int, int]) -> None:
+        """A host says what it has just taken. A hint, like the table: it may be late, but not newer than the store."""
+        for partition, epoch in epochs.items():
+            if epoch > self._epochs[partition] and not self._host.epochs[partition]:
+                self._epochs[partition] = self._told[partition] = epoch
+                self._route(partition, name)
+        self._call_back()
+
+    def _route(self, partition: int, name: str) -> None:
+        self.routes[partition] = name
+        if name and partition in self._parked:
+            self._unpark(partition)
 
     def _give_up_parked(self, now_s: float) -> None:
         for partition, parked in list(self._parked.items()):

@@ -10,6 +10,7 @@ the code or two neighbouring ones. Fields are added at the end, with defaults, n
 
     ("ask", Asked)  ("answer", id, result)  ("fail", id, error)  ("cancel", id)
     ("still", (time, ids))  is answered by  ("busy", (time, ids)), with those of the calls that have not been answered
+    ("took", {partition: epoch})  is said to all others by a new owner
     ("probe", …)  ("cycle", …)    see `actors.placement.cycles`
 
 A release lets pass what it does not know, so new kinds may be added; but three fields are an answer to older ones.

@@ -19,6 +19,7 @@ import contextlib
 import functools
 import logging
 import os
+import pickle
 import threading
 import time
 from secrets import token_hex
@@ -81,11 +82,12 @@ class HostProcess(Protocol):
 
 class ClusterSpec(NamedTuple):
     """`namespace`: Ray's, one for each application. `build(name, version, cluster)` makes the process of a host; it is
-    sent to the hosts, so it must be importable there. `environment`: Ray's runtime_env of hosts. `tag`: tells hosts of
-    this cluster from those of another one that uses, or used, the same store."""
+    sent to the hosts, so it must be importable there. Pickled, it is unpickled by hosts only: the controller, which
+    passes it on and which they wait for, does not import what they are made of. `environment`: Ray's runtime_env of
+    hosts. `tag`: tells hosts of this cluster from those of another one that uses, or used, the same store."""
 
     namespace: str
-    build: Callable[[str, str, RayCluster], HostProcess]
+    build: Callable[[str, str, RayCluster], HostProcess] | bytes
     wanted: Wanted
     tag: str
     environment: dict[str, Any] | None = None
@@ -99,7 +101,8 @@ class _HostActor:
 
     def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
         self._name, self._version, self._namespace = name, version, spec.namespace
-        self._process = spec.build(name, version, RayCluster(spec.namespace))
+        build = pickle.loads(spec.build) if isinstance(spec.build, bytes) else spec.build
+        self._process = build(name, version, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:

@@ -10,8 +10,8 @@ Failure cases:
 
 - *A host's process ends*: heard of at once (`wait_gone`); its partitions are claimed by nobody, and another host takes
   them: at once when it can see that the process is gone, else when the lease has ended.
-- *A host is frozen*: it does not answer; the same, when its lease has ended. A host that is only slow renews its lease,
-  so nobody can take anything from it.
+- *A host is frozen*: it does not answer, and is not waited for. Another host is told to take what it has, and does so
+  when its lease ends. A host that is only slow renews its lease, so nobody can take anything from it.
 - *A host cannot be started*: tried again, ever more slowly; the reason stands in `status`.
 - *No node has what hosts need*: nothing is tried; what is lacking where stands in `status`, and every look counts anew.
 - *An order fails or hangs*: each runs by itself, with a time limit, and the next look says what became of it.
@@ -77,7 +77,8 @@ class HostHandle(Protocol):
     def name(self) -> str: ...
     async def report(self) -> Report: ...
     async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:
-        """What cannot be had yet is left out. `alive`: the hosts that have not ended, silent ones among them."""
+        """Does not wait for what another host's lease holds: that is taken when the lease ends, if it ends. `alive`:
+        the hosts that have not ended, silent ones among them."""
 
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None: ...
     async def stop(self, timeout_s: float) -> None:
@@ -160,6 +161,9 @@ class _Known:
     def __init__(self, handle: HostHandle, node: str) -> None:
         self.handle = handle
         self.report: Report | None = None
+        # The question that is under way. One that was not answered in time is asked again, without being waited for.
+        self.asked: asyncio.Task[None] | None = None
+        self.silent = False
         # Its node, once it was heard of, or where it was told to be.
         self.node = node
         self.since_s = asyncio.get_running_loop().time()
@@ -167,6 +171,8 @@ class _Known:
         self.stopping = False
         # The orders it is carrying out: "take", "give".
         self.busy: set[str] = set()
+        # What it has been told to take, and has not said yet whether it could.
+        self.taking: frozenset[int] = frozenset()
 
 
 class Supervisor:
@@ -260,7 +266,7 @@ class Supervisor:
             self._nodes = await self._fleet.nodes()
         except Exception as error:
             log.warning("the nodes of the cluster are not known just now: %s", error)
-        await asyncio.gather(*(self._ask(known) for known in tuple(self._hosts.values())))
+        await self._ask_all()
         leaving_nodes = {node.id for node in self._nodes if node.leaving}
         for known in self._hosts.values():
             if known.report is not None and known.report.node in leaving_nodes:
@@ -269,10 +275,20 @@ class Supervisor:
         self._replace_old()
         return self._order() | self._end_leaving() | bool(self._starting)
 
+    async def _ask_all(self) -> None:
+        for known in self._hosts.values():
+            if known.asked is None or known.asked.done():
+                known.asked = self._run(self._ask(known))
+        if questions := [known.asked for known in self._hosts.values() if known.asked and not known.silent]:
+            await asyncio.wait(questions)
+
     async def _ask(self, known: _Known) -> None:
         try:
             async with asyncio.timeout(_REPORT_S):
                 known.report = await known.handle.report()
+            if known.silent:
+                known.silent = False
+                self._wake.set()
             known.node = known.report.node
             if known.report.version > self.wanted.version:  # asked of a supervisor before this one
                 self.wanted = self.wanted._replace(version=known.report.version)
@@ -281,7 +297,7 @@ class Supervisor:
         except Exception as error:
             if known.report is not None:
                 log.warning("host %s does not answer: %s", known.handle.name, error or type(error).__name__)
-            known.report = None
+            known.report, known.silent = None, True
             if not known.node and asyncio.get_running_loop().time() - known.since_s > _NEVER_STARTED_S:
                 known.handle.kill()  # whoever was starting it is gone
 
@@ -289,18 +305,23 @@ class Supervisor:
         reports = self.reports()
         if not reports or not self._has_gathered(len(reports)):
             return bool(reports)
-        views = [
-            HostView(
-                r.name, frozenset(r.owned), r.since_ms, self._hosts[r.name].leaving or self._hosts[r.name].stopping
-            )
-            for r in reports
-        ]
-        orders = plan(reports[0].partitions, views, self.wanted_serving)
+        orders = plan(reports[0].partitions, [self._view(report) for report in reports], self.wanted_serving)
         for name, partitions in orders.take.items():
+            if "take" not in self._hosts[name].busy:
+                self._hosts[name].taking = frozenset(partitions)
             self._send(self._hosts[name], "take", self._hosts[name].handle.take(partitions, [*self._hosts]))
+        owned = {report.name: report.owned for report in reports}
         for name, partitions in orders.give.items():
-            self._send(self._hosts[name], "give", self._hosts[name].handle.give(partitions, self.wanted.drain_s))
-        return not orders.is_empty
+            if had := [partition for partition in partitions if partition in owned[name]]:
+                self._send(self._hosts[name], "give", self._hosts[name].handle.give(had, self.wanted.drain_s))
+        return not orders.is_empty or any(known.busy for known in self._hosts.values())
+
+    def _view(self, report: Report) -> HostView:
+        """What a host was told to take counts as its own until it has answered: told to two hosts, of which one does
+        not know of the other yet, it would be taken from the first as from one that has ended."""
+        known = self._hosts[report.name]
+        owned = known.taking | report.owned.keys()
+        return HostView(report.name, owned, report.since_ms, known.leaving or known.stopping)
 
     def _has_gathered(self, count: int) -> bool:
         late = asyncio.get_running_loop().time() - self._begun_s > _GATHER_S
@@ -328,13 +349,17 @@ class Supervisor:
             known.busy.discard(kind)
             if kind == "give":
                 self._wake.set()
+            else:
+                known.taking = frozenset()
 
     # -- hosts come and go --------------------------------------------------------------------------------------------
 
     def _start_missing(self) -> None:
         staying = [known for known in self._hosts.values() if not known.leaving and not known.stopping]
         if not self.wanted.per_node:
-            missing = self.wanted.total(self._nodes) - len(staying) - len(self._starting)
+            # At the beginning spares come later: processes that start together take the processors from each other.
+            wanted = self.wanted.total(self._nodes) if self._gathered else self.wanted_serving
+            missing = wanted - len(staying) - len(self._starting)
             for _ in range(min(missing, self._free_anywhere())):
                 self._start_host(None)
             return
@@ -431,7 +456,8 @@ class Supervisor:
             log.warning("host %s did not end by itself: %s", handle.name, error or type(error).__name__)
         handle.kill()
 
-    def _run(self, work: Coroutine[object, object, None]) -> None:
+    def _run(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

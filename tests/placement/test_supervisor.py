@@ -41,13 +41,18 @@ class Idle:
 
 
 class Idlers:
-    """A fleet of them, on two nodes."""
+    """A fleet of them, on two nodes. Each is there when `may_start` is set."""
 
     def __init__(self, deaf: int) -> None:
         self.hosts: list[Idle] = []
+        self.ordered = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self._deaf = deaf
 
     async def start_host(self, version: str, node: str | None) -> HostHandle:
+        self.ordered += 1
+        await self.may_start.wait()
         self.hosts.append(Idle(f"h{len(self.hosts)}", node or "", self._deaf))
         return self.hosts[-1]
 
@@ -68,3 +73,19 @@ async def test_a_host_that_is_slow_to_answer_is_not_started_again() -> None:
     await asyncio.gather(running, return_exceptions=True)
     assert sorted(report.node for report in supervisor.reports()) == ["n1", "n2"]
     assert len(fleet.hosts) == 2
+
+
+async def test_spares_do_not_delay_those_that_serve() -> None:
+    """At the beginning a spare host is started when those that serve are there, not beside them."""
+    fleet = Idlers(deaf=0)
+    fleet.may_start.clear()
+    supervisor = Supervisor(fleet, Wanted(hosts=2, spares=1))
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.ordered == 2)
+    await supervisor._look()
+    assert fleet.ordered == 2
+    fleet.may_start.set()
+    await until(lambda: len(supervisor.reports()) == 3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(fleet.hosts) == 3

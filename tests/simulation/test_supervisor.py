@@ -10,7 +10,7 @@ import pytest
 
 from actors import actor, method
 from actors.placement.supervisor import Node
-from tests.simulation.clusterworld import Machine, World, run
+from tests.simulation.clusterworld import PARTITIONS, Machine, World, run
 from tests.simulation.faultystore import Faults
 
 if TYPE_CHECKING:
@@ -63,6 +63,22 @@ async def roll(world: World, supervisor: Supervisor, version: str) -> None:
         supervisor.roll(version)
 
     await world.loop.ask(f"supervisor{world.supervisors}", there())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hosts_that_come_up_one_after_the_other_are_not_taken_for_dead(seed: int) -> None:
+    """A host that is told to take something before it has heard of another one takes nothing from that one: no epoch
+    is spent twice on one partition at the start."""
+
+    async def scenario(world: World) -> None:
+        calm(world)
+        supervisor = world.supervise()
+        await settled(world, supervisor, 3)
+        await asyncio.sleep(3.0)
+        epochs = [max(machine.host.epochs[p] for machine in world.machines.values()) for p in range(PARTITIONS)]
+        assert epochs == [1] * PARTITIONS
+
+    run(seed, [Cell], scenario)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
