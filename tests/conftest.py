@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.placements import PLACEMENTS, RayHead
+from tests.placements import ON_RAY, PLACEMENTS, RayHead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "ray_address" in getattr(item, "fixturenames", ()):
+            item.add_marker(ON_RAY)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A real cluster on Ray and a real Redis: hosts die, freeze, are replaced, and nothing is lost, doubled or refused.
 
-They are on the Ray of the session, but for the random programs: those have one of their own, as `mecha run` starts it.
+The first cluster is on the Ray of the session. The last one, which faults hurt at random, has one of its own, as
+`mecha run` starts it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
 from tests.e2e.verifier import FAULTS, Verifier
+from tests.placements import ON_RAY
 from tests.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+pytestmark = ON_RAY
 
 APP = """
 import os
@@ -150,6 +153,13 @@ def cluster(redis: RedisServer, app: Path, ray_address: str) -> Iterator[Cluster
     """Two hosts that serve and one spare, with the reaction times of a small lease."""
     with ClusterProcess(app, redis.url + "?namespace=tally", "--lease", "2s", "--ray-address", ray_address) as running:
         yield running
+
+
+class Verified(NamedTuple):
+    """A cluster that runs `verifier_app`."""
+
+    port: int
+    redis: RedisServer
 
 
 class Load:
@@ -393,20 +403,24 @@ def test_it_stops_gracefully(cluster: ClusterProcess) -> None:
     assert cluster.stop() == 0
 
 
-@pytest.mark.parametrize("seed", [1])
-async def test_random_programs_while_it_is_hurt(seed: int) -> None:
-    """Random programs over three layers of actors and workflows, faults at random: at the end every counter is what a
-    model says: nothing lost, nothing doubled."""
+@pytest.fixture(scope="module")
+def hurt() -> Iterator[Verified]:
+    """A cluster for faults at random, and its store."""
     app = Path(__file__).with_name("verifier_app.py")
     with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, "--lease", "2s") as cluster:
-        verifier = Verifier(cluster.port, redis, seed, programs=1500, faults=FAULTS)
-        assert await verifier.run() == {}
+        yield Verified(cluster.port, redis)
 
 
-async def test_registers_are_linearizable_while_it_is_hurt(ray_address: str) -> None:
+@pytest.mark.parametrize("seed", [1])
+async def test_random_programs_while_it_is_hurt(hurt: Verified, seed: int) -> None:
+    """Random programs over three layers of actors and workflows, faults at random: at the end every counter is what a
+    model says: nothing lost, nothing doubled."""
+    verifier = Verifier(hurt.port, hurt.redis, seed, programs=1500, faults=FAULTS)
+    assert await verifier.run() == {}
+
+
+async def test_registers_are_linearizable_while_it_is_hurt(hurt: Verified) -> None:
     """INV-7: whatever clients were answered by registers, asked without keys, while hosts are killed and frozen and the
     store is restarted, one register that does one thing at a time would have answered too."""
-    app = Path(__file__).with_name("verifier_app.py")
-    options = ("--lease", "2s", "--ray-address", ray_address, "--app-id", "registers")
-    with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, *options) as cluster:
-        await linearizability.play(cluster.port, redis, seconds=8, seed=1)
+    await settled(hurt.port)
+    await linearizability.play(hurt.port, hurt.redis, seconds=8, seed=1)
