@@ -7,6 +7,6 @@ BIN = $(VENV)/bin
 setup: ; @scripts/bootstrap dev
 check: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 test: ; scripts/test $(ARGS)
-test-all: setup ; $(BIN)/python -m pytest $(ARGS)
+test-all: setup ; $(BIN)/python -m pytest -m "" $(ARGS)
 bench: setup ; $(BIN)/python -m benchmarks $(ARGS)
 flights: ; scripts/flights $(if $(ROWS),--rows $(ROWS)) $(ARGS)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import pytest
+
 from tests.e2e.clusters import ClusterProcess
 from tests.servers import end_with_parent, shared_redis
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 ROOT = Path(__file__).parents[1]
-PLACEMENTS = ("local", "ray")
+# Whatever starts a Ray, or uses the one of the session, is run by one worker of pytest, in turn: so there is but
+# one of the session, and tests of leases share the processors with one other test at the most.
+ON_RAY = pytest.mark.xdist_group("ray")
+PLACEMENTS = ("local", pytest.param("ray", marks=ON_RAY))
 _STOP_S = 60.0
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import ctypes
 import math
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _START_S = 20.0
 _SLOTS = 16_384
+_PORTS = range(20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -276,10 +279,13 @@ def redis_binary() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Of those that neither the kernel nor Ray gives away by itself. One of theirs might be somebody else's before its
+    server is up, or while that is restarted."""
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def end_with_parent() -> None:

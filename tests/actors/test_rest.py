@@ -125,7 +125,7 @@ async def test_host_that_stops_tells_the_caller(world: World, begun: bool) -> No
     host.abort()
     with pytest.raises(HostStopping):
         await call
-    again = await world.host(Waiter, name="two", lease_s=0.2)
+    again = await world.host(Waiter)
     assert await refer(again.client, "w").read() == 1
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.clusters import Connection, hosts_of
 from tests.e2e.test_ray_cluster import Load, wait_hosts, write_app
+from tests.placements import ON_RAY
 from tests.servers import RedisServer, free_port
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 pytest.importorskip("ray")
+pytestmark = ON_RAY
 ROOT = Path(__file__).parents[2]
 SMALL = ("--num-cpus=1", "--object-store-memory=80000000")
 ENVIRONMENT = os.environ | {

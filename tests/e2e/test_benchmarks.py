@@ -15,10 +15,13 @@ from benchmarks.catalogue import BENCHMARKS
 from benchmarks.model import Benchmark, Measured, NotInstalled, Outcome, Sample, Series, Target
 from benchmarks.processes import WrongResult
 from benchmarks.run import run
+from tests.placements import ON_RAY
 
 if TYPE_CHECKING:
     from benchmarks.model import Setting
 
+# One of them is of a cluster.
+pytestmark = ON_RAY
 ROOT = Path(__file__).parents[2]
 # Of the clusters, which take long to start, one stands for all: the others are made and measured in the same way.
 NAMES = [name for name in BENCHMARKS if not name.startswith("cluster-") or name == "cluster-hops"]

@@ -1,6 +1,7 @@
 """A real cluster on Ray and a real Redis: hosts die, freeze, are replaced, and nothing is lost, doubled or refused.
 
-They are on the Ray of the session, but for the random programs: those have one of their own, as `mecha run` starts it.
+The first cluster is on the Ray of the session. The last one, which faults hurt at random, has one of its own, as
+`mecha run` starts it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
 from tests.e2e.verifier import FAULTS, Verifier
+from tests.placements import ON_RAY
 from tests.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+pytestmark = ON_RAY
 
 APP = """
 import os
@@ -90,7 +93,7 @@ async def measure(text: str) -> list:
 def kills_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-@activity(num_cpus=1, retry=RetryPolicy(max_attempts=1, timeout=12.0))
+@activity(num_cpus=1)
 def runs_on(mark: str) -> None:
     Path(mark + ".begun").touch()
     try:
@@ -98,6 +101,10 @@ def runs_on(mark: str) -> None:
             time.sleep(0.05)
     finally:
         Path(mark + ".ended").touch()
+
+@activity(num_cpus=1, retry=RetryPolicy(max_attempts=20, timeout=4.0))  # the first may end before its process is there
+def runs_too_long(mark: str) -> None:
+    runs_on.function(mark)
 
 @workflow
 async def doomed() -> list:
@@ -107,11 +114,12 @@ async def doomed() -> list:
         return [failed.error_type, failed.message]
 
 @workflow
-async def impatient(mark: str) -> str:
-    try:
-        await runs_on(mark)
-    except ActivityFailed as failed:
-        return failed.error_type
+async def terminated(mark: str) -> None:
+    await runs_on(mark)
+
+@workflow
+async def late(mark: str) -> None:
+    await runs_too_long(mark)
 
 @actor
 class Tally:
@@ -150,6 +158,13 @@ def cluster(redis: RedisServer, app: Path, ray_address: str) -> Iterator[Cluster
     """Two hosts that serve and one spare, with the reaction times of a small lease."""
     with ClusterProcess(app, redis.url + "?namespace=tally", "--lease", "2s", "--ray-address", ray_address) as running:
         yield running
+
+
+class Verified(NamedTuple):
+    """A cluster that runs `verifier_app`."""
+
+    port: int
+    redis: RedisServer
 
 
 class Load:
@@ -266,21 +281,24 @@ async def test_an_activity_that_kills_its_process_fails(cluster: ClusterProcess)
     assert message.startswith("the process of kills_itself has died 4 times; the last time: The worker died")
 
 
-@pytest.mark.parametrize("end", ["terminated", "too late"])
-async def test_a_task_that_nobody_waits_for_is_cancelled(cluster: ClusterProcess, tmp_path: Path, end: str) -> None:
+@pytest.mark.parametrize("name", ["terminated", "late"])
+async def test_a_task_that_nobody_waits_for_is_cancelled(cluster: ClusterProcess, tmp_path: Path, name: str) -> None:
     """The timeout of an attempt and the end of its workflow reach the task, which is interrupted."""
     await settled(cluster.port)
     mark = tmp_path / "task"
-    connection, instance = Connection(cluster.port), f"impatient-{end.replace(' ', '-')}"
-    start = f"/v1.0/workflows/dapr/impatient/start?instanceID={instance}"
+    connection = Connection(cluster.port)
+    start = f"/v1.0/workflows/dapr/{name}/start?instanceID={name}"
     await connection.insist("POST", start, json.dumps(str(mark)).encode())
-    async with asyncio.timeout(60):
+    terminate = f"/v1.0/workflows/dapr/{name}/terminate"
+    async with asyncio.timeout(120):
         while not mark.with_suffix(".begun").exists():  # noqa: ASYNC110  # of another process
             await asyncio.sleep(0.05)
-        if end == "terminated":
-            await connection.insist("POST", f"/v1.0/workflows/dapr/{instance}/terminate", b"")
+        if name == "terminated":
+            await connection.insist("POST", terminate)
         while not mark.with_suffix(".ended").exists():  # noqa: ASYNC110  # of another process
             await asyncio.sleep(0.05)
+    if name == "late":
+        await connection.insist("POST", terminate)
     connection.close()
 
 
@@ -393,20 +411,24 @@ def test_it_stops_gracefully(cluster: ClusterProcess) -> None:
     assert cluster.stop() == 0
 
 
-@pytest.mark.parametrize("seed", [1])
-async def test_random_programs_while_it_is_hurt(seed: int) -> None:
-    """Random programs over three layers of actors and workflows, faults at random: at the end every counter is what a
-    model says: nothing lost, nothing doubled."""
+@pytest.fixture(scope="module")
+def hurt() -> Iterator[Verified]:
+    """A cluster for faults at random, and its store."""
     app = Path(__file__).with_name("verifier_app.py")
     with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, "--lease", "2s") as cluster:
-        verifier = Verifier(cluster.port, redis, seed, programs=1500, faults=FAULTS)
-        assert await verifier.run() == {}
+        yield Verified(cluster.port, redis)
 
 
-async def test_registers_are_linearizable_while_it_is_hurt(ray_address: str) -> None:
+@pytest.mark.parametrize("seed", [1])
+async def test_random_programs_while_it_is_hurt(hurt: Verified, seed: int) -> None:
+    """Random programs over three layers of actors and workflows, faults at random: at the end every counter is what a
+    model says: nothing lost, nothing doubled."""
+    verifier = Verifier(hurt.port, hurt.redis, seed, programs=1500, faults=FAULTS)
+    assert await verifier.run() == {}
+
+
+async def test_registers_are_linearizable_while_it_is_hurt(hurt: Verified) -> None:
     """INV-7: whatever clients were answered by registers, asked without keys, while hosts are killed and frozen and the
     store is restarted, one register that does one thing at a time would have answered too."""
-    app = Path(__file__).with_name("verifier_app.py")
-    options = ("--lease", "2s", "--ray-address", ray_address, "--app-id", "registers")
-    with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, *options) as cluster:
-        await linearizability.play(cluster.port, redis, seconds=8, seed=1)
+    await settled(hurt.port)
+    await linearizability.play(hurt.port, hurt.redis, seconds=8, seed=1)

@@ -15,13 +15,15 @@ from actors.placement import ray as on_ray
 from actors.placement.supervisor import Wanted
 from tests.e2e.clusters import ROOT, ClusterProcess, Connection
 from tests.e2e.test_ray_cluster import wait_hosts
-from tests.e2e.test_ray_nodes import SMALL
+from tests.placements import ON_RAY
+from tests.raynodes import add_node, ray_nodes
 from tests.servers import RedisServer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = ON_RAY
 
 APP = """
 from actors import actor, method
@@ -51,19 +53,8 @@ def write_app(path: Path, amount: int) -> Path:
 @pytest.fixture
 def nodes() -> Iterator[Any]:
     """A head node that has nothing special."""
-    from ray.cluster_utils import Cluster
-
-    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL})
-    try:
+    with ray_nodes() as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
-        if before is None:
-            del os.environ["RAY_USAGE_STATS_ENABLED"]
-        else:
-            os.environ["RAY_USAGE_STATS_ENABLED"] = before
 
 
 async def test_hosts_wait_for_a_node_that_has_what_they_need(nodes: Any, tmp_path: Path) -> None:
@@ -81,7 +72,7 @@ async def test_hosts_wait_for_a_node_that_has_what_they_need(nodes: Any, tmp_pat
             assert "3 of 3 hosts have no place. Each needs memory 1MiB, special 1, label zone: in(a, b)." in told
             assert "special 0 of 1, label zone is not set, not in(a, b)" in told
             # Room for two: they serve, and the spare is missing.
-            node = nodes.add_node(num_cpus=1, resources={"special": 2}, labels={"zone": "a"}, **SMALL)
+            node = add_node(nodes, resources={"special": 2}, labels={"zone": "a"})
             await starting
             hosts = await wait_hosts(running.port, lambda hosts: [len(host["owned"]) for host in hosts] == [16, 16])
             assert {host["node"] for host in hosts} == {node.node_id}
@@ -102,7 +93,7 @@ async def test_hosts_wait_for_a_node_that_has_what_they_need(nodes: Any, tmp_pat
 @pytest.mark.slow
 async def test_what_others_hold_is_told(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that has what a host needs, and has given it away: the host is given up, and what is free is told."""
-    nodes.add_node(num_cpus=1, resources={"special": 1}, labels={"zone": "a"}, **SMALL)
+    add_node(nodes, resources={"special": 1}, labels={"zone": "a"})
     monkeypatch.setattr(on_ray, "_START_S", 5.0)
     from ray.util.placement_group import placement_group
 

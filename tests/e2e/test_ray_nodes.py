@@ -14,34 +14,23 @@ from actors import UnknownMethod
 from runtime_api import Runtime
 from tests.e2e.clusters import ClusterProcess
 from tests.e2e.test_ray_cluster import Load, wait_hosts, write_app
+from tests.placements import ON_RAY
+from tests.raynodes import add_node, ray_nodes
 from tests.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-
-SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
+pytestmark = ON_RAY
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head node and another one. The GCS writes what it knows to a file, so that it can be started again."""
-    from ray.cluster_utils import Cluster
-
     storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(tmp_path_factory.mktemp("gcs"))}
-    before = {name: os.environ.get(name) for name in (*storage, "RAY_USAGE_STATS_ENABLED")}
-    os.environ.update(storage, RAY_USAGE_STATS_ENABLED="0")
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL})
-    try:
+    with ray_nodes(storage) as cluster:
         add_node(cluster)
         yield cluster
-    finally:
-        cluster.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +39,6 @@ def cluster(nodes: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     options = ("--ray-address", nodes.address, "--hosts-per-node", "1", "--spares", "0", "--lease", "2s")
     with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, *options) as running:
         yield running
-
-
-def add_node(cluster: Any) -> None:
-    cluster.add_node(num_cpus=1, **SMALL)
 
 
 def is_spread(hosts: list[dict[str, Any]], count: int) -> bool:

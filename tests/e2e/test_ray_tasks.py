@@ -13,12 +13,13 @@ import pytest
 
 from actors.placement.ray import TaskDied, TaskLost, run_task, stop_ray
 from tests.actors.worlds import until
+from tests.placements import ON_RAY
+from tests.raynodes import add_node, ray_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-
-SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
+pytestmark = ON_RAY
 THERE = "there"
 
 
@@ -40,24 +41,14 @@ def kill_itself(mark: str) -> tuple[str, None]:
 def nodes() -> Iterator[Any]:
     """A head node for this program, and another one for tasks."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL})
-    try:
-        cluster.add_node(num_cpus=1, resources={THERE: 1}, **SMALL)
+    with ray_nodes() as cluster:
+        add_node(cluster, resources={THERE: 1})
         # Tasks import this file as the tests do.
         environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
         ray.init(cluster.address, log_to_driver=False, configure_logging=False, runtime_env=environment)
         yield cluster
-    finally:
         stop_ray()
-        cluster.shutdown()
-        if before is None:
-            del os.environ["RAY_USAGE_STATS_ENABLED"]
-        else:
-            os.environ["RAY_USAGE_STATS_ENABLED"] = before
 
 
 async def run_there(function: Callable[[str], tuple[str, None]], mark: Path) -> None:

@@ -13,6 +13,8 @@ from runtime_api.cluster import RayTasks, StorePlace, run_activity
 from runtime_api.loader import load_application
 from runtime_api.settings import load_settings
 from statestores.components import open_url
+from tests.placements import ON_RAY
+from tests.raynodes import add_node, ray_nodes
 from tests.servers import RedisServer
 from workflow.activities import Ran
 from workflow.orders import Order
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from statestores import StateStore
+
+pytestmark = ON_RAY
 
 APP = """
 import os
@@ -52,26 +56,14 @@ STREAM = "mecha.workflow/lost"
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """A head node, which this process has joined, and one that can be lost."""
-    from ray.cluster_utils import Cluster
-
     from actors.placement.ray import join_ray, stop_ray
 
-    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
-    cluster.add_node(num_cpus=1, resources={"far": 1}, **small)
-    joined = join_ray(cluster.address)
-    try:
+    with ray_nodes() as cluster:
+        add_node(cluster, resources={"far": 1})
+        joined = join_ray(cluster.address)
         yield cluster
-    finally:
         if joined:
             stop_ray()
-        cluster.shutdown()
-        if before is None:
-            del os.environ["RAY_USAGE_STATS_ENABLED"]
-        else:
-            os.environ["RAY_USAGE_STATS_ENABLED"] = before
 
 
 @pytest.fixture(scope="module")

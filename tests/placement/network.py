@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from actors import Host
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone, PeerUnsure
+from statestores.memory import MemoryStore
+from statestores.model import partition_of
 from tests.actors.worlds import definitions
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from statestores.store import Journal
+
+PARTITIONS = 4
 
 
 class Network:
@@ -112,3 +119,19 @@ class Cluster:
             self.network.thaw(name)
         for host in self.hosts.values():
             await host.stop(timeout_s=2)
+
+
+@asynccontextmanager
+async def cluster_of(*classes: type, partitions: int = PARTITIONS) -> AsyncIterator[Cluster]:
+    """On a store of its own, in memory."""
+    store = MemoryStore(partitions=partitions)
+    await store.open()
+    made = Cluster(store.journal, *classes)
+    yield made
+    await made.close()
+    await store.close()
+
+
+def ids_in(partition: int, actor_type: str) -> list[str]:
+    """Actor ids of that type in one of `PARTITIONS`."""
+    return [n for n in map(str, range(1000)) if partition_of(f"{actor_type}/{n}", PARTITIONS) == partition]

@@ -9,15 +9,12 @@ import pytest
 
 from actors import ActorFailed, ActorNotActive, DeadlineExceeded, Deadlock, NotOwner, actor, context, method, send
 from actors.placement.hop import decode_batch
-from statestores.memory import MemoryStore
-from statestores.model import partition_of
 from tests.actors.worlds import until
-from tests.placement.network import Cluster
+from tests.placement.network import PARTITIONS, Cluster, cluster_of, ids_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-PARTITIONS = 4
 gates: dict[str, asyncio.Event] = {}
 
 
@@ -64,18 +61,13 @@ class Cell:
 
 def of_partition(partition: int, number: int = 0) -> str:
     """An actor id in that partition."""
-    found = [name for n in range(1000) if partition_of(f"Cell/{(name := f'c{n}')}", PARTITIONS) == partition]
-    return found[number]
+    return ids_in(partition, "Cell")[number]
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    store = MemoryStore(partitions=PARTITIONS)
-    await store.open()
-    made = Cluster(store.journal, Cell)
-    yield made
-    await made.close()
-    await store.close()
+    async with cluster_of(Cell) as made:
+        yield made
 
 
 async def test_a_call_goes_to_the_owner(cluster: Cluster) -> None:

@@ -10,11 +10,10 @@ import pytest
 
 from actors import Deadlock
 from actors.placement.hop import encode_batch
-from statestores.memory import MemoryStore
 from statestores.model import partition_of
 from tests.actors.test_chains import Meeting, Node
 from tests.actors.worlds import until
-from tests.placement.network import Cluster
+from tests.placement.network import Cluster, cluster_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -29,14 +28,10 @@ _meetings = itertools.count()
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     """Three hosts, with two partitions each."""
-    store = MemoryStore(partitions=PARTITIONS)
-    await store.open()
-    made = Cluster(store.journal, Node)
-    for number, name in enumerate(HOSTS):
-        await made.add(name, [2 * number, 2 * number + 1])
-    yield made
-    await made.close()
-    await store.close()
+    async with cluster_of(Node, partitions=PARTITIONS) as made:
+        for number, name in enumerate(HOSTS):
+            await made.add(name, [2 * number, 2 * number + 1])
+        yield made
 
 
 def on(host: str, number: int = 0) -> str:

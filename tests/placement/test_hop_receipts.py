@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from actors import OutcomeUnknown, actor, method
-from statestores.memory import MemoryStore
-from statestores.model import partition_of
 from tests.actors.worlds import until
-from tests.placement.network import Cluster
+from tests.placement.network import PARTITIONS, Cluster, cluster_of, ids_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from actors import Host
 
-PARTITIONS = 4
 gates: dict[str, asyncio.Event] = {}
 
 
@@ -61,11 +58,7 @@ class Forgetful:
         return self.value
 
 
-def of_partition(partition: int) -> str:
-    return next(n for n in map(str, range(1000)) if partition_of(f"Counter/{n}", PARTITIONS) == partition)
-
-
-NAME = of_partition(2)
+NAME = ids_in(2, "Counter")[0]
 LEASE_S = 300.0
 PATIENCE_S = 5.0
 AGAIN_S = 4 * LEASE_S + 2 * PATIENCE_S
@@ -97,12 +90,8 @@ class Hosts:
 
 @pytest.fixture
 async def hosts() -> AsyncIterator[Hosts]:
-    store = MemoryStore(partitions=PARTITIONS)
-    await store.open()
-    cluster = Cluster(store.journal, Counter, Forgetful)
-    yield Hosts(cluster, WallClock())
-    await cluster.close()
-    await store.close()
+    async with cluster_of(Counter, Forgetful) as cluster:
+        yield Hosts(cluster, WallClock())
 
 
 @pytest.mark.parametrize("late_s", [3 * LEASE_S + PATIENCE_S, AGAIN_S])
@@ -122,7 +111,7 @@ async def test_a_receipt_outlives_long_leases(hosts: Hosts, late_s: float) -> No
 async def test_a_keyed_call_has_at_least_that_time(hosts: Hosts) -> None:
     """Its receipt lives as long as its type says, and never shorter than one of a call without a key."""
     one, two = await hosts.add("one", [0, 1]), await hosts.add("two", [2, 3])
-    name = next(n for n in map(str, range(1000)) if partition_of(f"Forgetful/{n}", PARTITIONS) == 2)
+    name = ids_in(2, "Forgetful")[0]
     await one.client.call("Forgetful", name, "add", b"1", idempotency_key="k")
     hosts.clock.seconds += AGAIN_S
     await hosts.purge()

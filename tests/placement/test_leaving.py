@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from actors import actor, context, method, outbox
-from statestores.memory import MemoryStore
-from statestores.model import partition_of
 from tests.actors.test_wakeups import Wall
 from tests.actors.worlds import until
-from tests.placement.network import Cluster
+from tests.placement.network import Cluster, cluster_of, ids_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from actors.outbox import Work
 
-PARTITIONS = 4
 gates: dict[str, asyncio.Event] = {}
 
 
@@ -65,20 +62,16 @@ class Place:
 
 
 def of_partition(partition: int, number: int = 0) -> str:
-    return [n for n in map(str, range(1000)) if partition_of(f"Place/{n}", PARTITIONS) == partition][number]
+    return ids_in(partition, "Place")[number]
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    store = MemoryStore(partitions=PARTITIONS)
-    await store.open()
     gates.clear()
-    made = Cluster(store.journal, Place)
-    yield made
-    for gate in gates.values():
-        gate.set()
-    await made.close()
-    await store.close()
+    async with cluster_of(Place) as made:
+        yield made
+        for gate in gates.values():
+            gate.set()
 
 
 async def hold(cluster: Cluster, host: str, name: str, gate: str, *others: str) -> asyncio.Task[int]:

@@ -25,7 +25,7 @@ from runtime_api.loader import load_application
 from runtime_api.runtime import Runtime
 from runtime_api.server import Server, bind
 from runtime_api.settings import Settings, load_settings
-from tests.placements import cluster_on
+from tests.placements import ON_RAY, cluster_on
 
 SAMPLE_APP = Path(__file__).with_name("sample_app.py")
 ROOT = SAMPLE_APP.parents[2]
@@ -220,7 +220,7 @@ def state_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(params=["state_memory", "state_sqlite", "sample_ray"])
+@pytest.fixture(params=["state_memory", "state_sqlite", pytest.param("sample_ray", marks=ON_RAY)])
 def state(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     """A client of a server whose own store serves as the component `statestore`: on each embedded store, and on Ray
     with Redis."""

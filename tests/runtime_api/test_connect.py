@@ -24,6 +24,7 @@ from actors import (
 )
 from runtime_api import Runtime, connect
 from runtime_api.connect import Connection
+from tests.placements import ON_RAY
 from tests.runtime_api import sample_app
 from tests.runtime_api.sample_app import Account, Gate, approval, breaking, doubling, journey
 from workflow.errors import InstanceNotFound, InvalidWorkflowInput, WorkflowError, WorkflowFailed, WorkflowTerminated
@@ -46,7 +47,9 @@ def joined(ray_address: str) -> Iterator[str]:
     stop_ray()
 
 
-@pytest.fixture(params=["embedded", "local", "ray", "ray by ray"])
+@pytest.fixture(
+    params=["embedded", "local", pytest.param("ray", marks=ON_RAY), pytest.param("ray by ray", marks=ON_RAY)]
+)
 async def runtime(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     """Of the sample application."""
     if request.param == "embedded":

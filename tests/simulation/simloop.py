@@ -194,13 +194,17 @@ class SimulatedLoop(_Base):
         """Nothing of the node ever runs again, from the next step on. Who asked it gets `NodeDied`."""
         state = self._nodes.setdefault(node, _Node())
         state.dead = True
-        state.tasks = [task for task in asyncio.all_tasks(self) if self._node_of(task) == node]
+        state.tasks = [task for task in self._open_tasks() if self._node_of(task) == node]
         for answer in list(state.asked):
             if not answer.done():
                 answer.set_exception(NodeDied(f"{node} died"))
 
     def is_alive(self, node: str) -> bool:
         return node not in self._nodes or not self._nodes[node].dead
+
+    def _open_tasks(self) -> list[asyncio.Task[Any]]:
+        """As `asyncio.all_tasks`, which looks at those of all worlds there have been."""
+        return [task for task in list(self._contexts) if not task.done()]
 
     def _node_of(self, task: asyncio.Task[Any]) -> str:
         return self._contexts[task].get(_NODE, "")
@@ -265,7 +269,7 @@ class SimulatedLoop(_Base):
         self._now = max(self._now, self._timers[0][0])
 
     def _who_waits(self) -> list[str]:
-        tasks = [task for task in asyncio.all_tasks(self) if self.is_alive(self._node_of(task))]
+        tasks = [task for task in self._open_tasks() if self.is_alive(self._node_of(task))]
         return sorted(f"{task.get_name()} [{self._node_of(task)}]: {_where(task)}" for task in tasks)
 
     def _shuffled(self, batch: list[_Step]) -> list[_Step]:
@@ -324,7 +328,7 @@ class SimulatedLoop(_Base):
         self._ended = True
         with self._running():
             for _ in range(100):  # closing may start new tasks, which are closed in turn
-                tasks = [task for task in asyncio.all_tasks(self) if _is_open(task)]
+                tasks = [task for task in self._open_tasks() if _is_open(task)]
                 if not tasks:
                     break
                 for task in sorted(tasks, key=asyncio.Task.get_name):
