@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, MutableMapping
 
     from actors.definition import Method
-    from workflow.replay import DeterministicRandom, Program
+    from workflow.program import DeterministicRandom, Program
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,7 +117,7 @@ async def wait_event(name: str, type: Any = Any, *, timeout: str | float | timed
     """
     program = _program()
     folded = name.casefold()
-    future = program.event_future(folded)
+    future = program.event_future(folded, awaited=timeout is None)
     try:
         if timeout is None:
             payload = await future

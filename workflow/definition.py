@@ -14,6 +14,7 @@ Called outside a workflow both are the plain functions they decorate.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import typing
@@ -25,6 +26,7 @@ from actors.definition import _can_suspend
 from actors.names import check_name
 from actors.schedule import parse_duration_s
 from statestores.codec import Adapter, adapter, decode, encode
+from workflow.guards import Scan, scan
 from workflow.loop import WorkflowLoop
 
 if TYPE_CHECKING:
@@ -205,6 +207,11 @@ class Workflow(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         return self.function(*args, **kwargs)
+
+    @functools.cached_property
+    def scan(self) -> Scan:
+        """What the code names, and what of it no workflow may use."""
+        return scan(self.function)
 
     def begin(self, value: Any) -> Coroutine[Any, Any, T]:
         """The coroutine of a run. `value` is the parsed JSON of the input. Raises `CodecError`."""

@@ -20,7 +20,6 @@ from workflow.client import WorkflowClient
 from workflow.definition import Activity, Workflow
 from workflow.instance import MARKER_KIND, ROW_KIND, Deployment, definition_for, instance_type
 from workflow.payloads import DEFAULT_LIMIT, Keeper
-from workflow.replay import scan_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -92,7 +91,7 @@ class Engine:
 
     def _named_activities(self) -> Iterable[Activity[Any, Any]]:
         for definition in self.workflows.values():
-            for named in scan_of(definition).named:
+            for named in definition.scan.named:
                 if isinstance(named, Activity):
                     yield named
 

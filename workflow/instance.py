@@ -47,7 +47,8 @@ from workflow.history import (
 )
 from workflow.orders import OpenOrders, Order
 from workflow.payloads import Stored, reference
-from workflow.replay import Live, Program, replay, replay_reading
+from workflow.program import Live, Program
+from workflow.replay import replay, replay_reading
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Coroutine, Iterable
 
-    from workflow.replay import Program
+    from workflow.program import Program
 
 T = TypeVar("T")
 
@@ -199,6 +199,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Of the running task; of the whole run for plain callbacks."""
         task = _current_task(self)
         return task.scope if type(task) is _Task else self.root_scope
+
+    def is_last_to_run(self) -> bool:
+        """Nothing more happens in this step when the running task waits now (and nobody has cancelled it)."""
+        if self._ready:
+            return False
+        task = _current_task(self)
+        return task is not None and not task._must_cancel  # type: ignore[attr-defined]  # what its next wait asks
 
     # -- what asyncio asks of a loop ----------------------------------------------------------------------------------
 

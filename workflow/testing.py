@@ -20,7 +20,8 @@ from statestores.codec import encode
 from workflow.context import SURFACE
 from workflow.errors import Failure, Stall
 from workflow.history import Input, Record, Start, Summary, encode_commands, encode_inputs, parse
-from workflow.replay import Live, Program, replay
+from workflow.program import Live, Program
+from workflow.replay import replay
 
 if TYPE_CHECKING:
     from workflow.definition import Workflow
