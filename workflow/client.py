@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from actors import ActorClient
     from workflow.definition import Workflow
-    from workflow.instance import Deployment, WorkflowInstance
+    from workflow.deployment import Deployment
+    from workflow.instance import WorkflowInstance
     from workflow.payloads import Data
 
 P = ParamSpec("P")

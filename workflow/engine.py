@@ -18,7 +18,8 @@ from actors.schedule import parse_duration_s
 from workflow.activities import ActivityWorker
 from workflow.client import WorkflowClient
 from workflow.definition import Activity, Workflow
-from workflow.instance import MARKER_KIND, ROW_KIND, Deployment, definition_for, instance_type
+from workflow.deployment import Deployment
+from workflow.instance import MARKER_KIND, ROW_KIND, definition_for, instance_type
 from workflow.payloads import DEFAULT_LIMIT, Keeper
 
 if TYPE_CHECKING:

@@ -1,16 +1,8 @@
 """A workflow instance: an event-sourced actor whose history is the record of its turns.
 
 Every input (an activity's result, a timer, an event, pause, …) is one turn of the actor ``mecha.workflow/<instance
-id>``:
-
-    1. the live program is at hand, or replayed from the records;
-    2. the input is applied: the code runs until it waits again, and issues commands;
-    3. one event, `advanced`, records input and commands; what the commands ask for goes into the same commit: timers
-       as reminders, calls and sends as messages, activities by the instance's marker (see `workflow.orders`).
-
-So single activation, fencing, atomicity and recovery are the actor's; nothing here writes or schedules by itself. When
-a turn fails or its commit is refused the program has seen an input that never was: it is dropped, and replayed next
-time.
+id>``, see `workflow.advance`. So single activation, fencing, atomicity and recovery are the actor's; nothing here
+writes or schedules by itself.
 
 An instance whose code cannot go on is *stalled*: the input is recorded all the same, unapplied, and waits with the ones
 that follow until a later activation, or `resume`, finds code that can replay the history.
@@ -18,32 +10,26 @@ that follow until a later activation, or `resume`, finds code that can replay th
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import hashlib
-import logging
 import operator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
 from actors import actor, context, definition_of, event, method
-from statestores.codec import encode
 from statestores.errors import StoreError
+from workflow.advance import Advance, engine_failed, instant, new_record, retry_name
 from workflow.context import SURFACE
+from workflow.deployment import Deployment  # noqa: TC001  # annotations of an actor are looked up when it is defined
 from workflow.errors import PayloadLost, Stall
 from workflow.history import (
     ACTOR_TYPE,
     FAILED,
     STALLED,
     TERMINAL,
-    Command,
     Input,
     Record,
     Start,
     Summary,
-    encode_inputs,
 )
 from workflow.orders import OpenOrders, Order
 from workflow.payloads import Stored, reference
@@ -51,14 +37,12 @@ from workflow.program import Live, Program
 from workflow.replay import replay, replay_reading
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from actors import ActorDefinition, Turn
     from statestores.model import Event
     from workflow.definition import Workflow
     from workflow.payloads import Data, Keeper
-
-log = logging.getLogger("workflow")
 
 MARKER_KIND = "activities"
 """Posted work: this instance has open orders."""
@@ -68,70 +52,10 @@ ROW_KIND = "activity"
 MISSING = "missing"
 
 _NEVER = 2**62
-# What a NamedTuple's constructor comes to.
-_new_record = functools.partial(tuple.__new__, Record)
 _FOLDED_AT_ONCE = 1000
 _RECORDED = operator.itemgetter("t", "i", "c")
 # Results are bounded by the activities in flight, not by the mailbox; to refuse one would only run its activity again.
 _MAILBOX_LIMIT = 1_000_000
-_RECHECK_S = 30.0
-_POISONED = 3
-_ENDS = frozenset({"completed", "failed"})
-# Inputs and commands that change what is shown of an instance.
-_TELLING = frozenset(
-    {"started", "begun", "paused", "resumed", "terminated", "stalled", "recovered", "status", "completed", "failed"}
-)
-
-
-class Deployment:
-    """What all instances in one process share: the code, who waits here for the end of which instance, and who does
-    activities: `begin(marker, orders, redelivered)`, `cancel(execution, step)`."""
-
-    def __init__(
-        self,
-        workflows: Mapping[str, Workflow[Any, Any]],
-        begin: Callable[[str, Sequence[Order], bool], None],
-        cancel: Callable[[str, str | None], None],
-        *,
-        evict_always: bool,
-        keeper: Keeper | None = None,
-    ) -> None:
-        self.workflows = workflows
-        self.begin = begin
-        self.cancel = cancel
-        # None: the store has no place for large values, and they are recorded like small ones.
-        self.keeper = keeper
-        self.evict_always = evict_always
-        self.waiters: dict[str, list[asyncio.Future[str]]] = {}
-
-    async def wait_told(self, instance_id: str) -> str:
-        """What is shown of the instance once it has ended or stalled here. "" after a while without that: ask again,
-        it may have moved to another host. For an instance that is here and going on."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[str] = loop.create_future()
-        queue = self.waiters.setdefault(instance_id, [])
-        queue.append(future)
-        recheck = loop.call_later(_RECHECK_S, _give_up, future)
-        try:
-            return await future
-        finally:
-            recheck.cancel()
-            if self.waiters.get(instance_id) is queue:  # it was not told
-                queue.remove(future)
-                if not queue:
-                    del self.waiters[instance_id]
-
-    def release(self, lost: Callable[[str], bool] | None = None) -> None:
-        """The host has stopped, or lost the streams for which `lost` is true: nobody will be told of them here."""
-        for instance_id in list(self.waiters):
-            if lost is None or lost(f"{ACTOR_TYPE}/{instance_id}"):
-                self.tell(instance_id, "")
-
-    def tell(self, instance_id: str, shown: str) -> None:
-        """The instance has ended or stalled, durably."""
-        for future in self.waiters.pop(instance_id, ()):
-            if not future.done():
-                future.set_result(shown)
 
 
 class WorkflowInstance:
@@ -188,7 +112,7 @@ class WorkflowInstance:
             if any(event.name != "advanced" for event in some):
                 raise LookupError("an event that is not of a workflow")
             facts = orjson.loads(b"[%b]" % b",".join([event.data for event in some]))
-            kept = list(map(_new_record, map(_RECORDED, facts)))
+            kept = list(map(new_record, map(_RECORDED, facts)))
             for position, (fact, record) in enumerate(zip(facts, kept, strict=True), len(records)):
                 if "m" in fact:
                     self._marker, self._since = fact["m"], position
@@ -266,12 +190,12 @@ class WorkflowInstance:
         keeper = self._deployment.keeper
         begin = Start(turn.actor_id, turn.turn_id, name, input, at, request, 0 if keeper is None else keeper.limit)
         if at is not None:
-            turn.set_reminder("start", due=_instant(at), data=f"start {turn.turn_id} -", callback="timer_fired")
+            turn.set_reminder("start", due=instant(at), data=f"start {turn.turn_id} -", callback="timer_fired")
         if stored is None:
-            self._advance(turn, [begin.to_input()], name)
+            Advance(self, turn, [begin.to_input()], name).run()
         else:
             begin = begin._replace(reference=reference(stored.digest, stored.size))
-            self._take_in(turn, begin.to_input(), stored, name)
+            Advance(self, turn, [begin.to_input()], name).take_in(stored)
         return ""
 
     @method
@@ -281,7 +205,7 @@ class WorkflowInstance:
         if message:
             turn.done(message)
         if self._ordered(execution, step) is not None:
-            self._advance(turn, [("done", step, orjson.Fragment(result))])
+            Advance(self, turn, [("done", step, orjson.Fragment(result))]).run()
 
     @method
     def activity_done_large(self, message: str, execution: str, step: str, stored: str) -> None:
@@ -292,7 +216,7 @@ class WorkflowInstance:
             turn.done(message)
         if self._ordered(execution, step) is not None:
             found = Stored.parse(stored)
-            self._take_in(turn, ("done", step, None, reference(found.digest, found.size)), found)
+            Advance(self, turn, [("done", step, None, reference(found.digest, found.size))]).take_in(found)
 
     @method
     def activity_failed(
@@ -306,12 +230,12 @@ class WorkflowInstance:
         if order is None or order.attempt != attempt:  # the same attempt, delivered twice, fails once
             return
         if retry_ms < 0:
-            self._advance(turn, [("failed", step, *error)])
+            Advance(self, turn, [("failed", step, *error)]).run()
             return
         due_ms = turn.now_ms() + retry_ms
         again = f"again {execution} {attempt + 1}:{order.first_ms} {step}"
-        turn.set_reminder(_retry_name(step), due=_instant(due_ms), data=again, callback="timer_fired")
-        self._advance(turn, [("retry", step, attempt + 1, due_ms, error[0], error[1])])
+        turn.set_reminder(retry_name(step), due=instant(due_ms), data=again, callback="timer_fired")
+        Advance(self, turn, [("retry", step, attempt + 1, due_ms, error[0], error[1])]).run()
 
     @method
     def resume_orders(self, message: str, redelivered: bool) -> None:
@@ -333,7 +257,7 @@ class WorkflowInstance:
             item: Input = ("done", step, result)
         else:
             item = ("failed", step, error["type"], error["message"], error.get("traceback", ""))
-        self._advance(context(), [item])
+        Advance(self, context(), [item]).run()
 
     @method
     def timer_fired(self, data: str) -> None:
@@ -341,14 +265,14 @@ class WorkflowInstance:
         if self.status in TERMINAL or execution != self.execution:
             return
         if kind == "fired":
-            self._advance(context(), [("fired", rest)])
+            Advance(self, context(), [("fired", rest)]).run()
         elif kind == "start":
-            self._advance(context(), [("begun",)])
+            Advance(self, context(), [("begun",)]).run()
         else:
             attempt, _, step = rest.partition(" ")
             number, _, first_ms = attempt.partition(":")
             again: Input = ("again", step, int(number), int(first_ms)) if first_ms else ("again", step, int(number))
-            self._advance(context(), [again])
+            Advance(self, context(), [again]).run()
 
     @method
     def raise_event(self, name: str, payload: str) -> str:
@@ -356,7 +280,7 @@ class WorkflowInstance:
         if not self.status:
             return MISSING
         if self.status not in TERMINAL:
-            self._advance(context(), [("event", name, orjson.Fragment(payload))])
+            Advance(self, context(), [("event", name, orjson.Fragment(payload))]).run()
         return ""
 
     @method
@@ -366,7 +290,8 @@ class WorkflowInstance:
             return MISSING
         if self.status not in TERMINAL:
             found = Stored.parse(stored)
-            self._take_in(context(), ("event", name, None, reference(found.digest, found.size)), found)
+            item: Input = ("event", name, None, reference(found.digest, found.size))
+            Advance(self, context(), [item]).take_in(found)
         return ""
 
     @method
@@ -374,7 +299,7 @@ class WorkflowInstance:
         if not self.status:
             return MISSING
         if self.status not in TERMINAL and not self._folded().paused:
-            self._advance(context(), [("paused",)])
+            Advance(self, context(), [("paused",)]).run()
         return ""
 
     @method
@@ -387,9 +312,9 @@ class WorkflowInstance:
         self._tried = False
         self._poison = ()
         if self._folded().paused:
-            self._advance(context(), [("resumed",)])
+            Advance(self, context(), [("resumed",)]).run()
         elif self.status == STALLED:
-            self._advance(context(), [])
+            Advance(self, context(), []).run()
         return ""
 
     @method
@@ -405,8 +330,7 @@ class WorkflowInstance:
         self._drop()
         self._open_orders().orders.clear()
         self._cancel_activities(turn, self.execution)
-        items: list[Input] = [("terminated", orjson.Fragment(output))]
-        self._record(turn, self._now_ms(turn), items, encode_inputs(items), [], "")
+        Advance(self, turn, [("terminated", orjson.Fragment(output))]).park()
         return ""
 
     @method
@@ -471,7 +395,7 @@ class WorkflowInstance:
         }
         return {field: str(self._stored(refers)) for field, refers in found.items() if refers is not None}
 
-    # -- one turn -----------------------------------------------------------------------------------------------------
+    # -- for a turn, see `workflow.advance` ---------------------------------------------------------------------------
 
     def _ordered(self, execution: str, step: str) -> Order | None:
         """The open order of a step, if its outcome is still wanted."""
@@ -494,204 +418,6 @@ class WorkflowInstance:
         except Stall:
             return True  # the turn finds it out again, and records it
         return program.parked or program.pending(step) is not None
-
-    def _advance(self, turn: Turn, inputs: list[Input], starting: str = "") -> None:
-        """Apply inputs, record them with what the code commanded, and do that. `starting`: name of a workflow that
-        begins."""
-        if self._payloads:
-            turn.go_on(functools.partial(self._advance_reading, turn, inputs, starting, {}, {}))
-        else:
-            self._advance_now(turn, inputs, starting, None)
-
-    def _take_in(self, turn: Turn, item: Input, stored: Stored, starting: str = "") -> None:
-        """`_advance` by an input that refers to a large value."""
-        turn.go_on(functools.partial(self._take_in_reading, turn, item, stored, starting))
-
-    async def _take_in_reading(self, turn: Turn, item: Input, stored: Stored, starting: str) -> None:
-        """The value is there, under an id of this epoch, before anything is recorded of it. Raises `PayloadLost`."""
-        keeper = self._keeper()
-        kept: dict[str, str] = {}
-        arrived: dict[str, Data] = {}
-        if stored.digest not in (self._payloads or ()):
-            if stored.epoch != turn.epoch:
-                arrived[stored.digest] = data = await keeper.load(turn.stream, stored)
-                kept[stored.digest] = (await keeper.keep(turn.stream, data, turn.is_over)).id
-            else:
-                kept[stored.digest] = stored.id
-        await self._advance_reading(turn, [item], starting, kept, arrived)
-
-    async def _advance_reading(
-        self, turn: Turn, inputs: list[Input], starting: str, kept: dict[str, str], arrived: dict[str, Data]
-    ) -> None:
-        """`_advance` where the history or the inputs refer to large values. No other turn runs meanwhile. `kept`: ids
-        that are to be recorded with this turn; `arrived`: values that are at hand."""
-        known = {**(self._payloads or {}), **kept}
-
-        async def load(wanted: dict[str, Any]) -> Data:
-            digest = wanted["@"]
-            found = arrived.pop(digest, None)
-            stored = Stored(digest, wanted["n"], known[digest])
-            return found if found is not None else await self._keeper().load(turn.stream, stored)
-
-        try:
-            if not self._is_poisoned() and not (self.status == STALLED and self._tried):
-                program = self._live.program if self._live is not None else await self._replayed_reading(starting, load)
-                recovering = [("recovered",)] if self.status == STALLED else []
-                for wanted in program.wanted(orjson.loads(orjson.dumps([*recovering, *inputs]))):
-                    program.supply(wanted["@"], await load(wanted))
-        except PayloadLost as error:
-            self._stall(turn, inputs, Stall("PayloadLost", str(error)), kept)
-        except Stall as stall:
-            self._stall(turn, inputs, stall, kept)
-        except BaseException:
-            self._drop()
-            raise
-        else:
-            self._advance_now(turn, inputs, starting, kept)
-
-    def _advance_now(self, turn: Turn, inputs: list[Input], starting: str, kept: dict[str, str] | None) -> None:
-        items = inputs
-        try:
-            if self._is_poisoned():
-                raise Stall("EngineError", self._poison[-1])
-            if self.status == STALLED:
-                if self._tried:
-                    self._park(turn, inputs, kept)
-                    return
-                items = [("recovered",), *inputs]
-            # Not by `encode`: whatever of this comes from outside has been through it already.
-            text = orjson.dumps(items).decode()
-            live = self._live
-            program = live.program if live is not None else self._replayed(starting)
-            # Read once: the time the code saw is the time that is recorded.
-            now_ms = turn.now_ms()
-            if now_ms < self.updated_ms:
-                now_ms = self.updated_ms  # as the history tells it, time never goes back
-            commands = program.apply(now_ms, orjson.loads(text))
-        except Stall as stall:
-            self._stall(turn, inputs, stall, kept)
-            return
-        except Exception as error:
-            self._stall(turn, inputs, _engine_failed(turn.actor_id, error), kept)
-            return
-        except BaseException:
-            self._drop()
-            raise
-        if program.outgoing:
-            turn.go_on(functools.partial(self._conclude_storing, turn, program, now_ms, items, text, commands, kept))
-        else:
-            self._conclude(turn, program, now_ms, items, text, commands, kept)
-
-    async def _conclude_storing(
-        self,
-        turn: Turn,
-        program: Program,
-        now_ms: int,
-        items: list[Input],
-        text: str,
-        commands: list[Command],
-        kept: dict[str, str] | None,
-    ) -> None:
-        """What the commands refer to is durable before they are (PAY-1)."""
-        keeper, stream = self._keeper(), turn.stream
-        known = kept or {}
-        try:
-            while program.outgoing:
-                digest, data = program.outgoing.popitem()
-                if digest not in known and digest not in (self._payloads or ()):
-                    known[digest] = (await keeper.keep(stream, data, turn.is_over)).id
-        except BaseException:
-            self._drop()
-            raise
-        self._conclude(turn, program, now_ms, items, text, commands, known)
-
-    def _conclude(
-        self,
-        turn: Turn,
-        program: Program,
-        now_ms: int,
-        items: list[Input],
-        text: str,
-        commands: list[Command],
-        kept: dict[str, str] | None,
-    ) -> None:
-        """Record what the code has commanded, and see to it."""
-        try:
-            if len(commands) != 1 or commands[0][0] != "activity":
-                self._perform(turn, program, commands)
-            self._record(turn, now_ms, items, text, commands, program.traceback, kept)
-        except Exception as error:
-            self._drop()
-            self._poison = (*self._poison, f"{type(error).__name__}: {error}")
-            raise
-        except BaseException:
-            self._drop()
-            raise
-        if program.finished:
-            self._drop()
-            self._records = None  # nothing will be replayed any more
-        elif self._deployment.evict_always:
-            self._drop()
-
-    def _is_poisoned(self) -> bool:
-        return len(self._poison) >= _POISONED
-
-    def _stall(self, turn: Turn, inputs: list[Input], stall: Stall, kept: dict[str, str] | None) -> None:
-        """The code cannot go on: record that, once, with the inputs that wait for better code."""
-        self._drop()
-        self._tried = True
-        already = self._folded().stall if self.status == STALLED else None
-        if already != (stall.kind, stall.message):
-            log.warning("workflow instance %s is stalled: %s: %s", turn.actor_id, stall.kind, stall.message)
-            inputs = [("stalled", stall.kind, stall.message), *inputs]  # the marker first: what follows it is parked
-        self._park(turn, inputs, kept)
-
-    def _now_ms(self, turn: Turn) -> int:
-        """Time as the history tells it: it never goes back."""
-        return max(turn.now_ms(), self.updated_ms)
-
-    def _park(self, turn: Turn, inputs: list[Input], kept: dict[str, str] | None) -> None:
-        if inputs:
-            self._record(turn, self._now_ms(turn), inputs, encode_inputs(inputs), [], "", kept)
-
-    def _record(
-        self,
-        turn: Turn,
-        now_ms: int,
-        items: list[Input],
-        inputs: str,
-        commands: list[Command],
-        trace: str,
-        kept: dict[str, str] | None = None,
-    ) -> None:
-        """Record the event `advanced`, and apply it. (Calling it would do the same, at three times the cost.) `inputs`:
-        the items as text."""
-        before = self.status
-        if kept:
-            self._know(kept)
-        known = self._open or self._open_orders()
-        opened = known.apply(now_ms, items, commands)
-        marker = self._move_marker(turn, known.orders, ended=bool(commands) and commands[-1][0] in _ENDS)
-        told = "1" if _is_telling(items, commands) else ""
-        issued = orjson.dumps(commands).decode() if commands else ""
-        fields = {"t": now_ms, "i": inputs, "c": issued, "s": told, "x": trace}
-        if marker is not None:
-            fields["m"] = marker
-        if kept:
-            fields["p"] = kept
-        turn.record_encoded("advanced", orjson.dumps(fields))
-        self._fold(_new_record((now_ms, inputs, issued)), told, trace, marker)
-        if opened and (standing := self._marker):
-            begin = self._deployment.begin
-            if self._payloads:
-                opened = self._addressed(opened)
-            turn.after_commit(lambda: begin(standing, opened, False))
-        if not told:
-            return
-        if self.status != before:
-            turn.set_index(name=self.name, status=self.status)
-            if self._is_over():
-                self._tell(turn)
 
     def _move_marker(self, turn: Turn, orders: dict[str, Order], *, ended: bool) -> str | None:
         """INV-9: it stands while there are open orders. The new one, "" when there is none any more; None: as before.
@@ -762,7 +488,7 @@ class WorkflowInstance:
         except Stall:
             raise
         except Exception as error:
-            raise _engine_failed(instance_id, error) from error
+            raise engine_failed(instance_id, error) from error
         self._live = Live(program)
         return program
 
@@ -775,7 +501,7 @@ class WorkflowInstance:
         except (Stall, PayloadLost, StoreError):
             raise
         except Exception as error:
-            raise _engine_failed(instance_id, error) from error
+            raise engine_failed(instance_id, error) from error
         self._live = Live(program)
         return program
 
@@ -794,38 +520,6 @@ class WorkflowInstance:
             self._live.close()
             self._live = None
 
-    # -- what commands ask for ----------------------------------------------------------------------------------------
-
-    def _perform(self, turn: Turn, program: Program, commands: list[Command]) -> None:
-        execution = program.execution
-        for command in commands:
-            kind = command[0]
-            if kind == "activity":
-                continue
-            if kind == "timer":
-                turn.set_reminder(
-                    _timer_name(command[1]),
-                    due=_instant(command[2]),
-                    data=f"fired {execution} {command[1]}",
-                    callback="timer_fired",
-                )
-            elif kind == "cancel":
-                turn.clear_reminder(_timer_name(command[1]))
-            elif kind == "abandon":
-                turn.clear_reminder(_retry_name(command[1]))
-                self._cancel_activities(turn, execution, command[1])
-            elif kind == "call":
-                payload = encode(command[5][0]) if command[5] else b""
-                _, step_id, actor_type, actor_id, name, _ = command
-                token = f"{execution} {step_id}"
-                turn.call_durably(actor_type, actor_id, name, payload, reply_method="replied", token=token)
-            elif kind == "send":
-                turn.send_raw(command[2], command[3], command[4], encode(command[5][0]) if command[5] else b"")
-        if program.finished:
-            timers, retries = program.leftover
-            for name in (*map(_timer_name, timers), *map(_retry_name, retries)):
-                turn.clear_reminder(name)
-
 
 _SHOWN = ("name", "status", "execution", "created_ms", "updated_ms", "input", "output", "custom_status", "failure")
 
@@ -843,37 +537,3 @@ def definition_for(cls: type[WorkflowInstance]) -> ActorDefinition:
     found = definition_of(cls)
     assert found is not None
     return found
-
-
-def _is_telling(inputs: list[Input], commands: list[Command]) -> bool:
-    """Whether a turn changed what is shown. ("failed" is an activity's as an input, the workflow's as a command.)"""
-    for item in inputs:
-        if item[0] in _TELLING and item[0] != "failed":
-            return True
-    for command in commands:  # noqa: SIM110  # generators would cost more than all they look at
-        if command[0] in _TELLING:
-            return True
-    return False
-
-
-def _give_up(future: asyncio.Future[str]) -> None:
-    if not future.done():
-        future.set_result("")
-
-
-def _engine_failed(instance_id: str, error: Exception) -> Stall:
-    log.error("workflow instance %s: the engine failed", instance_id, exc_info=error)
-    return Stall("EngineError", f"{type(error).__name__}: {error}")
-
-
-def _instant(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
-
-
-def _timer_name(step: str) -> str:
-    """Name of the reminder of a durable timer. Names are limited, lexical places are not."""
-    return step if len(step) <= 500 else f"timer {hashlib.sha256(step.encode()).hexdigest()}"
-
-
-def _retry_name(step: str) -> str:
-    return f"retry {_timer_name(step)}"

@@ -205,7 +205,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self._ready:
             return False
         task = _current_task(self)
-        return task is not None and not task._must_cancel  # type: ignore[attr-defined]  # what its next wait asks
+        return task is not None and not task._must_cancel  # what its next wait asks
 
     # -- what asyncio asks of a loop ----------------------------------------------------------------------------------
 

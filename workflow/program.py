@@ -478,7 +478,7 @@ class Program:
     def goes_on(self, recorded: str, time_ms: int) -> bool:
         """For `workflow.replay.Track`. The present turn has commanded what is recorded of it and nothing is left to run
         in it: the next one begins. Otherwise False."""
-        if self._withdrawn or self._parked or encode_commands(self._commands) != recorded:
+        if self._parked or encode_commands(self._commands) != recorded:  # one that was withdrawn is never recorded
             return False
         if not self.loop.is_last_to_run():
             return False
