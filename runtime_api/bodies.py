@@ -75,8 +75,10 @@ class SortKey(ClassicBody):
 
 
 class Page(ClassicBody):
-    limit: int = 0
-    token: str = ""
+    limit: int = Field(
+        0, description="Longest page; default: 1000. It may be shorter: a `token` says that there is more"
+    )
+    token: str = Field("", description="`token` of the page before")
 
 
 class StateQuery(ClassicBody):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from actors import ActorClient
+    from statestores.model import Event
     from workflow.definition import Workflow
     from workflow.deployment import Deployment
     from workflow.instance import WorkflowInstance
@@ -245,11 +246,7 @@ class WorkflowClient:
 
     async def history(self, instance_id: str, *, after: int = 0, limit: int = _HISTORY_PAGE) -> list[HistoryEntry]:
         """Recorded turns, oldest first, from the version after `after`."""
-        entries = []
-        for recorded in await self._client.history(ACTOR_TYPE, instance_id, after=after, limit=limit):
-            data = orjson.loads(recorded.data)
-            entries.append(HistoryEntry(recorded.version, data["t"], parse(data["i"]), parse(data["c"])))
-        return entries
+        return [*map(history_entry, await self._client.history(ACTOR_TYPE, instance_id, after=after, limit=limit))]
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
@@ -391,6 +388,12 @@ class WorkflowClient:
             await asyncio.sleep(pause_s)
             patience_s -= pause_s
             pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+
+
+def history_entry(recorded: Event) -> HistoryEntry:
+    """An event of an instance's stream, read."""
+    data = orjson.loads(recorded.data)
+    return HistoryEntry(recorded.version, data["t"], parse(data["i"]), parse(data["c"]))
 
 
 def instance_id_of(entry: IndexEntry) -> str:
