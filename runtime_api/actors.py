@@ -12,7 +12,19 @@ from fastapi.responses import Response
 from actors.names import check_name, stream_of
 from actors.schedule import format_instant, format_period
 from runtime_api import bodies, rawjson
-from runtime_api.openapi import ActorId, ActorType, After, IdempotencyKey, Limit, Name, Timeout, errors, takes
+from runtime_api.openapi import (
+    HIGHEST_VERSION,
+    ActorId,
+    ActorType,
+    After,
+    AfterVersion,
+    IdempotencyKey,
+    Limit,
+    Name,
+    Timeout,
+    errors,
+    takes,
+)
 from runtime_api.pages import read_events
 from runtime_api.problems import Operation, Problem, failing_as, invoke_problem
 from runtime_api.wire import call_options, millis, normal_method
@@ -33,7 +45,9 @@ TIMER_CREATE = Operation("ERR_ACTOR_TIMER_CREATE", "error creating actor timer: 
 TIMER_DELETE = Operation("ERR_ACTOR_TIMER_DELETE", "error deleting actor timer: ")
 RESERVED_PREFIXES = ("dapr.internal.", "mecha.")
 
-Version = Annotated[int | None, Query(ge=0, description="State as of this version; default: the newest")]
+Version = Annotated[
+    int | None, Query(ge=0, le=HIGHEST_VERSION, description="State as of this version; default: the newest")
+]
 
 
 def invoke_failed(error: Exception, actor_type: str, actor_id: str, method: str) -> Exception:
@@ -360,7 +374,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
     async def get_history(
         actor_type: ActorType,
         actor_id: ActorId,
-        after: Annotated[int, Query(ge=0, description="Events after this version")] = 0,
+        after: AfterVersion = 0,
         limit: Limit = 100,
     ) -> Response:
         check_names(actor_type, actor_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SEPARATOR = "||"
 _TTL = "ttlInSeconds"
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 _PAGE = 1000
 _CONCURRENCY = frozenset({"", "first-write", "last-write"})
 _CONSISTENCY = frozenset({"", "strong", "eventual"})
@@ -124,7 +126,7 @@ def _ttl_s(metadata: Mapping[str, str]) -> int | None:
     text = next((value for name, value in metadata.items() if name.lower() == _TTL.lower()), "")
     if not text:
         return None
-    if not text.removeprefix("-").isdecimal() or not text.isascii() or (ttl_s := int(text)) < -1:
+    if not _WHOLE_NUMBER.fullmatch(text) or (ttl_s := int(text)) < -1:
         raise InvalidRequest(f"metadata {_TTL} must be a whole number of seconds, -1 for no expiry; not {text!r}")
     return ttl_s if ttl_s > 0 else None
 
@@ -245,9 +247,7 @@ async def transact(component: StateComponent, body: bytes, now_ms: int) -> None:
 
 def _transaction_values(body: bytes) -> list[str | None]:
     operations = rawjson.member(body.decode(), "operations")
-    if operations is None or operations == "null":
-        return []
-    return _raw_values(operations.encode(), "request")
+    return [] if operations is None else _raw_values(operations.encode(), "request")
 
 
 def _transaction_step(

@@ -13,12 +13,13 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response  # noqa: TC002  # FastAPI reads the annotations of endpoints
 
+from actors import InvalidSchedule
 from actors.names import check_name
 from actors.schedule import format_instant
 from runtime_api.actors import json_response, page_of
 from runtime_api.answers import json_answer, response_of
 from runtime_api.edge import while_connected
-from runtime_api.openapi import After, IdempotencyKey, InstanceId, Limit, Name, errors, takes
+from runtime_api.openapi import After, AfterVersion, IdempotencyKey, InstanceId, Limit, Name, errors, takes
 from runtime_api.pages import read_events
 from runtime_api.problems import Operation, Problem, failing_as
 from runtime_api.wire import PLAIN, BadParameter, call_options, duration_s, instant
@@ -205,9 +206,12 @@ class WorkflowApi:
         if instance_id:
             check_instance_id(instance_id)
         with failing_as(operation):
-            return await self._runtime.workflows.start(
-                name, input_of(body), instance_id=instance_id or None, idempotency_key=key, **options
-            )
+            try:
+                return await self._runtime.workflows.start(
+                    name, input_of(body), instance_id=instance_id or None, idempotency_key=key, **options
+                )
+            except InvalidSchedule as error:
+                raise BadParameter(f"start {start!r}: {error}") from error
 
     async def status(self, instance_id: str, app_id: str = "") -> bytes:
         self.check_app(app_id, instance_id, GET)
@@ -426,7 +430,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi, most_byte
     )
     async def get_history(
         instance_id: InstanceId,
-        after: Annotated[int, Query(ge=0, description="Turns after this version")] = 0,
+        after: AfterVersion = 0,
         limit: Limit = 100,
     ) -> Response:
         check_name(_INSTANCE_ID, instance_id)
