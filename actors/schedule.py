@@ -221,6 +221,7 @@ def _grid_after(period: Period | None, due_ms: int, after_ms: int) -> int | None
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+_MIN_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MS
 _SHORTEST_MONTH_MS = 28 * 86_400_000
 
 
@@ -332,16 +333,25 @@ def parse_due_ms(value: Instant | None, now_ms: int) -> int | None:
     if _absent(value):
         return None
     if isinstance(value, datetime):
-        return _to_ms(value if value.tzinfo is not None else value.replace(tzinfo=UTC))
+        return _within_calendar(value, value if value.tzinfo is not None else value.replace(tzinfo=UTC))
     if isinstance(value, str) and _RFC3339.fullmatch(value.strip()):
         try:
-            return _to_ms(datetime.fromisoformat(value.strip().upper()))
-        except (ValueError, OverflowError) as error:
+            found = datetime.fromisoformat(value.strip().upper())
+        except ValueError as error:
             raise InvalidSchedule(f"{value!r} is no instant: {error}; e.g. '2030-01-31T09:00:00Z'") from error
+        return _within_calendar(value, found)
     span = _parse_span(cast("Duration", value), also="or an instant ('2030-01-31T09:00:00Z')")
     instant_ms = _add_months(now_ms, span.months) + _ceil_ms(span.ns)
     if instant_ms > MAX_MS:
         raise InvalidSchedule(f"{value!r} ends after the year 9999")
+    return instant_ms
+
+
+def _within_calendar(value: object, instant: datetime) -> int:
+    """Near its ends, an instant that its own zone can write need not be one in UTC."""
+    instant_ms = _to_ms(instant)
+    if not _MIN_MS <= instant_ms <= MAX_MS:
+        raise InvalidSchedule(f"{value!r} is not between the years 1 and 9999 in UTC")
     return instant_ms
 
 

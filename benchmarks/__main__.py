@@ -16,6 +16,7 @@ from benchmarks.catalogue import BENCHMARKS
 from benchmarks.httpload import Loader
 from benchmarks.machine import describe_machine
 from benchmarks.peers.installed import describe_peers
+from benchmarks.processes import end_on_signals
 from benchmarks.run import run
 
 README = Path(__file__).with_name("README.md")
@@ -37,6 +38,7 @@ def main(
     """Answer the written questions of benchmarks/README.md.
 
     A figure that is missed fails nothing; a wrong result does."""
+    end_on_signals()
     console = Console()
     loader = Loader(load)
     facts = {**describe_machine(), "HTTP load": loader.name, **(describe_peers() if peers else {})}

@@ -16,16 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import FrameType
 
 ROOT = Path(__file__).parent.parent
 _START_S = 60.0
 _STOP_S = 30.0
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 # Settings of whoever runs the benchmarks would change what is measured.
 _FOREIGN = ("MECHA_", "DAPR_", "RESTATE_", "DBOS_", "TEMPORAL_")
 
 
 class WrongResult(Exception):
     """What was measured did not do what it should have done."""
+
+
+def end_on_signals() -> None:
+    """From now on SIGTERM and SIGHUP end this process by `SystemExit`, as Ctrl-C does by `KeyboardInterrupt`: so that
+    whoever has started a server, or a cluster, comes to end it. They are heard once; ending takes its time."""
+    for number in _ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for heard in _ENDS:
+        signal.signal(heard, lambda *_: None)  # not SIG_IGN, which processes started from here would have, too
+    raise SystemExit(128 + number)
 
 
 def free_port() -> int:

@@ -12,7 +12,20 @@ from fastapi.responses import Response
 from actors.names import check_name, stream_of
 from actors.schedule import format_instant, format_period
 from runtime_api import bodies, rawjson
-from runtime_api.openapi import ActorId, ActorType, After, IdempotencyKey, Limit, Name, Timeout, errors, takes
+from runtime_api.openapi import (
+    HIGHEST_VERSION,
+    ActorId,
+    ActorType,
+    After,
+    AfterVersion,
+    IdempotencyKey,
+    Limit,
+    Name,
+    Timeout,
+    errors,
+    takes,
+)
+from runtime_api.pages import read_events
 from runtime_api.problems import Operation, Problem, failing_as, invoke_problem
 from runtime_api.wire import call_options, millis, normal_method
 from statestores import IndexQuery
@@ -32,7 +45,9 @@ TIMER_CREATE = Operation("ERR_ACTOR_TIMER_CREATE", "error creating actor timer: 
 TIMER_DELETE = Operation("ERR_ACTOR_TIMER_DELETE", "error deleting actor timer: ")
 RESERVED_PREFIXES = ("dapr.internal.", "mecha.")
 
-Version = Annotated[int | None, Query(ge=0, description="State as of this version; default: the newest")]
+Version = Annotated[
+    int | None, Query(ge=0, le=HIGHEST_VERSION, description="State as of this version; default: the newest")
+]
 
 
 def invoke_failed(error: Exception, actor_type: str, actor_id: str, method: str) -> Exception:
@@ -91,14 +106,15 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
 
 
-def router(runtime: Runtime) -> APIRouter:
+def router(runtime: Runtime, most_bytes: int) -> APIRouter:
+    """`most_bytes`: how long an answer may be that is put together of several values."""
     routes = APIRouter(tags=["actors"])
     for verb in ("POST", "PUT", "GET", "DELETE"):
         _method_route(routes, runtime, verb)
     _state_routes(routes, runtime)
     _reminder_routes(routes, runtime)
     _timer_routes(routes, runtime)
-    _own_routes(routes, runtime)
+    _own_routes(routes, runtime, most_bytes)
     return routes
 
 
@@ -286,9 +302,9 @@ def event_answer(event: Event) -> dict[str, Any]:
     }
 
 
-def page_of(items: list[dict[str, Any]], limit: int, next_after: Any) -> Response:
-    """A page: its items and, unless it is the last one, what to give as `after` for the next."""
-    return json_response({"items": items, "next": next_after} if len(items) == limit else {"items": items})
+def page_of(items: list[dict[str, Any]], next_after: Any, *, more: bool) -> Response:
+    """A page: its items and, when there may be more, what to give as `after` for the next."""
+    return json_response({"items": items, "next": next_after} if more else {"items": items})
 
 
 def check_known(runtime: Runtime, actor_type: str) -> None:
@@ -303,7 +319,7 @@ def _not_found(actor_type: str, actor_id: str) -> Problem:
     return Problem(404, "ERR_ACTOR_NOT_FOUND", f"actor {actor_type}/{actor_id} has no recorded state")
 
 
-def _own_routes(routes: APIRouter, runtime: Runtime) -> None:
+def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
     base = "/v1.0/mecha/actors"
     one = base + "/{actor_type}/{actor_id}"
     own_operation = Operation("ERR_ACTOR_RUNTIME")
@@ -342,7 +358,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime) -> None:
         with failing_as(own_operation):
             found = await runtime.actors.listing(query)
         items = [_entry(entry) for entry in found]
-        return page_of(items, limit, items[-1]["id"] if items else "")
+        return page_of(items, items[-1]["id"] if items else "", more=len(items) == limit)
 
     @routes.get(one, summary="State of an actor, now or as of a version", responses=errors(400, 404))
     async def get_actor(actor_type: ActorType, actor_id: ActorId, version: Version = None) -> Response:
@@ -358,14 +374,16 @@ def _own_routes(routes: APIRouter, runtime: Runtime) -> None:
     async def get_history(
         actor_type: ActorType,
         actor_id: ActorId,
-        after: Annotated[int, Query(ge=0, description="Events after this version")] = 0,
+        after: AfterVersion = 0,
         limit: Limit = 100,
     ) -> Response:
         check_names(actor_type, actor_id)
         check_known(runtime, actor_type)
         with failing_as(own_operation):
-            events = await runtime.actors.history(actor_type, actor_id, after=after, limit=limit)
-        return page_of([event_answer(event) for event in events], limit, events[-1].version if events else 0)
+            events, more = await read_events(
+                runtime.actors, actor_type, actor_id, after=after, limit=limit, most_bytes=most_bytes
+            )
+        return page_of([event_answer(event) for event in events], events[-1].version if events else 0, more=more)
 
     @routes.get(one + "/reminders", summary="Pending reminders of an actor", responses=errors(400, 404))
     async def list_reminders(actor_type: ActorType, actor_id: ActorId) -> Response:

@@ -46,9 +46,9 @@ def create_app(
 ) -> HotPath:
     """An ASGI application that serves `runtime`, which somebody else starts and stops."""
     token = Token(api_token)
-    state_api = state.StateApi(runtime.components, runtime.app_id, runtime.clock.now_ms)
+    state_api = state.StateApi(runtime.components, runtime.app_id, runtime.clock.now_ms, limits.answer)
     workflow_api = workflows.WorkflowApi(runtime)
-    api = create_api(runtime, state_api, workflow_api, shutdown)
+    api = create_api(runtime, state_api, workflow_api, limits, shutdown)
     if cluster is not None:
         api.include_router(clusterapi.router(cluster))
     general = Edge(api, limits, token)
@@ -60,6 +60,7 @@ def create_api(
     runtime: Runtime,
     state_api: state.StateApi,
     workflow_api: workflows.WorkflowApi,
+    limits: Limits,
     shutdown: Callable[[bool], None],
 ) -> FastAPI:
     """Routing and the OpenAPI page; expects its requests to come through an `Edge`."""
@@ -72,8 +73,8 @@ def create_api(
         static_url="/docs/static",
         redirect_slashes=False,
     )
-    api.include_router(actors.router(runtime))
-    api.include_router(workflows.router(runtime, workflow_api))
+    api.include_router(actors.router(runtime, limits.answer))
+    api.include_router(workflows.router(runtime, workflow_api, limits.answer))
     api.include_router(state.router(state_api))
     api.include_router(metadata.router(runtime, shutdown))
     for row in TABLE:

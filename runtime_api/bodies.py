@@ -27,16 +27,10 @@ class ClassicBody(BaseModel):
         if not isinstance(value, dict):
             return value
         # By alias, so that an error names the key as the client writes it.
-        known = {
-            (field.alias or name).lower(): (field.alias or name, field.annotation is Any)
-            for name, field in cls.model_fields.items()
-        }
-        folded = {}
-        for key, item in value.items():
-            name, nullable = known.get(key.lower(), ("", False))
-            if name and (item is not None or nullable):
-                folded[name] = item
-        return folded
+        known = {(field.alias or name).lower(): field.alias or name for name, field in cls.model_fields.items()}
+        # Of several spellings the last one counts that is not null: `rawjson.member` has the same rule, or the text
+        # that is stored could be another member's than the one that was checked.
+        return {known[key.lower()]: item for key, item in value.items() if key.lower() in known and item is not None}
 
 
 class StateOptions(ClassicBody):
@@ -75,8 +69,10 @@ class SortKey(ClassicBody):
 
 
 class Page(ClassicBody):
-    limit: int = 0
-    token: str = ""
+    limit: int = Field(
+        0, description="Longest page; default: 1000. It may be shorter: a `token` says that there is more"
+    )
+    token: str = Field("", description="`token` of the page before")
 
 
 class StateQuery(ClassicBody):

@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from runtime_api import wire
+from runtime_api.pages import VALUES_AT_ONCE
 from runtime_api.problems import PlainText, Problem, body_too_large, internal, problem_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Limits(NamedTuple):
 
     body: int = DEFAULT_BODY_LIMIT
     bodies: int = 64 * DEFAULT_BODY_LIMIT
+
+    @property
+    def answer(self) -> int:
+        """Bytes an answer may have that is put together of several values."""
+        return VALUES_AT_ONCE * self.body
 
 
 DEFAULT_LIMITS = Limits()

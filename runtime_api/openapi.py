@@ -45,6 +45,9 @@ Timeout = Annotated[
     Header(alias="Mecha-Timeout", description="Longest wait for the answer: seconds or a duration such as `1.5s`"),
 ]
 After = Annotated[str, Query(description="`next` of the page before")]
+HIGHEST_VERSION = 2**53 - 1
+"""Every store and every client can count so far."""
+AfterVersion = Annotated[int, Query(ge=0, le=HIGHEST_VERSION, description="What comes after this version")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Longest page")]
 
 

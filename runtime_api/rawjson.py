@@ -53,10 +53,11 @@ def members(text: str) -> dict[str, str]:
 
 
 def member(text: str, name: str) -> str | None:
-    """The text of one member, its key compared without case; the last one wins. None: there is none."""
+    """The text of one member, its key compared without case; the last one that is not null wins, as in
+    `bodies.ClassicBody`. None: there is none."""
     value = None
     for key, raw in members(text).items():
-        if key.lower() == name.lower():
+        if key.lower() == name.lower() and raw != "null":
             value = raw
     return value
 

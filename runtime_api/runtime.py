@@ -200,18 +200,14 @@ class Runtime:
     @property
     def host(self) -> Host:
         if self._host is None:
-            raise RuntimeError(
-                "the runtime is not running: use it inside `async with Runtime(...)`, or call start() first"
-            )
+            raise RuntimeError(_NOT_RUNNING)
         return self._host
 
     @property
     def store(self) -> StateStore:
         """Where actors and workflows live."""
         if self._store is None:
-            raise RuntimeError(
-                "the runtime is not running: use it inside `async with Runtime(...)`, or call start() first"
-            )
+            raise RuntimeError(_NOT_RUNNING)
         return self._store
 
     @property

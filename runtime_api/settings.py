@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from runtime_api.edge import DEFAULT_BODY_LIMIT
-from runtime_api.wire import duration_s
+from runtime_api.wire import LONGEST_WAIT_S, duration_s
 from workflow.payloads import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _dapr_token() -> SecretStr | None:
 
 
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)]
-Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0, le=LONGEST_WAIT_S)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from fastapi.responses import Response
 from runtime_api import bodies, rawjson, wire
 from runtime_api.answers import JSON, Answer, response_of
 from runtime_api.openapi import Name, StoreName, errors, takes
+from runtime_api.pages import LINE_BYTES, VALUES_AT_ONCE
 from runtime_api.problems import Operation, Problem, bad_field, error_info, failing_as, malformed, resource_info
 from statestores import Capability, DeleteKey, ETagInvalid, ETagMismatch, InvalidRequest, KeyQuery, SetKey
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 SEPARATOR = "||"
 _TTL = "ttlInSeconds"
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
+_PAGE = 1000
 _CONCURRENCY = frozenset({"", "first-write", "last-write"})
 _CONSISTENCY = frozenset({"", "strong", "eventual"})
 
@@ -121,7 +126,7 @@ def _ttl_s(metadata: Mapping[str, str]) -> int | None:
     text = next((value for name, value in metadata.items() if name.lower() == _TTL.lower()), "")
     if not text:
         return None
-    if not text.removeprefix("-").isdecimal() or not text.isascii() or (ttl_s := int(text)) < -1:
+    if not _WHOLE_NUMBER.fullmatch(text) or (ttl_s := int(text)) < -1:
         raise InvalidRequest(f"metadata {_TTL} must be a whole number of seconds, -1 for no expiry; not {text!r}")
     return ttl_s if ttl_s > 0 else None
 
@@ -174,14 +179,40 @@ async def delete(component: StateComponent, key: str, etag: str | None, now_ms: 
         raise _write_problem(component, "ERR_STATE_DELETE", begin, [outcome])
 
 
-async def bulk_get(component: StateComponent, body: bytes, now_ms: int) -> list[dict[str, Any]]:
+async def bulk_get(component: StateComponent, body: bytes, now_ms: int, most_bytes: int) -> list[dict[str, Any]]:
+    """A line for each key, as often as it is asked for. `most_bytes`: of all lines, about."""
     request = bodies.read(body, bodies.BULK_GET)
     for key in request.keys:
         check_key(component, key)
     begin = f"failed to get keys from state store {component.name}: "
     with failing_as(_operation(component, "ERR_STATE_BULK_GET", begin)):
-        found = await component.store.keys.get([component.stored(key) for key in request.keys], now_ms)
-    return [_bulk_line(key, item) for key, item in zip(request.keys, found, strict=True)]
+        found = await _read_keys(component, Counter(request.keys), now_ms, most_bytes)
+    return [_bulk_line(key, found[key]) for key in request.keys]
+
+
+async def _read_keys(
+    component: StateComponent, wanted: Counter[str], now_ms: int, most_bytes: int
+) -> dict[str, KeyItem | None]:
+    """What the keys hold. `wanted`: how often the answer tells each of them. Raises `Problem` when it would be longer
+    than `most_bytes`, `StoreError`."""
+    found: dict[str, KeyItem | None] = {}
+    size = 0
+    keys = list(wanted)
+    for start in range(0, len(keys), VALUES_AT_ONCE):
+        part = keys[start : start + VALUES_AT_ONCE]
+        items = await component.store.keys.get([component.stored(key) for key in part], now_ms)
+        for key, item in zip(part, items, strict=True):
+            size += wanted[key] * (LINE_BYTES + len(key) + (len(item.value) if item is not None else 0))
+            found[key] = item
+        if size > most_bytes:
+            raise _answer_too_large(component, most_bytes)
+    return found
+
+
+def _answer_too_large(component: StateComponent, most_bytes: int) -> Problem:
+    code = "ERR_STATE_ANSWER_TOO_LARGE"
+    message = f"what these keys hold is longer than the limit of {most_bytes} bytes: ask for fewer keys at once"
+    return Problem(400, code, message, details=_details(component.name, code))
 
 
 def _bulk_line(key: str, item: KeyItem | None) -> dict[str, Any]:
@@ -216,9 +247,7 @@ async def transact(component: StateComponent, body: bytes, now_ms: int) -> None:
 
 def _transaction_values(body: bytes) -> list[str | None]:
     operations = rawjson.member(body.decode(), "operations")
-    if operations is None or operations == "null":
-        return []
-    return _raw_values(operations.encode(), "request")
+    return [] if operations is None else _raw_values(operations.encode(), "request")
 
 
 def _transaction_step(
@@ -237,8 +266,8 @@ def _transaction_step(
             raise Problem(400, "ERR_NOT_SUPPORTED_STATE_OPERATION", message, details=details)
 
 
-async def query(component: StateComponent, body: bytes, now_ms: int) -> dict[str, Any] | None:
-    """One page of matches; None: there are none."""
+async def query(component: StateComponent, body: bytes, now_ms: int, most_bytes: int) -> dict[str, Any] | None:
+    """One page of matches, of at most `most_bytes`; None: there are none."""
     request = bodies.read(body, bodies.STATE_QUERY)
     if Capability.QUERY_API not in component.store.capabilities:
         message = "state store does not support querying"
@@ -248,9 +277,10 @@ async def query(component: StateComponent, body: bytes, now_ms: int) -> dict[str
     wanted = KeyQuery(
         request.filter,
         tuple((key.key, key.order.upper() == "DESC") for key in request.sort),
-        request.page.limit,
+        request.page.limit or _PAGE,
         request.page.token,
         component.key_prefix,
+        most_bytes,
     )
     begin = f"failed query in state store {component.name}: "
     with failing_as(_operation(component, "ERR_STATE_QUERY", begin)):
@@ -272,10 +302,13 @@ _NO_CONTENT: dict[str, Any] = {"status_code": 204, "response_class": Response}
 
 
 class StateApi:
-    """The components by name, and the clock their expiry is judged by."""
+    """The components by name, the clock their expiry is judged by, and how many bytes an answer may have that is put
+    together of several values."""
 
-    def __init__(self, components: Mapping[str, StateComponent], app_id: str, now_ms: Callable[[], int]) -> None:
-        self._components, self._app_id, self.now_ms = components, app_id, now_ms
+    def __init__(
+        self, components: Mapping[str, StateComponent], app_id: str, now_ms: Callable[[], int], most_bytes: int
+    ) -> None:
+        self._components, self._app_id, self.now_ms, self.most_bytes = components, app_id, now_ms, most_bytes
 
     def component(self, name: str) -> StateComponent:
         if name not in self._components:
@@ -342,7 +375,7 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         operation_id=f"bulk_get_state_{verb.lower()}",
     )
     async def bulk(store: StoreName, request: Request) -> Response:
-        lines = await bulk_get(api.component(store), await request.body(), api.now_ms())
+        lines = await bulk_get(api.component(store), await request.body(), api.now_ms(), api.most_bytes)
         return Response(orjson.dumps(lines), media_type="application/json")
 
     @routes.api_route(
@@ -367,7 +400,7 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         operation_id=f"query_state_{verb.lower()}",
     )
     async def query_state(store: StoreName, request: Request) -> Response:
-        found = await query(api.component(store), await request.body(), api.now_ms())
+        found = await query(api.component(store), await request.body(), api.now_ms(), api.most_bytes)
         return (
             Response(status_code=204) if found is None else Response(orjson.dumps(found), media_type="application/json")
         )

@@ -31,7 +31,8 @@ _METHOD_FORBIDDEN = re.compile(r"[#?\x00-\x1f\x7f]")
 PLAIN = ":@!$&'()*,;=~-._"
 """What may stand in a path parameter as it is, beside letters and digits."""
 _ALLOWED_RAW = PLAIN + "/%+"
-_MAX_TIMEOUT_S = 365 * 86_400.0
+LONGEST_WAIT_S = 365 * 86_400.0
+"""A year: of timeouts, and of all other times somebody waits for."""
 
 
 class BadEscape(ValueError):
@@ -136,7 +137,7 @@ def _timeout_s(value: bytes) -> float:
         seconds = duration_s(text)
     except ValueError:
         raise BadHeader(f"Mecha-Timeout {text!r} is neither seconds nor a duration such as 1.5s or 2m") from None
-    if not 0 < seconds <= _MAX_TIMEOUT_S:
+    if not 0 < seconds <= LONGEST_WAIT_S:
         raise BadHeader(f"Mecha-Timeout {text!r} must be more than zero and at most a year")
     return seconds
 

@@ -13,16 +13,20 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response  # noqa: TC002  # FastAPI reads the annotations of endpoints
 
+from actors import InvalidSchedule
 from actors.names import check_name
 from actors.schedule import format_instant
 from runtime_api.actors import json_response, page_of
 from runtime_api.answers import json_answer, response_of
 from runtime_api.edge import while_connected
-from runtime_api.openapi import After, IdempotencyKey, InstanceId, Limit, Name, errors, takes
+from runtime_api.openapi import After, AfterVersion, IdempotencyKey, InstanceId, Limit, Name, errors, takes
+from runtime_api.pages import read_events
 from runtime_api.problems import Operation, Problem, failing_as
 from runtime_api.wire import PLAIN, BadParameter, call_options, duration_s, instant
 from statestores.codec import encode
 from workflow import STATUSES, InstanceNotFound
+from workflow.client import history_entry
+from workflow.history import ACTOR_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,9 +206,12 @@ class WorkflowApi:
         if instance_id:
             check_instance_id(instance_id)
         with failing_as(operation):
-            return await self._runtime.workflows.start(
-                name, input_of(body), instance_id=instance_id or None, idempotency_key=key, **options
-            )
+            try:
+                return await self._runtime.workflows.start(
+                    name, input_of(body), instance_id=instance_id or None, idempotency_key=key, **options
+                )
+            except InvalidSchedule as error:
+                raise BadParameter(f"start {start!r}: {error}") from error
 
     async def status(self, instance_id: str, app_id: str = "") -> bytes:
         self.check_app(app_id, instance_id, GET)
@@ -284,11 +291,12 @@ class WorkflowApi:
 # -- routes ----------------------------------------------------------------------------------------------------------
 
 
-def router(runtime: Runtime, api: WorkflowApi) -> APIRouter:
+def router(runtime: Runtime, api: WorkflowApi, most_bytes: int) -> APIRouter:
+    """`most_bytes`: how long an answer may be that is put together of several values."""
     routes = APIRouter(tags=["workflows"])
     for version in VERSIONS:
         _dapr_routes(routes, api, version)
-    _own_routes(routes, runtime, api)
+    _own_routes(routes, runtime, api, most_bytes)
     return routes
 
 
@@ -389,7 +397,7 @@ def _statuses(wanted: list[str]) -> tuple[str, ...]:
     return tuple(wanted)
 
 
-def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
+def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi, most_bytes: int) -> None:
     @routes.get(_OWN, summary="List instances", responses=errors(400, 500))
     async def list_workflows(
         name: Annotated[str, Query(description="Exact name of the workflow")] = "",
@@ -411,7 +419,7 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
                 limit=limit,
             )
         items = [_entry(entry) for entry in found]
-        return page_of(items, limit, items[-1]["instanceID"] if items else "")
+        return page_of(items, items[-1]["instanceID"] if items else "", more=len(items) == limit)
 
     @routes.get(_OWN + "/{instance_id}", summary="An instance, its values as JSON", responses=errors(400, 404, 500))
     async def get_instance(instance_id: InstanceId) -> Response:
@@ -422,19 +430,21 @@ def _own_routes(routes: APIRouter, runtime: Runtime, api: WorkflowApi) -> None:
     )
     async def get_history(
         instance_id: InstanceId,
-        after: Annotated[int, Query(ge=0, description="Turns after this version")] = 0,
+        after: AfterVersion = 0,
         limit: Limit = 100,
     ) -> Response:
         check_name(_INSTANCE_ID, instance_id)
         with failing_as(GET):
-            entries = await runtime.workflows.history(instance_id, after=after, limit=limit)
-        if not entries and not after:
+            events, more = await read_events(
+                runtime.actors, ACTOR_TYPE, instance_id, after=after, limit=limit, most_bytes=most_bytes
+            )
+        if not events and not after:
             await api.get(instance_id)  # 404 for an instance that does not exist
         items = [
             {"version": e.version, "time": format_instant(e.time_ms), "inputs": e.inputs, "commands": e.commands}
-            for e in entries
+            for e in map(history_entry, events)
         ]
-        return page_of(items, limit, items[-1]["version"] if items else 0)
+        return page_of(items, items[-1]["version"] if items else 0, more=more)
 
     @routes.get(
         _OWN + "/{instance_id}/result",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import heapq
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +31,7 @@ import orjson
 from statestores.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from statestores.store import KeyItem, KeyQuery
 
@@ -39,6 +39,9 @@ Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | 
 Predicate: TypeAlias = Callable[[Json], bool]
 SortValue: TypeAlias = tuple[int, float | str]
 """Kind of value, then the value: only values of one kind are ever compared."""
+
+ITEM_BYTES = 200
+"""What an item costs beside its key and value, about: so that a page of many tiny ones is bounded, too."""
 
 MAX_DEPTH = 32
 """Of AND and OR inside each other, and of a value to compare with: a bound on what one request can make us recurse."""
@@ -79,17 +82,75 @@ _BY_ORDER: Callable[[Place], Any] = attrgetter("order")
 def page(query: KeyQuery, items: Iterable[KeyItem]) -> tuple[list[KeyItem], str]:
     """The query's page over `items` (live ones under its prefix, each once, in any order) and the token of the next.
 
-    Memory is bounded by `limit` when there is one (0: everything). Raises `InvalidRequest` for a malformed query.
+    Raises `InvalidRequest` for a malformed query.
     """
-    if query.limit < 0:
-        raise InvalidRequest(f"page.limit is {query.limit}: give a positive number, or leave it out for everything")
-    after = _decode_token(query) if query.token else None
-    places = _places(query, compile_filter(query.filter), after, items)
-    if not query.limit:
-        return [place.item for place in sorted(places, key=_BY_ORDER)], ""
-    found = heapq.nsmallest(query.limit + 1, places, key=_BY_ORDER)
-    token = _encode_token(found[query.limit - 1]) if len(found) > query.limit else ""
-    return [place.item for place in found[: query.limit]], token
+    found = Page(query)
+    found.add(items)
+    return found.result()
+
+
+class Page:
+    """The same for a store that reads its items in parts. Memory is bounded by the query's `limit` and `max_bytes`, as
+    far as it has them. Raises `InvalidRequest` for a malformed query."""
+
+    def __init__(self, query: KeyQuery) -> None:
+        if query.limit < 0:
+            raise InvalidRequest(f"page.limit is {query.limit}: give a positive number, or leave it out")
+        self._after = _decode_token(query) if query.token else None
+        self._matches = compile_filter(query.filter)
+        self._sort = [(_split(name), descending) for name, descending in query.sort]
+        self._most_items = query.limit or sys.maxsize
+        self._most_bytes = query.max_bytes or sys.maxsize
+        self._places: list[Place] = []
+        self._bytes = 0
+        # Where the page ends at the latest: the first place that did not fit. Invariant: of all that was added,
+        # `_places` are those before it. It only moves towards the beginning, as what stands before it becomes more.
+        self._end: Order | None = None
+
+    def add(self, items: Iterable[KeyItem]) -> None:
+        for item in items:
+            place = self._place(item)
+            if place is not None:
+                self._places.append(place)
+                self._bytes += _size(place)
+                # At twice the size, so that sorting costs little for each item.
+                if len(self._places) > 2 * self._most_items or self._bytes > 2 * self._most_bytes:
+                    self._cut()
+
+    def result(self) -> tuple[list[KeyItem], str]:
+        """Once, at the end."""
+        self._cut()
+        return [place.item for place in self._places], _encode_token(self._places[-1]) if self._end is not None else ""
+
+    def _place(self, item: KeyItem) -> Place | None:
+        try:
+            document = orjson.loads(item.value)
+        except orjson.JSONDecodeError:
+            return None
+        if not self._matches(document):
+            return None
+        values = ((sort_value(find(document, path)), descending) for path, descending in self._sort)
+        order = (*(Descending(value) if descending else value for value, descending in values), item.key)
+        is_after = self._after is None or self._after < order
+        return Place(order, item) if is_after and (self._end is None or order < self._end) else None
+
+    def _cut(self) -> None:
+        """Keep the first ones, as many as the page may have."""
+        self._places.sort(key=_BY_ORDER)
+        kept = kept_bytes = 0
+        for place in self._places[: self._most_items]:
+            if kept and kept_bytes + _size(place) > self._most_bytes:
+                break
+            kept += 1
+            kept_bytes += _size(place)
+        if kept < len(self._places):
+            self._end = self._places[kept].order
+            del self._places[kept:]
+        self._bytes = kept_bytes
+
+
+def _size(place: Place) -> int:
+    return ITEM_BYTES + len(place.item.key) + len(place.item.value)
 
 
 def compile_filter(tree: object, depth: int = 0) -> Predicate:
@@ -178,20 +239,6 @@ def _ordered_kind(value: Json | Absent) -> type | None:
 Compare: TypeAlias = Callable[[Any, Any], bool]
 
 _ORDERS: dict[str, Compare] = {"GT": gt, "GTE": ge, "LT": lt, "LTE": le}
-
-
-def _places(query: KeyQuery, matches: Predicate, after: Order | None, items: Iterable[KeyItem]) -> Iterator[Place]:
-    sort = [(_split(name), descending) for name, descending in query.sort]
-    for item in items:
-        try:
-            document = orjson.loads(item.value)
-        except orjson.JSONDecodeError:
-            continue
-        if matches(document):
-            values = ((sort_value(find(document, path)), descending) for path, descending in sort)
-            order = (*(Descending(value) if descending else value for value, descending in values), item.key)
-            if after is None or after < order:
-                yield Place(order, item)
 
 
 def sort_value(value: Json | Absent) -> SortValue:

@@ -116,3 +116,14 @@ for i = 5, #KEYS do
   end
 end
 return answer(ARGV[1], DONE, OLDER, gone)
+
+--@ read
+-- KEYS: the keys. ARGV: bytes. Returns the values of the first keys, one at least, as many as have together at most so
+-- many bytes; of an absent key nil.
+local most, bytes, found = tonumber(ARGV[1]), 0, {}
+for i, key in ipairs(KEYS) do
+  bytes = bytes + call('STRLEN', key)
+  if i > 1 and bytes > most then break end
+  found[i] = call('GET', key)
+end
+return found

@@ -25,6 +25,7 @@ SCRIPTS = load_scripts("redis_keys.lua")
 
 _HEADER = struct.Struct("<qq")  # etag, expires_ms or 0; then the value
 _PAGE = 500
+_BYTES_AT_ONCE = 8 * 1024 * 1024
 
 _PHYSICAL_SLACK_MS = 3_600_000
 """A value is deleted by the server itself this long after it was hidden: the server's clock is not the caller's."""
@@ -78,11 +79,17 @@ class RedisKeys:
             raise first_fault[1]
 
     async def query(self, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
-        """Reads every live document under the prefix and filters here, like every store does."""
-        items: list[KeyItem] = []
+        """Reads every live document under the prefix and filters here, like every store does; a bounded number of
+        bytes at once."""
+        found = keyquery.Page(query)
         async for names in self._names_with(query.prefix):
-            items += [item for item in (await self._read(names, now_ms)).values() if item is not None]
-        return keyquery.page(query, items)
+            while names:
+                call = SCRIPTS["read"].call([self._key(name) for name in names], _BYTES_AT_ONCE)
+                values = await self._link.one(call)
+                items = (_live(name, value, now_ms) for name, value in zip(names, values, strict=False))
+                found.add(item for item in items if item is not None)
+                names = names[len(values) :]
+        return found.result()
 
     async def delete_prefix(self, prefix: str) -> int:
         """A thousand keys at a time; a key that is made meanwhile may stay or go."""

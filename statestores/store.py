@@ -144,7 +144,10 @@ class DeleteKey(NamedTuple):
 class KeyQuery(NamedTuple):
     """Dapr's query: filter tree of EQ NEQ GT GTE LT LTE IN AND OR over dotted JSON paths, sort keys, page.
 
-    `sort`: (path, descending). `token` "" for the first page. Only keys that start with `prefix` are looked at.
+    `sort`: (path, descending). `token` "" for the first page. Only keys that start with `prefix` are looked at. A page
+    ends after `limit` items (0: any number), and before its keys and values together, with
+    `keyquery.ITEM_BYTES` for each, are more than `max_bytes` (0: any number); it has one item at least, when there is
+    one.
     """
 
     filter: dict[str, Any]
@@ -152,6 +155,7 @@ class KeyQuery(NamedTuple):
     limit: int = 0
     token: str = ""
     prefix: str = ""
+    max_bytes: int = 0
 
 
 class Keys(Protocol):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 
-from actors import ActorFailed, Retriable
-from actors.schedule import parse_duration_s
+from actors import ActorFailed, InvalidSchedule, Retriable
+from actors.schedule import MAX_MS, parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import CodecError, decode, encode
 from statestores.model import IndexEntry, IndexQuery
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from actors import ActorClient
+    from statestores.model import Event
     from workflow.definition import Workflow
     from workflow.deployment import Deployment
     from workflow.instance import WorkflowInstance
@@ -60,6 +61,8 @@ if hasattr(os, "register_at_fork"):
 _FIRST_RETRY_S = 0.02
 _LONGEST_RETRY_S = 1.0
 _HISTORY_PAGE = 1000
+# Well within the calendar, whatever the clock of the host says that adds it.
+_LONGEST_DELAY_MS = 1000 * 365 * 86_400_000
 
 
 class WorkflowState(NamedTuple):
@@ -154,7 +157,8 @@ class WorkflowClient:
         running or over, is that one; without `instance_id` the id follows from it. The id of an ended instance can be
         used again: what was recorded under it is removed.
 
-        Raises `UnknownWorkflow`, `InvalidWorkflowInput`, `InstanceExists`, `InvalidName`, `ActorError`.
+        Raises `UnknownWorkflow`, `InvalidWorkflowInput`, `InvalidSchedule`, `InstanceExists`, `InvalidName`,
+        `ActorError`.
         """
         definition = self.definition(workflow)
         text = _input_text(definition, input)
@@ -167,6 +171,10 @@ class WorkflowClient:
                 instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{idempotency_key}"))
         at_ms = _ms(start_at) or 0
         delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
+        if at_ms > MAX_MS or delay_ms > _LONGEST_DELAY_MS:
+            raise InvalidSchedule(
+                "a workflow begins within a thousand years from now, or by the year 9999: begin sooner"
+            )
         ask, method = (self._ask_large, "start_large") if self._is_large(text) else (self._ask, "start")
         while True:
             answer: str = await ask(instance_id, method, definition.name, text, at_ms, delay_ms, request, fresh=fresh)
@@ -245,11 +253,7 @@ class WorkflowClient:
 
     async def history(self, instance_id: str, *, after: int = 0, limit: int = _HISTORY_PAGE) -> list[HistoryEntry]:
         """Recorded turns, oldest first, from the version after `after`."""
-        entries = []
-        for recorded in await self._client.history(ACTOR_TYPE, instance_id, after=after, limit=limit):
-            data = orjson.loads(recorded.data)
-            entries.append(HistoryEntry(recorded.version, data["t"], parse(data["i"]), parse(data["c"])))
-        return entries
+        return [*map(history_entry, await self._client.history(ACTOR_TYPE, instance_id, after=after, limit=limit))]
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
@@ -391,6 +395,12 @@ class WorkflowClient:
             await asyncio.sleep(pause_s)
             patience_s -= pause_s
             pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+
+
+def history_entry(recorded: Event) -> HistoryEntry:
+    """An event of an instance's stream, read."""
+    data = orjson.loads(recorded.data)
+    return HistoryEntry(recorded.version, data["t"], parse(data["i"]), parse(data["c"]))
 
 
 def instance_id_of(entry: IndexEntry) -> str:

@@ -133,9 +133,9 @@ class Activity(Generic[P, T]):
         self.retry = retry
         self.needs = needs
         self.is_async = inspect.iscoroutinefunction(function)
-        # A coroutine function that never waits for anything: runs without a task.
         # Runs here or elsewhere, as its processor time says.
         self.is_measured = place == "auto" and not self.is_async and needs is None and retry.timeout_s is None
+        # A coroutine function that never waits for anything: runs without a task.
         self.is_quick = self.is_async and needs is None and inspect.isfunction(function) and not _can_suspend(function)
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())

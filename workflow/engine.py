@@ -11,6 +11,8 @@ former code) are listed.
 
 from __future__ import annotations
 
+import logging
+import platform
 from typing import TYPE_CHECKING, Any
 
 from actors import SystemClock
@@ -19,6 +21,7 @@ from workflow.activities import ActivityWorker
 from workflow.client import WorkflowClient
 from workflow.definition import Activity, Workflow
 from workflow.deployment import Deployment
+from workflow.discard import can_discard
 from workflow.instance import MARKER_KIND, ROW_KIND, definition_for, instance_type
 from workflow.payloads import DEFAULT_LIMIT, Keeper
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from actors import ActorClient, ActorDefinition, Clock, Worker
     from statestores.store import Payloads
     from workflow.activities import Elsewhere
+
+log = logging.getLogger("workflow")
 
 
 class Engine:
@@ -79,6 +84,12 @@ class Engine:
 
     def attach(self, client: ActorClient) -> WorkflowClient:
         """Connect to the host's client, before the host starts. Returns the client for workflows."""
+        if self.workflows and not can_discard():
+            log.warning(
+                "this is %s %s: workflows that leave memory leave their suspended code behind, until the process ends; "
+                "use CPython 3.11 to 3.13, or restart from time to time",
+                platform.python_implementation(), platform.python_version(),
+            )  # fmt: skip
         if self.keeper is not None:
             self.keeper.attach(client)
         self._worker.attach(client, definition_for(self.instance_type).methods)

@@ -646,6 +646,23 @@ class KeysConformance:
             assert pages == whole
 
     @needs(Capability.QUERY_API)
+    @pytest.mark.parametrize("sort", [(), (("n", True),)])
+    async def test_query_pages_are_as_long_as_they_may_be(
+        self, store: StateStore, sort: tuple[tuple[str, bool], ...]
+    ) -> None:
+        """A page ends before it has more bytes than asked for, whatever its limit, with a token; an item that is longer
+        than that makes a page of its own."""
+        sizes = [10, 3000, 10, 10, 900, 900, 10]
+        await write(store, *(SetKey(f"k{n}", orjson.dumps({"n": n, "x": "y" * size})) for n, size in enumerate(sizes)))
+        query = KeyQuery({}, sort=sort, limit=100, max_bytes=2000)
+        pages: list[list[int]] = []
+        while not pages or query.token:
+            items, token = await store.keys.query(query, NOW_MS)
+            pages.append([int(item.key[1:]) for item in items])
+            query = query._replace(token=token)
+        assert pages == ([[6, 5], [4, 3, 2], [1], [0]] if sort else [[0], [1], [2, 3, 4], [5, 6]])
+
+    @needs(Capability.QUERY_API)
     async def test_query_keeps_to_its_prefix(self, store: StateStore) -> None:
         """Another application's keys are never looked at."""
         await write(store, *(SetKey(key, b"1") for key in ("a||x", "a||y||z", "aa||x", "a|", "b||x", "A||x")))

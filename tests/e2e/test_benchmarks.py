@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil  # type: ignore[import-untyped]  # has no types
 import pytest
 
 from benchmarks import httpload, report
@@ -102,6 +105,31 @@ def test_a_wrong_result_stops_the_run_and_a_missing_peer_does_not() -> None:
     assert told.measured[0].missing == "it is not there"
     with pytest.raises(WrongResult):
         run(Benchmark("b", "?", "s", (Series("w", wrong),)), loader, runs=1, quick=True, peers=True, tell=_ignore)
+
+
+def test_what_is_ended_leaves_no_servers() -> None:
+    """A benchmark that is told to end ends the servers it has started."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--runs", "1", "--no-peers", "--only", "http-calls"]
+    benchmarks = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    servers: list[psutil.Process] = []
+    try:
+        while not servers and benchmarks.poll() is None:
+            servers = [child for child in benchmarks.children() if "runtime_api.cli" in _command_of(child)]
+        assert servers, "it has ended before it was told to"
+        benchmarks.terminate()
+        assert benchmarks.wait(60) == 128 + signal.SIGTERM
+        gone, left = psutil.wait_procs(servers, timeout=30)
+        assert (gone, left) == (servers, [])
+    finally:
+        for process in (benchmarks, *servers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
 
 
 def test_results_replace_the_former_ones_in_the_readme() -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from statestores.errors import InvalidRequest
-from statestores.keyquery import ABSENT, MAX_DEPTH, compile_filter, equal, find, page
+from statestores.keyquery import ABSENT, ITEM_BYTES, MAX_DEPTH, compile_filter, equal, find, page
 from statestores.store import KeyItem, KeyQuery
 
 if TYPE_CHECKING:
@@ -207,18 +207,36 @@ sorts = st.lists(st.tuples(st.sampled_from("xy"), st.booleans()), max_size=2).ma
 
 
 @settings(deadline=None)
-@given(documents, sorts, st.integers(1, 4))
+@given(
+    st.lists(st.tuples(st.dictionaries(st.sampled_from("xy"), values), st.sampled_from((0, 9, 3 * ITEM_BYTES)))),
+    sorts,
+    st.integers(0, 4),
+    st.sampled_from((0, 1, 4 * ITEM_BYTES)),
+)
+@example([({}, 0), ({}, 600), ({}, 600), ({}, 600), ({}, 0), ({}, 0)], (), 0, 4 * ITEM_BYTES)
 def test_pages_join_to_the_whole(
-    contents: list[dict[str, Any]], sort: tuple[tuple[str, bool], ...], limit: int
+    contents: list[tuple[dict[str, Any], int]], sort: tuple[tuple[str, bool], ...], limit: int, max_bytes: int
 ) -> None:
-    """For any documents, sort and limit: following the tokens gives what one query without a limit gives."""
-    items = items_of(*contents)
+    """For any documents, sort and limits: following the tokens gives what one query without a limit gives, in whatever
+    order the store brings the items; and every page is as long as it may be."""
+    items = items_of(*({**document, "padding": "p" * padding} for document, padding in contents))
     whole, _ = page(KeyQuery({}, sort=sort), items)
-    joined, token = page(KeyQuery({}, sort=sort, limit=limit), reversed(items))
+    query = KeyQuery({}, sort=sort, limit=limit, max_bytes=max_bytes)
+    joined, token = page(query, reversed(items))
+    assert (joined, token) == page(query, items)
+    assert len(joined) == _longest_page(whole, query)
     while token:
-        more, token = page(KeyQuery({}, sort=sort, limit=limit, token=token), items)
+        more, token = page(query._replace(token=token), items)
+        assert len(more) == _longest_page(whole[len(joined) :], query)
         joined += more
     assert joined == whole
+
+
+def _longest_page(items: list[KeyItem], query: KeyQuery) -> int:
+    """The same in the plainest way."""
+    sizes = [ITEM_BYTES + len(item.key) + len(item.value) for item in items]
+    fitting = [n for n in range(len(items) + 1) if not query.max_bytes or n <= 1 or sum(sizes[:n]) <= query.max_bytes]
+    return min(max(fitting), query.limit or len(items))
 
 
 @settings(deadline=None)

@@ -11,7 +11,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from statestores import redis as redis_module
-from statestores import redis_journal
+from statestores import redis_journal, redis_keys
 from statestores.errors import ComponentError, ETagMismatch, FormatError, InvalidRequest, StoreUnavailable
 from statestores.model import (
     FORMAT_VERSION,
@@ -26,7 +26,7 @@ from statestores.model import (
 )
 from statestores.redis import RedisStore
 from statestores.redis_settings import RedisSettings
-from statestores.store import DeleteKey, SetKey
+from statestores.store import DeleteKey, KeyQuery, SetKey
 from tests.servers import CuttingProxy, RedisServer, shared_redis
 
 if TYPE_CHECKING:
@@ -74,6 +74,33 @@ async def store() -> AsyncIterator[RedisStore]:
 
 
 # ---- format ----
+
+
+async def test_a_query_reads_a_bounded_number_of_bytes_at_once(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are read in parts: of many small ones, or of one that is larger than a part; keys that have gone meanwhile
+    and values of no bytes are passed over."""
+    monkeypatch.setattr(redis_keys, "_BYTES_AT_ONCE", 100)
+    sizes = [1, 1, 300, 40, 40, 40, 0, 300, 300, 1]
+    values = [b"%d" % 10 ** (size - 1) if size else b"" for size in sizes]
+    await store.keys.apply([SetKey(f"k{n}", value) for n, value in enumerate(values)], 0)
+    one, lengths = store.keys._link.one, []
+
+    async def noted(call: Any, **options: Any) -> Any:
+        answer = await one(call, **options)
+        if call[0] == "EVALSHA":
+            lengths.append([len(value or b"") for value in answer])
+        return answer
+
+    monkeypatch.setattr(store.keys._link, "one", noted)
+    found, _ = await store.keys.query(KeyQuery({}), 0)
+    assert [item.value for item in found] == [value for value in values if value]
+    assert sum(map(len, lengths)) == len(sizes)
+    assert all(len(part) == 1 or sum(part) <= 100 for part in lengths)
+    await store.keys._link.one(("DEL", store.keys._key("k3")))
+    found, _ = await store.keys.query(KeyQuery({}), 0)
+    assert [item.key for item in found] == ["k0", "k1", "k2", "k4", "k5", "k7", "k8", "k9"]
 
 
 async def test_partitions_are_what_the_namespace_was_made_with() -> None:

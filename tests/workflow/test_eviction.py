@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runtime_api import Runtime
 from tests.workflow.steps import double
 from workflow import discard, wait_event, workflow
 from workflow.errors import WorkflowEvicted
@@ -147,6 +148,25 @@ HOSTILE: list[Callable[[], Awaitable[None]]] = [
 def test_frames_can_be_discarded_here() -> None:
     """On the Pythons we support, eviction frees memory rather than keeping frames alive."""
     assert discard.can_discard()
+
+
+@pytest.mark.parametrize("can_discard", [True, False])
+async def test_where_frames_are_kept_a_warning_says_so(
+    can_discard: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a Python whose frames cannot be dropped, the start says once what that means and what to do; elsewhere, and
+    without workflows, nothing."""
+    if not can_discard:
+        monkeypatch.setattr(discard, "_STATE_BYTE", None)
+    async with Runtime([evicted_never], store="memory://"), Runtime([], store="memory://"):
+        pass
+    warnings = [record.getMessage() for record in caplog.records if record.name == "workflow"]
+    assert len(warnings) == (0 if can_discard else 1)
+    assert all("use CPython 3.11 to 3.13" in warning for warning in warnings)
+
+
+@workflow
+async def evicted_never(_: None) -> None: ...
 
 
 @pytest.mark.parametrize("body", HOSTILE, ids=lambda body: str(body.__name__))
