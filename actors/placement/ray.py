@@ -104,8 +104,16 @@ class _HostActor:
         build = pickle.loads(spec.build) if isinstance(spec.build, bytes) else spec.build
         self._process = build(name, version, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Once, however often it is said: a controller may end between making a host and telling it to start, and the
+        one after it tells all it finds."""
+        if self._started is None:
+            self._started = asyncio.create_task(self._start())
+        await self._started
+
+    async def _start(self) -> None:
         await self._process.start()
         self._loop = asyncio.get_running_loop()
         self._watching = asyncio.create_task(self._end_when_declared_dead())
@@ -267,7 +275,10 @@ class RayFleet:
         return host
 
     async def existing(self) -> list[HostHandle]:
-        return [RayHost(name, actor) for name, actor in await _in_thread(_named_hosts, self._spec.namespace)]
+        found = await _in_thread(_named_hosts, self._spec.namespace)
+        for _, actor in found:
+            actor.start.remote()
+        return [RayHost(name, actor) for name, actor in found]
 
     async def nodes(self) -> list[Node]:
         return await _in_thread(_nodes)
