@@ -134,7 +134,7 @@ class RedisJournal:
         answers: list[CommitRefused | None] = [None] * len(turns)
         for parts in self._rounds(turns):
             bundles = [[part] for part in parts] if self._one_slot else [parts]
-            refusals = await self._link.all([_commit_call(bundle) for bundle in bundles], durable=True)
+            refusals = await self._link.all([_commit_call(bundle) for bundle in bundles], durable=True, once=True)
             for bundle, refused in zip(bundles, refusals, strict=True):
                 places = [place for part in bundle for place in part.places]
                 for number, kind, detail in refused:

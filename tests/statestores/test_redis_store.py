@@ -12,7 +12,15 @@ from redis import asyncio as aioredis
 
 from statestores import redis as redis_module
 from statestores import redis_journal
-from statestores.errors import ComponentError, ETagMismatch, FormatError, InvalidRequest, StoreUnavailable
+from statestores.errors import (
+    ComponentError,
+    ETagMismatch,
+    FormatError,
+    InvalidRequest,
+    StaleEpoch,
+    StoreUnavailable,
+)
+from statestores.groupcommit import GroupCommit
 from statestores.model import (
     FORMAT_VERSION,
     IndexEntry,
@@ -32,6 +40,7 @@ from tests.servers import CuttingProxy, RedisServer, shared_redis
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from statestores.groupcommit import Outcome
     from statestores.redis_link import RedisLink
 
 PARTITIONS = 4
@@ -55,7 +64,10 @@ def _turn(stream: str, number: int, **parts: Any) -> TurnCommit:
 
 
 async def _own_all(store: RedisStore) -> None:
+    """Of epoch 1, which the turns of this file carry: the fence is put back to it."""
     await store.journal.acquire(range(PARTITIONS), "host", 0, 60_000)
+    for keys in store.journal._keys:
+        await store._link.one(("HSET", keys.meta, "epoch", 1))
 
 
 @pytest.fixture
@@ -140,7 +152,7 @@ async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin:
 
 
 async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
-    """INV-8: commit succeeds, the answer is lost; the store repeats by itself and the turn counts once."""
+    """INV-8: commit succeeds, the answer is lost; the caller is told so, repeats it, and the turn counts once."""
     async with CuttingProxy(shared_redis().port) as proxy:
         store = _store(proxy.port)
         await store.open()
@@ -149,9 +161,61 @@ async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
         commit = asyncio.create_task(store.journal.commit([_turn("Cart/1", 0)]))
         await proxy.wait_cut()
         proxy.heal()
-        assert await commit == [None]
+        with pytest.raises(StoreUnavailable):
+            await commit
+        assert await store.journal.commit([_turn("Cart/1", 0)]) == [None]
         assert len(await store.journal.events("Cart/1")) == 1
         await store.close()
+
+
+async def test_a_recorded_commit_is_never_called_refused() -> None:
+    """INV-8: commit succeeds, the answer is lost, then the partition is: its outcome is unknown. Were it told as
+    refused for its epoch, the turn would be run again, and take effect twice."""
+    async with CuttingProxy(shared_redis().port) as proxy:
+        store, other = _store(proxy.port, "taken"), _store(namespace="taken")
+        for one in (store, other):
+            await one.open()
+        await _own_all(store)
+        group = GroupCommit(store.journal)
+        group.start()
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        proxy.cut_after("answers", 1)
+        group.submit(_turn("Cart/1", 0), outcome.set_result)
+        await proxy.wait_cut()
+        await other.journal.acquire(range(PARTITIONS), "other", 0, 60_000, force=True)
+        proxy.heal()
+        assert isinstance(await outcome, StoreUnavailable)
+        assert len(await other.journal.events("Cart/1")) == 1
+        await group.close()
+        for one in (store, other):
+            await one.close()
+
+
+async def test_a_commit_that_was_never_sent_is_refused_for_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no connection has recorded nothing: the store tries again by itself, and the refusal that
+    comes of it is one, so that the turn may be run again."""
+    with RedisServer(aof="always") as server:
+        store, other = _store(server.port, "away", max_retries=10_000), _store(server.port, "away")
+        for one in (store, other):
+            await one.open()
+        await _own_all(store)
+        await other.journal.acquire(range(PARTITIONS), "other", 0, 60_000, force=True)
+        await store._link._reset()
+        tried = asyncio.Event()
+        compute = store._link._backoff.compute
+
+        def noting(failures: int) -> float:
+            tried.set()
+            return compute(failures)
+
+        monkeypatch.setattr(store._link._backoff, "compute", noting)
+        server.kill()
+        commit = asyncio.create_task(store.journal.commit([_turn("Cart/1", 0)]))
+        await tried.wait()
+        server.start()
+        assert [type(answer) for answer in await commit] == [StaleEpoch]
+        for one in (store, other):
+            await one.close()
 
 
 async def test_a_conditional_write_whose_answer_was_lost_succeeds() -> None:
@@ -315,7 +379,12 @@ async def test_a_restart_of_the_server_is_ridden_out() -> None:
         loads = await asyncio.gather(*(store.journal.load("Cart/1") for _ in range(20)))
         assert {state.version for state in loads} == {1}
         server.restart()
-        assert await store.journal.commit([_turn("Cart/1", 1)]) == [None]
+        group = GroupCommit(store.journal)
+        group.start()
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        group.submit(_turn("Cart/1", 1), outcome.set_result)
+        assert await outcome is None
+        await group.close()
         await store.close()
 
 
