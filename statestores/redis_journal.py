@@ -82,9 +82,11 @@ class RedisJournal:
         part = PartitionTurns(keys)
         for place, turn in enumerate(_rehearsal(unique)):
             part.add(place, turn)
+        owners = f"{keys.tag}:owners"
+        await self._link.one(SCRIPTS["acquire"].call([owners], _REHEARSED, 0, 0, 0, 0))
         await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
         refused = await self._link.one(_commit_call([part], generation=1))
-        await self._link.one(("UNLINK", *keys.all, keys.receipts(_REHEARSED)))
+        await self._link.one(("UNLINK", owners, *keys.all, keys.receipts(_REHEARSED)))
         assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------

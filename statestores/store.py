@@ -60,9 +60,9 @@ class Journal(Protocol):
     async def acquire(
         self, partitions: Sequence[int], owner: str, now_ms: int, lease_ms: int, *, force: bool = False
     ) -> list[Ownership]:
-        """Take partitions over: each gets epoch + 1, atomically, all or none. Raises `LeaseHeld` (nothing is taken)
-        when one of them has an unexpired lease of another owner and not `force`. `owner` may acquire what it owns
-        already: that is a take-over too, with a new epoch."""
+        """Take partitions over: each gets a new epoch, greater than all before, atomically, all or none. Raises
+        `LeaseHeld` (nothing is taken) when one of them has an unexpired lease of another owner and not `force`. `owner`
+        may acquire what it owns already: that is a take-over too, with a new epoch."""
 
     async def renew(self, owned: Sequence[tuple[int, int]], owner: str, now_ms: int, lease_ms: int) -> list[Ownership]:
         """Extend the leases of (partition, epoch) pairs. Returns those that were extended; a pair that is missing from

@@ -181,14 +181,14 @@ class JournalConformance:
         assert [o.partition for o in await store.journal.owners()] == [*range(store.journal.partitions)]
 
     async def test_epochs_only_grow(self, store: StateStore) -> None:
-        """Every take-over, also by the owner itself, by force, or after a release, has the next epoch (INV-2)."""
+        """Every take-over, also by the owner itself, by force, or after a release, has a newer epoch (INV-2)."""
         journal = store.journal
         (first,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
         (again,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
         (forced,) = await journal.acquire([0], "host-b", NOW_MS, LEASE_MS, force=True)
         await journal.release([(0, forced.epoch)])
         (released,) = await journal.acquire([0], "host-c", NOW_MS, LEASE_MS)
-        assert [again.epoch, forced.epoch, released.epoch] == [first.epoch + 1, first.epoch + 2, first.epoch + 3]
+        assert first.epoch < again.epoch < forced.epoch < released.epoch
 
     async def test_a_living_lease_is_respected(self, store: StateStore) -> None:
         """Another owner's unexpired lease is `LeaseHeld`, names the holder, and nothing at all is taken."""
@@ -219,7 +219,7 @@ class JournalConformance:
         assert await journal.owners() == [renewed]
 
     async def test_release_ends_the_lease_and_keeps_the_epoch(self, store: StateStore) -> None:
-        """A released partition can be taken at once, with the next epoch; a stale release changes nothing."""
+        """A released partition can be taken at once, with a newer epoch; a stale release changes nothing."""
         journal = store.journal
         (first,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
         (second,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)

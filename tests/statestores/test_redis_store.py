@@ -148,6 +148,31 @@ async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin:
     assert [key async for key in admin.scan_iter("*rehearsal*")] == []
 
 
+# ---- epochs ----
+
+
+async def test_epochs_a_server_has_forgotten_are_not_given_out_again(admin: aioredis.Redis) -> None:
+    """INV-2: a server that lost its tail (a replica was promoted that lagged) gives the next owner an epoch that the
+    one it has forgotten never had, so that this one is fenced."""
+    stores = [_store(namespace="forgotten", partitions=1) for _ in range(3)]
+    for one in stores:
+        await one.open()
+    remembered, forgotten, newest = (one.journal for one in stores)
+    await remembered.acquire([0], "remembered", 0, 1)
+    keys = [key async for key in admin.scan_iter("{mecha:forgotten*")]
+    before = {key: await admin.dump(key) or b"" for key in keys}
+    [lost] = await forgotten.acquire([0], "forgotten", 10, 1)
+    for key, kept in before.items():
+        await admin.restore(key, 0, kept, replace=True)
+    [owned] = await newest.acquire([0], "newest", 20, 1)
+    assert owned.epoch > lost.epoch
+    turns = [TurnCommit(0, one.epoch, "Cart/1", f"turn-{one.owner}", 0) for one in (lost, owned)]
+    assert [type(answer) for answer in await newest.commit(turns)] == [StaleEpoch, type(None)]
+    assert await newest.owners() == [owned]
+    for one in stores:
+        await one.close()
+
+
 # ---- repeats ----
 
 
@@ -471,7 +496,7 @@ async def test_wrong_credentials_are_named() -> None:
 
 async def test_missing_rights_are_found_at_open(admin: aioredis.Redis) -> None:
     """INV-4: a user who may not run one of the commands is refused at open, before a real turn could fail half-way."""
-    for missing in ("zadd", "hsetnx", "rename", "zrem", "pexpire"):
+    for missing in ("zadd", "hsetnx", "rename", "zrem", "pexpire", "time"):
         await admin.acl_setuser(
             "narrow", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", f"-{missing}"]
         )
