@@ -8,6 +8,7 @@ owner may go on committing, rightly, since nobody took its place.
 
 from __future__ import annotations
 
+import struct
 from heapq import merge
 from itertools import islice
 from secrets import token_hex
@@ -134,9 +135,19 @@ class RedisJournal:
         check_possible(turns, self._partitions)
         _check_storable(turns, self._partitions)
         answers: list[CommitRefused | None] = [None] * len(turns)
-        for parts in self._rounds(turns):
+        try:
+            rounds = self._rounds(turns)
+        except (ValueError, struct.error) as error:  # a lone surrogate, or a number of more than 64 bits
+            raise InvalidRequest(f"a turn holds a value that Redis cannot: {error}") from error
+        for parts in rounds:
             bundles = [[part] for part in parts] if self._one_slot else [parts]
-            refusals = await self._link.all([_commit_call(bundle) for bundle in bundles], durable=True, once=True)
+            calls = [_commit_call(bundle) for bundle in bundles]
+            try:
+                refusals = await self._link.all(calls, durable=True, once=True)
+            except UnicodeEncodeError as error:
+                if len(rounds) > 1 or len(calls) > 1:  # others may have been recorded: nothing can be said of all
+                    raise
+                raise InvalidRequest(f"a turn holds a text that Redis cannot: {error}") from error
             for bundle, refused in zip(bundles, refusals, strict=True):
                 places = [place for part in bundle for place in part.places]
                 for number, kind, detail in refused:

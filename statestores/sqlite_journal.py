@@ -22,7 +22,7 @@ from bisect import bisect_left
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
+from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder
 from statestores.sqlite_loads import Loads, load
 from statestores.sqlite_plain import Fence, is_plain, rows_of
@@ -440,6 +440,11 @@ def _release(connection: sqlite3.Connection, owned: Sequence[tuple[int, int]]) -
 # ---- the face ------------------------------------------------------------------------------------------------------
 
 
+# A value that cannot be bound (a lone surrogate, a number of more than 64 bits), that is too long, or that a column
+# refuses. Nothing is recorded: what is raised ends the statement or the transaction.
+_IMPOSSIBLE = (ValueError, OverflowError, sqlite3.IntegrityError, sqlite3.DataError)
+
+
 class SqliteJournal:
     """The journal in the store's file. Each call is one transaction, or one statement that is one."""
 
@@ -480,10 +485,16 @@ class SqliteJournal:
         return [Ownership._make(row) for row in rows]
 
     async def commit(self, turns: Sequence[TurnCommit]) -> list[CommitRefused | None]:
-        """The effects are laid out here, on the caller's thread: it holds the interpreter lock already."""
         if not turns:
             return []
         check_possible(turns, self.partitions)
+        try:
+            return await self._commit(turns)
+        except _IMPOSSIBLE as error:
+            raise InvalidRequest(f"a turn holds a value that SQLite cannot: {error}") from error
+
+    async def _commit(self, turns: Sequence[TurnCommit]) -> Answers:
+        """The effects are laid out here, on the caller's thread: it holds the interpreter lock already."""
         others = [turn for turn in turns if not is_plain(turn)]
         if len(turns) >= self.worth_two_statements * len(others) and (values := rows_of(turns)) is not None:
             beside = _effects_beside_events(turns, others)

@@ -79,7 +79,8 @@ class Journal(Protocol):
 
         A refused turn does not affect the others. On `StoreUnavailable` the outcome of every turn is unknown: repeat
         the same call; turns that were recorded are recognised by their `turn_id`. On return without an error everything
-        is as durable as the store can make it.
+        is as durable as the store can make it. Raises `InvalidRequest`, before anything was recorded, when a turn
+        contradicts itself or holds a value that the store cannot (a lone surrogate, say).
         """
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:
