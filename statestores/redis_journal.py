@@ -46,6 +46,7 @@ or a receipt are recognised by those as well, for as long as they stand."""
 
 _TURNS_PER_CALL = 1000
 _PAGE = 1000
+_LEAST_PAGE = 100
 _EVENTS_PER_CALL = 5000
 
 _STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
@@ -207,7 +208,8 @@ class RedisJournal:
         keys = self._keys[partition]
         gone = blocked = 0
         while gone < limit:
-            expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, _PAGE)
+            page = min(_PAGE, max(_LEAST_PAGE, limit - gone))
+            expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, page)
             members = [records.member_parts(member) for member in await self._link.one(expired)]
             if not members:
                 break
