@@ -209,10 +209,6 @@ def _insert(connection: sqlite3.Connection, effects: list[Any]) -> None:
 # ---- commit --------------------------------------------------------------------------------------------------------
 
 
-class _LeftOut(Exception):
-    """Rows that the short way did not take."""
-
-
 def _effects_beside_events(turns: Sequence[TurnCommit], others: Sequence[TurnCommit]) -> list[Any]:
     """What the `others` among the turns do beside recording events."""
     effects: list[Any] = []
@@ -512,16 +508,16 @@ class SqliteJournal:
             return False
         try:
             if not beside:
-                return self._fence.insert(connection, values)
-            in_transaction(connection, lambda _: self._insert_both(connection, values, beside))
-        except (sqlite3.IntegrityError, _LeftOut):
+                self._fence.insert(connection, values)
+            else:
+                in_transaction(connection, lambda _: self._insert_both(connection, values, beside))
+        except sqlite3.IntegrityError:
             return False
         return True
 
     def _insert_both(self, connection: sqlite3.Connection, values: list[Any], beside: list[Any]) -> None:
         """Invariant: the fence that the first statement checks holds to the end of the transaction (INV-2)."""
-        if not self._fence.insert(connection, values):
-            raise _LeftOut
+        self._fence.insert(connection, values)
         _apply(connection, beside)
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:
