@@ -249,15 +249,24 @@ class RedisJournal:
 
     async def due_reminders(self, partitions: Sequence[int], until_ms: int, limit: int) -> list[Reminder]:
         """The soonest of each partition, merged; then the bodies of those that are wanted. A reminder that is cleared
-        or moved between the two reads is left out."""
+        or moved between the two reads is left out. Every partition is asked for its share of the limit and some more,
+        and for more again only while it could still hold one of the soonest: from its start, since places move."""
         if limit <= 0 or not partitions:
             return []
-        wanted = list(dict.fromkeys(partitions))
-        scans = await self._link.all(
-            [("ZRANGEBYSCORE", self._keys[p].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, limit) for p in wanted]
-        )
-        pages = [[_due(member, due, p) for member, due in _pairs(scan)] for p, scan in zip(wanted, scans, strict=True)]
-        due = list(islice(merge(*pages), limit))
+        share = 16 + 2 * limit // len(partitions)
+        asked = dict.fromkeys(partitions, min(limit, share))
+        pages: dict[int, list[tuple[int, bytes, bytes, int]]] = {}
+        behind = [*asked]
+        while behind:
+            scans = await self._link.all([self._soonest(p, until_ms, asked[p]) for p in behind])
+            for p, scan in zip(behind, scans, strict=True):
+                pages[p] = [_due(member, due, p) for member, due in _pairs(scan)]
+            due = list(islice(merge(*pages.values()), limit))
+            last = due[-1] if len(due) == limit else None
+            behind = [
+                p for p, page in pages.items() if len(page) == asked[p] < limit and (last is None or page[-1] < last)
+            ]
+            asked |= {p: min(limit, 4 * asked[p]) for p in behind}
         bodies = await self._link.all(
             [("HGET", self._keys[p].reminders(stream.decode()), name) for _, stream, name, p in due]
         )
@@ -267,6 +276,9 @@ class RedisJournal:
             if body is not None
         )
         return sorted((r for r in found if r.due_ms <= until_ms), key=lambda r: (r.due_ms, r.stream, r.name))
+
+    def _soonest(self, partition: int, until_ms: int, count: int) -> Call:
+        return ("ZRANGEBYSCORE", self._keys[partition].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, count)
 
     async def reminders(self, stream: str) -> list[Reminder]:
         found = await self._link.one(SCRIPTS["hash"].call([self._keys_of(stream).reminders(stream)]))

@@ -38,10 +38,10 @@ from statestores.store import DeleteKey, SetKey
 from tests.servers import CuttingProxy, RedisServer, shared_redis
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from statestores.groupcommit import Outcome
-    from statestores.redis_link import RedisLink
+    from statestores.redis_link import Call, RedisLink
 
 PARTITIONS = 4
 
@@ -308,6 +308,37 @@ async def test_a_rare_entry_is_found_among_many(store: RedisStore) -> None:
         found += [entry.stream for entry in page]
     assert found == rare
     assert [entry.stream for entry in await store.journal.index(IndexQuery("Cart", limit=9_000))] == names
+
+
+async def test_the_soonest_reminders_are_found_wherever_they_are(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition that holds more than its share is asked again, the others are not; nothing is asked for as many as
+    all of them could hold."""
+    names = [f"Cart/{number}" for number in range(2_000)]
+    crowded = [name for name in names if partition_of(name, PARTITIONS) == 0]
+    due_ms = {name: number // 3 if name in set(crowded) else 300 + number for number, name in enumerate(names)}
+    turns = [_turn(n, 0, events=(), reminders_set=(Reminder(n, "r", due_ms[n], b"{}"),)) for n in names]
+    assert await store.journal.commit(turns) == [None] * len(turns)
+    rows = 0
+    all_ = store._link.all
+
+    async def counting(calls: Sequence[Call], **how: bool) -> list[Any]:
+        nonlocal rows
+        answers = await all_(calls, **how)
+        rows += sum(len(a) // 2 for c, a in zip(calls, answers, strict=True) if c[0] == "ZRANGEBYSCORE")
+        return answers
+
+    monkeypatch.setattr(store._link, "all", counting)
+    in_order = sorted(names, key=lambda name: (due_ms[name], name))
+    for limit, most_rows in ((1, 4), (7, 60), (100, 500), (400, 1_400), (1_900, 4_000)):
+        rows = 0
+        found = await store.journal.due_reminders(range(PARTITIONS), 10_000, limit)
+        assert [reminder.stream for reminder in found] == in_order[:limit]
+        assert rows <= most_rows
+    assert len(await store.journal.due_reminders(range(PARTITIONS), 100, 2_000)) == sum(
+        d <= 100 for d in due_ms.values()
+    )
 
 
 async def test_receipts_that_must_stay_do_not_hide_those_that_may_go(store: RedisStore) -> None:
