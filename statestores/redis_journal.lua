@@ -259,8 +259,9 @@ end
 return epochs
 
 --@ fence
--- KEYS: meta of a partition. ARGV: epoch. From here on no older epoch can commit (INV-2).
-if tonumber(call('HGET', KEYS[1], 'epoch') or 0) < tonumber(ARGV[1]) then
+-- KEYS: meta of a partition. ARGV: epoch. From here on no older epoch can commit (INV-2). A repeat writes again, so that
+-- WAIT and WAITAOF wait for it.
+if tonumber(call('HGET', KEYS[1], 'epoch') or 0) <= tonumber(ARGV[1]) then
   call('HSET', KEYS[1], 'epoch', ARGV[1])
 end
 return 1

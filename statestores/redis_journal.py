@@ -127,7 +127,8 @@ class RedisJournal:
         if not owned:
             return []
         pairs = [number for pair in owned for number in pair]
-        kept = await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs))
+        # Durable: were a lease forgotten that its owner relies on, another could serve before it ends (INV-7).
+        kept = await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs), durable=True)
         return [owned[number] for number in kept]
 
     # ---- commit ----------------------------------------------------------------------------------------------------

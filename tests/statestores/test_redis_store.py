@@ -11,7 +11,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from statestores import redis as redis_module
-from statestores import redis_journal
+from statestores import redis_journal, redis_keys
 from statestores.errors import (
     ComponentError,
     ETagMismatch,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from statestores.groupcommit import Outcome
-    from statestores.redis_link import Call, RedisLink
+    from statestores.redis_link import Argument, Call, RedisLink
 
 PARTITIONS = 4
 
@@ -581,6 +581,53 @@ async def test_waiting_for_the_aof() -> None:
         await store.close()
     with pytest.raises(ComponentError, match="appendonly"):
         await _store(wait_aof=True).open()
+
+
+async def test_whatever_counts_as_written_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With waitAOF everything that a caller relies on is on disk when the call returns: leases and removals too."""
+    with RedisServer(aof="everysec") as server:
+        store = _store(server.port, wait_aof=True)
+        await store.open()
+        [owned] = await store.journal.acquire([0], "host", 0, 60_000)
+        await store.keys.apply([SetKey("a||b", b""), SetKey("c", b"", ttl_s=1)], 0)
+        line = store._link._line
+        assert line is not None
+        sent: list[list[Argument]] = []
+        send = line.send
+
+        async def noting(calls: Sequence[Call]) -> list[Any]:
+            sent.append([call[0] if call[0] != "EVALSHA" else call[1] for call in calls])
+            return await send(calls)
+
+        monkeypatch.setattr(line, "send", noting)
+        assert len(await store.journal.renew([(0, owned.epoch)], "host", 0, 60_000)) == 1
+        assert await store.keys.delete_prefix("a") == 1
+        assert await store.keys.purge_expired(5_000, 10) == 1
+        await store.journal.release([(0, owned.epoch)])
+        renew, remove = redis_journal.SCRIPTS["renew"].sha, redis_keys.SCRIPTS["remove"].sha
+        writes = [names for names in sent if {renew, remove} & {*names}]
+        assert writes == [[renew, "WAITAOF"], [remove, "WAITAOF"], [remove, "WAITAOF"], [renew, "WAITAOF"]]
+        await store.close()
+
+
+@pytest.mark.parametrize("script", ["write", "remove"])
+async def test_a_repeat_writes_too(script: str) -> None:
+    """WAITAOF waits for a connection's last write: a repeat on a new connection that wrote nothing would not wait."""
+    with RedisServer() as server:
+        store = _store(server.port)
+        await store.open()
+        keys = [store.keys._meta] if script == "write" else []
+        keys += [store.keys._names, store.keys._expiry, *store.keys._requests, store.keys._key("a")]
+        arguments = ("each", "request", 0, "a", "s", "", 0, 0, b"") if script == "write" else ("request", "", "a")
+        call = redis_keys.SCRIPTS[script].call(keys, *arguments)
+        answers = []
+        async with aioredis.Redis(port=server.port) as admin:
+            for _ in range(2):
+                before = (await admin.info("persistence"))["rdb_changes_since_last_save"]
+                answers.append(await store._link.one(call))
+                assert (await admin.info("persistence"))["rdb_changes_since_last_save"] > before
+        assert answers[0] == answers[1]
+        await store.close()
 
 
 async def test_waiting_for_replicas_that_are_not_there() -> None:
