@@ -150,6 +150,8 @@ class RedisLink:
                 raise self._error(lost) from lost
             if once:
                 open_places = [place for place in open_places if isinstance(given[place], Exception)]
+                if not open_places:  # only the confirmation failed, and another connection could not confirm it
+                    raise self._error(failure) from failure
             if isinstance(failure, exceptions.NoScriptError) and loads < _MOST_LOADS:
                 loads += 1
                 failure = await self._load_scripts()
