@@ -46,7 +46,7 @@ from actors.errors import (
 from actors.message import Call
 from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
-from statestores.errors import DuplicateTurn, StaleEpoch, StoreError, StoreUnavailable
+from statestores.errors import DuplicateTurn, ImpossibleTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
 
 if TYPE_CHECKING:
@@ -609,6 +609,8 @@ class Activation:
         match outcome:
             case DuplicateTurn():
                 self._answer_receipt(turn.call, outcome.receipt)
+            case ImpossibleTurn():
+                self.host.fail(turn.call, ActorFailed(type(outcome).__name__, str(outcome)))
             case StoreUnavailable():
                 self.host.recover(self.partition)  # it may have been recorded all the same
                 self.host.fail(turn.call, OutcomeUnknown(f"{self.stream}: {outcome}"))

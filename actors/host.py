@@ -56,7 +56,7 @@ _MOST_ATTEMPTS = 8
 _RETRY_S = 0.02
 _SWEEP_SLICE = 2_000
 _PURGE_EVERY_S = 60.0
-_PURGE_LIMIT = 10_000
+_PURGED_AT_ONCE = 500  # what one step of the store may take, since commits wait behind it
 
 
 class Host:
@@ -422,10 +422,16 @@ class Host:
             for partition in self.owned():
                 await asyncio.sleep(_PURGE_EVERY_S / max(1, len(self.epochs)))
                 try:
-                    await self.journal.purge_receipts(partition, self.clock.now_ms(), _PURGE_LIMIT)
+                    await self._purge_partition(partition)
                 except StoreError as error:
                     log.warning("receipts cannot be purged, trying again: %s", error)
             await asyncio.sleep(1.0)
+
+    async def _purge_partition(self, partition: int) -> None:
+        gone = _PURGED_AT_ONCE
+        while gone == _PURGED_AT_ONCE and self.epochs[partition]:
+            gone = await self.journal.purge_receipts(partition, self.clock.now_ms(), _PURGED_AT_ONCE)
+            await asyncio.sleep(0)
 
     # -- small things --------------------------------------------------------------------------------------------------
 

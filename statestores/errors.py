@@ -4,7 +4,8 @@ StoreError
 ├── CommitRefused            this turn was not recorded, nothing of it; its neighbours are unaffected
 │   ├── VersionConflict      reload the stream, decide again
 │   ├── StaleEpoch           another host owns the partition: drop the activation, stop serving the partition
-│   └── DuplicateTurn        already consumed: give `receipt.reply` again
+│   ├── DuplicateTurn        already consumed: give `receipt.reply` again
+│   └── ImpossibleTurn       it holds what the store cannot: do not repeat it, tell whoever made it
 ├── StoreUnavailable         the store did not answer; the outcome is unknown: repeat the same commit
 ├── LeaseHeld                the partition has a living owner: wait, or take over by force if it is known dead
 ├── FormatError              the durable data is of a newer (or unknown) format: upgrade the program
@@ -47,6 +48,14 @@ class DuplicateTurn(CommitRefused):
     def __init__(self, stream: str, receipt: Receipt) -> None:
         super().__init__(f"{stream} already consumed {receipt.key}")
         self.stream, self.receipt = stream, receipt
+
+
+class ImpossibleTurn(CommitRefused):
+    """What `GroupCommit` makes of the `InvalidRequest` of a turn that stands alone."""
+
+    def __init__(self, stream: str, fault: str) -> None:
+        super().__init__(f"a turn of {stream} can never be recorded: {fault}")
+        self.stream = stream
 
 
 class StoreUnavailable(StoreError):

@@ -13,6 +13,10 @@ decision and its place in the queue.
 When the store does not answer, the same batch is repeated, with backoff, until `patience_s` has passed: stores
 recognise turns they have recorded (INV-8). After that the batch fails with `StoreUnavailable`, outcome unknown. So does
 a turn whose repeat is refused for its epoch: the first attempt may have been recorded before the partition was lost.
+
+A batch that the store cannot take is halved until the turn that is to blame stands alone. When the store says that this
+turn can never be recorded (`InvalidRequest`), so does its outcome (`ImpossibleTurn`); any other error is a bug of the
+store, after which nothing is known of the turn.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from statestores.errors import CommitRefused, StaleEpoch, StoreUnavailable
+from statestores.errors import CommitRefused, ImpossibleTurn, InvalidRequest, StaleEpoch, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +66,16 @@ class GroupCommit:
 
     def start(self) -> None:
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="group-commit")
+        self._writer.add_done_callback(self._writer_ended)
+
+    def _writer_ended(self, writer: asyncio.Task[None]) -> None:
+        """By itself it never ends. Should it, those who wait are told, and another one takes its place: a host that
+        answers nobody any more would be worse than any bug."""
+        if writer is not self._writer or writer.cancelled():  # stopped on purpose, or the loop is about to end
+            return
+        log.critical("the writer of commits ended", exc_info=writer.exception())
+        self.start()
+        self.abandon()
 
     @property
     def idle(self) -> bool:
@@ -90,26 +104,31 @@ class GroupCommit:
         if self._writer is None:
             return
         await self.drain()
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
-        self._writer = None
+        writer, self._writer = self._writer, None
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
 
     def abort(self) -> None:
         """Stop at once, as a crash would: what is queued is never answered."""
-        for task in (self._writer, self._committing):
+        tasks = (self._writer, self._committing)
+        self._writer = self._committing = None
+        for task in tasks:
             if task is not None:
                 task.cancel()
-        self._writer = self._committing = None
 
     def abandon(self) -> None:
-        """After `abort`: tell everybody who still waits that the outcome is unknown."""
+        """After the writer has ended: tell everybody who still waits that the outcome is unknown."""
         waiting, self._queue = [*self._batch, *self._queue], []
         self._batch.clear()
         for commit, done in waiting:
-            done(StoreUnavailable("the host stopped before the store answered") if commit is not None else None)
+            outcome = StoreUnavailable("the host stopped before the store answered") if commit is not None else None
+            _tell(done, outcome)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._committing is not None:  # of a writer that ended: one batch is at the store at a time
+            await asyncio.wait([self._committing])
+            self._committing = None
         while True:
             if not self._queue:
                 self._wake = loop.create_future()
@@ -146,37 +165,75 @@ class GroupCommit:
             if not self._batch:  # abandoned by one of the answers
                 return
             self._batch.popleft()
-            outcome = next(outcomes) if commit is not None else None
-            try:
-                done(outcome)
-            except Exception:  # one caller's bug must not strand the others' answers
-                log.exception("an answer to a committed turn failed")
+            _tell(done, next(outcomes) if commit is not None else None)
 
     async def _commit(self, turns: list[TurnCommit]) -> list[Outcome]:
         if not turns:
             return []
+        return await self._commit_until(turns, asyncio.get_running_loop().time() + self._patience_s)
+
+    async def _commit_until(self, turns: list[TurnCommit], give_up: float, repeated: bool = False) -> list[Outcome]:
+        """`repeated`: turns of this call may have been recorded already."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._patience_s
         delay = _FIRST_RETRY_S
-        repeated = False
         while True:
             try:
                 outcomes = await self._journal.commit(turns)
+                if len(outcomes) != len(turns):
+                    return _failed(turns, StoreError(f"{len(outcomes)} answers to {len(turns)} turns"))
                 return [_unknown(each) for each in outcomes] if repeated else [*outcomes]
             except StoreUnavailable as error:
                 if loop.time() + delay > give_up:
                     return [error] * len(turns)
                 log.warning("store unavailable, repeating a batch of %d turns in %.2f s: %s", len(turns), delay, error)
-            except Exception as error:  # a bug in a store: its outcome is as unknown as that of a lost answer
-                log.exception("the store failed unexpectedly")
-                return [StoreUnavailable(f"the store failed: {error!r}")] * len(turns)
+            except InvalidRequest as error:  # before anything was recorded
+                if len(turns) == 1:
+                    log.error("%s cannot be recorded: %s", turns[0].stream, error)
+                    return [ImpossibleTurn(turns[0].stream, str(error))]
+                return await self._commit_halves(turns, give_up, repeated)
+            except StoreError as error:  # of no turn in particular
+                return _failed(turns, error)
+            except asyncio.CancelledError as error:
+                if _is_cancelled():
+                    raise
+                return _failed(turns, error)
+            except Exception as error:
+                if len(turns) == 1:
+                    return _failed(turns, error)
+                return await self._commit_halves(turns, give_up, repeated=True)
             await asyncio.sleep(delay)
             repeated = True
             delay = min(delay * 2, _LONGEST_RETRY_S)
 
+    async def _commit_halves(self, turns: list[TurnCommit], give_up: float, repeated: bool) -> list[Outcome]:
+        middle = len(turns) // 2
+        return [
+            *await self._commit_until(turns[:middle], give_up, repeated),
+            *await self._commit_until(turns[middle:], give_up, repeated),
+        ]
+
 
 def _turns_of(batch: list[Submission]) -> list[TurnCommit]:
     return [commit for commit, _ in batch if commit is not None]
+
+
+def _tell(done: Done, outcome: Outcome) -> None:
+    try:
+        done(outcome)
+    except Exception:  # one caller's bug must not strand the others' answers
+        log.exception("an answer to a committed turn failed")
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task at hand; a store may raise the same error for reasons of its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _failed(turns: list[TurnCommit], error: BaseException) -> list[Outcome]:
+    """A bug in a store, or a setting: what was being written is as unknown as after a lost answer."""
+    log.error("the store failed unexpectedly", exc_info=error)
+    return [StoreUnavailable(f"the store failed: {error!r}")] * len(turns)
 
 
 def _unknown(outcome: Outcome) -> Outcome:

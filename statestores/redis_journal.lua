@@ -222,7 +222,7 @@ for _ = 1, partitions do
     if call('SCARD', TURNS) >= generation then call('RENAME', TURNS, OLDER_TURNS) end
   else
     -- A repeat must still be waited for by WAIT and WAITAOF, which wait for the connection's last write.
-    call('HSET', META, 'epoch', epoch)
+    call('HSET', META, 'epoch', string.format('%.0f', epoch))
   end
 end
 return refused
@@ -237,6 +237,11 @@ return call('HMGET', KEYS[1], 'format', 'partitions')
 --@ acquire
 -- KEYS: owners. ARGV: owner, now_ms, lease_until_ms, force, partitions… All or none.
 -- Returns {'held', partition, who} or {'taken', epochs…}.
+-- An epoch is at least the server's time in microseconds: a server that has lost its tail (a replica that lagged and was
+-- promoted, the last second of everysec) no longer knows the latest epochs, and must not give them out again (INV-2).
+-- They fit a double, and so Lua, until the year 2255.
+local time = call('TIME')
+local least = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local owner, now, lease_until, force = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 local epochs = {'taken'}
 for i = 5, #ARGV do
@@ -246,7 +251,7 @@ for i = 5, #ARGV do
   if held and not force and until_ms > now and held:sub(17) ~= owner then
     return {'held', ARGV[i], held}
   end
-  epochs[#epochs + 1] = epoch + 1
+  epochs[#epochs + 1] = math.max(epoch + 1, least)
 end
 for i = 5, #ARGV do
   call('HSET', KEYS[1], ARGV[i], pack('<i8i8', epochs[i - 3], lease_until) .. owner)
@@ -254,8 +259,9 @@ end
 return epochs
 
 --@ fence
--- KEYS: meta of a partition. ARGV: epoch. From here on no older epoch can commit (INV-2).
-if tonumber(call('HGET', KEYS[1], 'epoch') or 0) < tonumber(ARGV[1]) then
+-- KEYS: meta of a partition. ARGV: epoch. From here on no older epoch can commit (INV-2). A repeat writes again, so that
+-- WAIT and WAITAOF wait for it.
+if tonumber(call('HGET', KEYS[1], 'epoch') or 0) <= tonumber(ARGV[1]) then
   call('HSET', KEYS[1], 'epoch', ARGV[1])
 end
 return 1

@@ -8,6 +8,7 @@ owner may go on committing, rightly, since nobody took its place.
 
 from __future__ import annotations
 
+import struct
 from heapq import merge
 from itertools import islice
 from secrets import token_hex
@@ -45,6 +46,7 @@ or a receipt are recognised by those as well, for as long as they stand."""
 
 _TURNS_PER_CALL = 1000
 _PAGE = 1000
+_LEAST_PAGE = 100
 _EVENTS_PER_CALL = 5000
 
 _STALE_EPOCH, _VERSION_CONFLICT, _DUPLICATE_TURN = 1, 2, 3
@@ -82,9 +84,11 @@ class RedisJournal:
         part = PartitionTurns(keys)
         for place, turn in enumerate(_rehearsal(unique)):
             part.add(place, turn)
+        owners = f"{keys.tag}:owners"
+        await self._link.one(SCRIPTS["acquire"].call([owners], _REHEARSED, 0, 0, 0, 0))
         await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
         refused = await self._link.one(_commit_call([part], generation=1))
-        await self._link.one(("UNLINK", *keys.all, keys.receipts(_REHEARSED)))
+        await self._link.one(("UNLINK", owners, *keys.all, keys.receipts(_REHEARSED)))
         assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------
@@ -123,7 +127,8 @@ class RedisJournal:
         if not owned:
             return []
         pairs = [number for pair in owned for number in pair]
-        kept = await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs))
+        # Durable: were a lease forgotten that its owner relies on, another could serve before it ends (INV-7).
+        kept = await self._link.one(SCRIPTS["renew"].call([self._owners], owner, until_ms, *pairs), durable=True)
         return [owned[number] for number in kept]
 
     # ---- commit ----------------------------------------------------------------------------------------------------
@@ -132,9 +137,19 @@ class RedisJournal:
         check_possible(turns, self._partitions)
         _check_storable(turns, self._partitions)
         answers: list[CommitRefused | None] = [None] * len(turns)
-        for parts in self._rounds(turns):
+        try:
+            rounds = self._rounds(turns)
+        except (ValueError, struct.error) as error:  # a lone surrogate, or a number of more than 64 bits
+            raise InvalidRequest(f"a turn holds a value that Redis cannot: {error}") from error
+        for parts in rounds:
             bundles = [[part] for part in parts] if self._one_slot else [parts]
-            refusals = await self._link.all([_commit_call(bundle) for bundle in bundles], durable=True)
+            calls = [_commit_call(bundle) for bundle in bundles]
+            try:
+                refusals = await self._link.all(calls, durable=True, once=True)
+            except UnicodeEncodeError as error:
+                if len(rounds) > 1 or len(calls) > 1:  # others may have been recorded: nothing can be said of all
+                    raise
+                raise InvalidRequest(f"a turn holds a text that Redis cannot: {error}") from error
             for bundle, refused in zip(bundles, refusals, strict=True):
                 places = [place for part in bundle for place in part.places]
                 for number, kind, detail in refused:
@@ -194,7 +209,8 @@ class RedisJournal:
         keys = self._keys[partition]
         gone = blocked = 0
         while gone < limit:
-            expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, _PAGE)
+            page = min(_PAGE, max(_LEAST_PAGE, limit - gone))
+            expired = ("ZRANGEBYSCORE", keys.expiry, "-inf", now_ms, "LIMIT", blocked, page)
             members = [records.member_parts(member) for member in await self._link.one(expired)]
             if not members:
                 break
@@ -234,15 +250,24 @@ class RedisJournal:
 
     async def due_reminders(self, partitions: Sequence[int], until_ms: int, limit: int) -> list[Reminder]:
         """The soonest of each partition, merged; then the bodies of those that are wanted. A reminder that is cleared
-        or moved between the two reads is left out."""
+        or moved between the two reads is left out. Every partition is asked for its share of the limit and some more,
+        and for more again only while it could still hold one of the soonest: from its start, since places move."""
         if limit <= 0 or not partitions:
             return []
-        wanted = list(dict.fromkeys(partitions))
-        scans = await self._link.all(
-            [("ZRANGEBYSCORE", self._keys[p].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, limit) for p in wanted]
-        )
-        pages = [[_due(member, due, p) for member, due in _pairs(scan)] for p, scan in zip(wanted, scans, strict=True)]
-        due = list(islice(merge(*pages), limit))
+        share = 16 + 2 * limit // len(partitions)
+        asked = dict.fromkeys(partitions, min(limit, share))
+        pages: dict[int, list[tuple[int, bytes, bytes, int]]] = {}
+        behind = [*asked]
+        while behind:
+            scans = await self._link.all([self._soonest(p, until_ms, asked[p]) for p in behind])
+            for p, scan in zip(behind, scans, strict=True):
+                pages[p] = [_due(member, due, p) for member, due in _pairs(scan)]
+            due = list(islice(merge(*pages.values()), limit))
+            last = due[-1] if len(due) == limit else None
+            behind = [
+                p for p, page in pages.items() if len(page) == asked[p] < limit and (last is None or page[-1] < last)
+            ]
+            asked |= {p: min(limit, 4 * asked[p]) for p in behind}
         bodies = await self._link.all(
             [("HGET", self._keys[p].reminders(stream.decode()), name) for _, stream, name, p in due]
         )
@@ -252,6 +277,9 @@ class RedisJournal:
             if body is not None
         )
         return sorted((r for r in found if r.due_ms <= until_ms), key=lambda r: (r.due_ms, r.stream, r.name))
+
+    def _soonest(self, partition: int, until_ms: int, count: int) -> Call:
+        return ("ZRANGEBYSCORE", self._keys[partition].due, "-inf", until_ms, "WITHSCORES", "LIMIT", 0, count)
 
     async def reminders(self, stream: str) -> list[Reminder]:
         found = await self._link.one(SCRIPTS["hash"].call([self._keys_of(stream).reminders(stream)]))

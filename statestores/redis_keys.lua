@@ -14,10 +14,13 @@ local call = redis.call
 local pack, unpack_fields = struct.pack, struct.unpack
 local GENERATION = 1000
 
--- The answer that was given to a request before, or nil.
+-- The answer that was given to a request before, or nil. Written again, so that WAIT and WAITAOF wait for the repeat too:
+-- they wait for the connection's last write.
 local function answered(request, done, older)
-  local answer = call('HGET', done, request) or call('HGET', older, request)
-  return answer and cmsgpack.unpack(answer)
+  local given = call('HGET', done, request) or call('HGET', older, request)
+  if not given then return nil end
+  call('HSET', done, request, given)
+  return cmsgpack.unpack(given)
 end
 
 local function answer(request, done, older, given)
@@ -37,10 +40,7 @@ local mode, request, now = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIELDS = 6
 
 local before = answered(request, DONE, OLDER)
-if before then
-  call('HSET', DONE, request, cmsgpack.pack(before)) -- so that WAIT and WAITAOF wait for the repeat too
-  return before
-end
+if before then return before end
 
 local etag = tonumber(call('HGET', META, 'etag') or 0)
 

@@ -132,7 +132,8 @@ class RedisKeys:
         if not names:
             return 0
         keys = [self._names, self._expiry, *self._requests, *(self._key(name) for name in names)]
-        return int(await self._link.one(SCRIPTS["remove"].call(keys, token_hex(8), expired_until_ms, *names)))
+        call = SCRIPTS["remove"].call(keys, token_hex(8), expired_until_ms, *names)
+        return int(await self._link.one(call, durable=True))
 
     async def _names_with(self, prefix: str) -> AsyncIterator[list[str]]:
         """The names of all keys that start with `prefix`, in order, in pages."""

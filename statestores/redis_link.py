@@ -4,6 +4,11 @@ A *call* is one command as a tuple, usually of a script. Every call made here ma
 nothing, and scripts that write recognise a repeat (by turn id or request id). That is what allows the one policy for
 lost connections: send it again, with backoff, for a bounded time, then `StoreUnavailable`, outcome unknown.
 
+Commits are the exception (`once`). The fence comes before a repeat is recognised, so when the partition changes hands
+meanwhile, a turn that was recorded is refused as if it never had been. Only who knows that it is a repeat can read that
+answer: a commit that may have run is `StoreUnavailable` at once, and repeated by the caller (`GroupCommit`). What the
+server refused without running it, and what was never sent, is sent again here as well.
+
 What failures mean:
 
     connection lost, timeout, LOADING, READONLY or MASTERDOWN (a failover), CLUSTERDOWN, TRYAGAIN,
@@ -77,8 +82,13 @@ def _script(text: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+class _NotSentError(exceptions.ConnectionError):
+    """There was no connection to send anything over."""
+
+
 class Line(Protocol):
-    """How calls reach a server: one node, or a cluster. Failed calls are answers; a lost connection raises."""
+    """How calls reach a server: one node, or a cluster. Calls the server refused are answers; a lost connection
+    raises."""
 
     async def send(self, calls: Sequence[Call]) -> list[Answer]: ...
 
@@ -115,21 +125,33 @@ class RedisLink:
         """The answer to one call."""
         return (await self.all([call], durable=durable))[0]
 
-    async def all(self, calls: Sequence[Call], *, durable: bool = False) -> list[Answer]:
+    async def all(self, calls: Sequence[Call], *, durable: bool = False, once: bool = False) -> list[Answer]:
         """The answers to calls that may run in any order, made together. `durable`: return when what was written has
-        reached the disk and the replicas, as far as the settings ask for that."""
+        reached the disk and the replicas, as far as the settings ask for that. `once`: none of them is sent again when
+        it may have run already."""
         if not calls:
             return []
         confirmations = self._confirmations() if durable else []
         clock = asyncio.get_running_loop().time
         give_up = clock() + _RETRY_FOR_S
         failures = loads = 0
+        given: list[Answer] = [None] * len(calls)
+        open_places = [*range(len(calls))]
         while True:
-            answers = await self._send([*calls, *confirmations])
+            answers = await self._send([*(calls[place] for place in open_places), *confirmations])
             failure = _worst_of(answers)
+            for place, answer in zip(open_places, answers, strict=False):
+                given[place] = answer
             if failure is None:
-                self._check_confirmed(answers[len(calls) :])
-                return answers[: len(calls)]
+                self._check_confirmed(answers[len(open_places) :])
+                return given
+            if once and (lost := next((answer for answer in answers if _may_have_run(answer)), None)) is not None:
+                await self._reset()
+                raise self._error(lost) from lost
+            if once:
+                open_places = [place for place in open_places if isinstance(given[place], Exception)]
+                if not open_places:  # only the confirmation failed, and another connection could not confirm it
+                    raise self._error(failure) from failure
             if isinstance(failure, exceptions.NoScriptError) and loads < _MOST_LOADS:
                 loads += 1
                 failure = await self._load_scripts()
@@ -202,6 +224,12 @@ class RedisLink:
 _FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
 
+def _may_have_run(answer: Answer) -> bool:
+    """Whether a call failed so that nobody knows whether it ran. Our scripts check before they write, and what a server
+    refuses (a full disk, a lost failover) it refuses from the first write on."""
+    return isinstance(answer, Exception) and not isinstance(answer, exceptions.ResponseError | _NotSentError)
+
+
 def _worst_of(answers: Sequence[Answer]) -> Exception | None:
     """The failure that decides what to do: one that is final before one that passes, NOSCRIPT last."""
     failures = [answer for answer in answers if isinstance(answer, Exception)]
@@ -247,7 +275,7 @@ class _Node:
             connection = self._idle.pop() if self._idle else self._connection_class(**self._options)
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
+                    await _connect(connection)
                     await connection.send_packed_command(packed, check_health=False)
                     answers = [await _answer(connection) for _ in calls]
             except BaseException:
@@ -275,6 +303,15 @@ class _Node:
             await connection.disconnect()
 
 
+async def _connect(connection: AbstractConnection) -> None:
+    try:
+        await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
+    except _FAILURES as error:
+        if _is_refused(error) or not _is_passing(error):
+            raise
+        raise _NotSentError(str(error) or type(error).__name__) from error
+
+
 async def _answer(connection: AbstractConnection) -> Answer:
     try:
         return await connection.read_response()
@@ -296,7 +333,10 @@ class _Cluster:
 
     async def send(self, calls: Sequence[Call]) -> list[Answer]:
         if len(calls) == 1:
-            return [await self._client.execute_command(*calls[0])]
+            try:
+                return [await self._client.execute_command(*calls[0])]
+            except exceptions.ResponseError as error:
+                return [error]
         pipeline = self._client.pipeline()
         for call in calls:
             pipeline.execute_command(*call)

@@ -22,7 +22,7 @@ from bisect import bisect_left
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
+from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder
 from statestores.sqlite_loads import Loads, load
 from statestores.sqlite_plain import Fence, is_plain, rows_of
@@ -207,10 +207,6 @@ def _insert(connection: sqlite3.Connection, effects: list[Any]) -> None:
 
 
 # ---- commit --------------------------------------------------------------------------------------------------------
-
-
-class _LeftOut(Exception):
-    """Rows that the short way did not take."""
 
 
 def _effects_beside_events(turns: Sequence[TurnCommit], others: Sequence[TurnCommit]) -> list[Any]:
@@ -440,6 +436,11 @@ def _release(connection: sqlite3.Connection, owned: Sequence[tuple[int, int]]) -
 # ---- the face ------------------------------------------------------------------------------------------------------
 
 
+# A value that cannot be bound (a lone surrogate, a number of more than 64 bits), that is too long, or that a column
+# refuses. Nothing is recorded: what is raised ends the statement or the transaction.
+_IMPOSSIBLE = (ValueError, OverflowError, sqlite3.IntegrityError, sqlite3.DataError)
+
+
 class SqliteJournal:
     """The journal in the store's file. Each call is one transaction, or one statement that is one."""
 
@@ -480,10 +481,16 @@ class SqliteJournal:
         return [Ownership._make(row) for row in rows]
 
     async def commit(self, turns: Sequence[TurnCommit]) -> list[CommitRefused | None]:
-        """The effects are laid out here, on the caller's thread: it holds the interpreter lock already."""
         if not turns:
             return []
         check_possible(turns, self.partitions)
+        try:
+            return await self._commit(turns)
+        except _IMPOSSIBLE as error:
+            raise InvalidRequest(f"a turn holds a value that SQLite cannot: {error}") from error
+
+    async def _commit(self, turns: Sequence[TurnCommit]) -> Answers:
+        """The effects are laid out here, on the caller's thread: it holds the interpreter lock already."""
         others = [turn for turn in turns if not is_plain(turn)]
         if len(turns) >= self.worth_two_statements * len(others) and (values := rows_of(turns)) is not None:
             beside = _effects_beside_events(turns, others)
@@ -501,16 +508,16 @@ class SqliteJournal:
             return False
         try:
             if not beside:
-                return self._fence.insert(connection, values)
-            in_transaction(connection, lambda _: self._insert_both(connection, values, beside))
-        except (sqlite3.IntegrityError, _LeftOut):
+                self._fence.insert(connection, values)
+            else:
+                in_transaction(connection, lambda _: self._insert_both(connection, values, beside))
+        except sqlite3.IntegrityError:
             return False
         return True
 
     def _insert_both(self, connection: sqlite3.Connection, values: list[Any], beside: list[Any]) -> None:
         """Invariant: the fence that the first statement checks holds to the end of the transaction (INV-2)."""
-        if not self._fence.insert(connection, values):
-            raise _LeftOut
+        self._fence.insert(connection, values)
         _apply(connection, beside)
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:

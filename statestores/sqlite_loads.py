@@ -3,13 +3,17 @@
 sqlite3 lets go of the interpreter lock at every row, and beside a busy event loop has to wait for it each time. So when
 thousands of streams are wanted at once (a restart with many unfinished workflows), the rows of up to `_AT_ONCE` streams
 are put into a single one, as JSON. While one statement is under way, what is wanted meanwhile waits for the next.
+
+JSON holds bytes as digits, and what a statement makes is there several times over before it is taken apart: for many
+small values the cheaper way, for large ones much the dearer. So the statement looks first how large everything is, and
+when there are large values, or it is too much, it says only that. Large values are then loaded as they are, a stream at
+a time, and what is too much for now waits for the next statement, which is made for less.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,13 +21,17 @@ import orjson
 from statestores.model import Event, Snapshot, StreamState
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Awaitable, Callable, Sequence
 
     Read = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
 
 _AT_ONCE = 256
-# Of all streams of a statement together.
-_MOST_EVENTS = 10_000
+_AT_FIRST = 16
+# Of all streams that are loaded together. What an event costs beside its data is taken to be `_EVENT_BYTES`.
+_MOST_BYTES = 4_000_000
+_EVENT_BYTES = 200
+_LARGE_VALUE = 8_192
 _NO_LIMIT = 2**63 - 1
 
 # One statement, so that it sees one moment. The snapshot, if usable, comes first: its name is NULL.
@@ -34,16 +42,22 @@ _LOAD = """
         AND version > coalesce((SELECT version FROM snapshots WHERE stream = :stream AND version <= :at), 0)
     ORDER BY version"""
 # Again one statement. Streams go by their places among those wanted; bytes and texts, whatever is in them, as
-# hexadecimal digits.
-_LOAD_MANY = """
-    WITH wanted AS (SELECT key AS place, value AS stream FROM json_each(:streams)),
-        kept AS (SELECT place, version, data FROM wanted JOIN snapshots USING (stream)),
-        recent AS (SELECT place, events.* FROM wanted CROSS JOIN events ON events.stream = wanted.stream
-            AND events.version > coalesce((SELECT version FROM kept WHERE kept.place = wanted.place), 0) LIMIT :most)
-    SELECT (SELECT count(*) FROM recent),
-        (SELECT json_group_array(json_array(place, version, hex(data))) FROM kept),
-        (SELECT json_group_array(json_array(place, version, time_ms,
-            hex(name), hex(turn_id), hex(caller), hex(trace_id), hex(data))) FROM recent)"""
+# hexadecimal digits. Either how large each stream is, or snapshots and events.
+_LOAD_MANY = f"""
+    WITH wanted AS (SELECT key AS place, value AS stream, coalesce(snapshots.version, 0) AS seen,
+            coalesce(length(data), 0) AS snapshot_bytes
+            FROM json_each(:streams) LEFT JOIN snapshots ON snapshots.stream = value),
+        sizes AS MATERIALIZED (SELECT place, snapshot_bytes + coalesce(sum(length(data) + {_EVENT_BYTES}), 0) AS bytes,
+            max(snapshot_bytes, coalesce(max(length(data)), 0)) > {_LARGE_VALUE} AS is_large
+            FROM wanted LEFT JOIN events ON events.stream = wanted.stream AND events.version > seen GROUP BY place),
+        found AS MATERIALIZED (SELECT sum(bytes) > :most OR max(is_large) AS is_too_much FROM sizes)
+    SELECT CASE WHEN is_too_much THEN (SELECT json_group_array(json_array(place, bytes, is_large)) FROM sizes) END,
+        CASE WHEN NOT is_too_much THEN (SELECT json_group_array(json_array(place, version, hex(data)))
+            FROM wanted JOIN snapshots USING (stream)) END,
+        CASE WHEN NOT is_too_much THEN (SELECT json_group_array(json_array(place, version, time_ms,
+            hex(name), hex(turn_id), hex(caller), hex(trace_id), hex(data)))
+            FROM wanted CROSS JOIN events ON events.stream = wanted.stream AND events.version > seen) END
+    FROM found"""
 
 
 def load(connection: sqlite3.Connection, stream: str, at_version: int | None = None) -> StreamState:
@@ -57,22 +71,38 @@ def load(connection: sqlite3.Connection, stream: str, at_version: int | None = N
     return _state(snapshot, list(map(Event._make, rows)))
 
 
-def load_many(connection: sqlite3.Connection, streams: Sequence[str]) -> list[StreamState]:
-    """The newest state of each. What is too much for one statement is halved."""
-    if len(streams) == 1:
-        return [load(connection, streams[0])]
-    count = _MOST_EVENTS
-    if not any("\0" in stream for stream in streams):  # SQLite's JSON ends at it
-        try:
-            wanted = {"streams": json.dumps([*streams]), "most": _MOST_EVENTS}
-            count, snapshots, events = connection.execute(_LOAD_MANY, wanted).fetchone()
-        except sqlite3.DataError:  # longer than a string may be
-            pass
-    if count == _MOST_EVENTS:
-        middle = len(streams) // 2
-        return load_many(connection, streams[:middle]) + load_many(connection, streams[middle:])
+def load_some(connection: sqlite3.Connection, streams: Sequence[str]) -> dict[int, StreamState]:
+    """The newest states by the places of their streams: of as many as are not too much together, at least one."""
+    if len(streams) == 1 or any("\0" in stream for stream in streams):  # SQLite's JSON ends at a NUL
+        return {0: load(connection, streams[0])}
+    wanted = {"streams": json.dumps([*streams]), "most": _MOST_BYTES}
+    sizes, snapshots, events = connection.execute(_LOAD_MANY, wanted).fetchone()
+    if sizes is None:
+        return dict(enumerate(_states(len(streams), snapshots, events)))
+    large, small = _fitting(orjson.loads(sizes))
+    found = {place: load(connection, streams[place]) for place in large}
+    if small:
+        together = load_some(connection, [streams[place] for place in small])
+        found |= {small[place]: state for place, state in together.items()}
+    return found
+
+
+def _fitting(sizes: list[tuple[int, int, int]]) -> tuple[list[int], list[int]]:
+    """The places of the first streams that are not too much together: those with large values, and the others."""
+    large: list[int] = []
+    small: list[int] = []
+    total = 0
+    for place, size, is_large in sorted(sizes):
+        total += size
+        if place and total > _MOST_BYTES:
+            break
+        (large if is_large else small).append(place)
+    return large, small
+
+
+def _states(count: int, snapshots: str, events: str) -> list[StreamState]:
     kept = {place: Snapshot(version, bytes.fromhex(data)) for place, version, data in orjson.loads(snapshots)}
-    recent: list[list[Event]] = [[] for _ in streams]
+    recent: list[list[Event]] = [[] for _ in range(count)]
     for place, version, time_ms, *digits in orjson.loads(events):
         name, turn_id, caller, trace_id, data = map(bytes.fromhex, digits)
         event = Event(version, name.decode(), data, time_ms, turn_id.decode(), caller.decode(), trace_id.decode())
@@ -88,6 +118,11 @@ def _state(snapshot: Snapshot | None, events: list[Event]) -> StreamState:
     return StreamState(version, snapshot, events)
 
 
+def _size_of(state: StreamState) -> int:
+    snapshot = len(state.snapshot.data) if state.snapshot else 0
+    return snapshot + sum([len(event.data) + _EVENT_BYTES for event in state.events])
+
+
 def _version(event: Event) -> int:
     return event.version
 
@@ -101,8 +136,8 @@ class Loads:
         self._waiting: list[tuple[str, asyncio.Future[StreamState]]] = []
         self._task: asyncio.Task[None] | None = None
         self._busy = False
-        # How many the next statement is for: of long histories, fewer.
-        self._at_once = _AT_ONCE
+        # How many the next statement is for: of large histories, fewer. It begins low, as nothing is known of them yet.
+        self._at_once = _AT_FIRST
 
     async def load(self, stream: str) -> StreamState:
         if self._busy:
@@ -126,12 +161,15 @@ class Loads:
         del self._waiting[: self._at_once]
         streams = [stream for stream, _ in some]
         try:
-            states: list[StreamState] = await self._read(lambda connection: load_many(connection, streams))
-            events = sum(len(state.events) for state in states)
-            self._at_once = max(1, min(_AT_ONCE, _MOST_EVENTS // 2 * len(states) // (events + 1)))
-            for (_, future), state in zip(some, states, strict=True):
+            states: dict[int, StreamState] = await self._read(lambda connection: load_some(connection, streams))
+            size = sum(map(_size_of, states.values()))
+            self._at_once = max(1, min(_AT_ONCE, _MOST_BYTES // 2 * len(states) // (size + 1)))
+            for place, state in states.items():
+                future = some[place][1]
                 if not future.done():
                     future.set_result(state)
+            self._waiting[:0] = [waiting for place, waiting in enumerate(some) if place not in states]
+            some = []
         except Exception as error:
             for _, future in some:
                 if not future.done():

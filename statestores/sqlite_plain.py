@@ -2,19 +2,18 @@
 
 Events are most of what turns record, and the general way (`sqlite_journal`, a row of a trigger's view for each effect)
 costs about twice as much for them. This one statement fences, checks and writes as well; it differs in what happens
-when something is wrong. A row whose check fails is left out, and then the count of rows tells; the caller undoes what
-there is and goes the general way with the same turns, which finds the ones that are recorded already by their turn ids,
-and words the refusals of the others. No turn is recorded in part: all rows of a stream ask for the same thing, the
-event that was its head before the batch.
+when something is wrong. A row whose check fails has no version, to which the table objects, and nothing of the batch is
+recorded; the caller goes the general way with the same turns, which finds and words the refusals. (To leave such rows
+out would be dearer: the general way would then find all other turns recorded, and look at each.)
 """
 
 from __future__ import annotations
 
+import sqlite3
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Sequence
 
     from statestores.model import TurnCommit
@@ -33,10 +32,11 @@ def _statement(size: int) -> str:
     """Column 9 is the head that the first of the stream's turns in the batch expects. That it is there, and that the
     versions after it are free, which the primary key sees to, makes it the head (INV-1)."""
     return f"""INSERT INTO events
-        SELECT column1, column2, column3, column4, column5, column6, column7, column8
+        SELECT column1, CASE WHEN ({_VECTOR}) = ? AND (column9 = 0
+                OR EXISTS (SELECT 1 FROM events WHERE stream = column1 AND version = column9)) THEN column2 END,
+            column3, column4, column5, column6, column7, column8
         FROM (VALUES {",".join([_ROW] * size)})
-        WHERE column1 IS NOT NULL AND ({_VECTOR}) = ? AND (column9 = 0
-            OR EXISTS (SELECT 1 FROM events WHERE stream = column1 AND version = column9))"""
+        WHERE column1 IS NOT NULL"""
 
 
 _STATEMENTS = {size: _statement(size) for size in _SIZES}
@@ -84,13 +84,12 @@ class Fence:
             self._vector = ",".join(str(epoch) for _, epoch in sorted(self._epochs.items()))
         return pairs <= self._epochs.items()
 
-    def insert(self, connection: sqlite3.Connection, values: list[Any]) -> bool:
-        """False: some rows were left out. Raises `sqlite3.IntegrityError` when an event is there already; no row was
-        written then."""
+    def insert(self, connection: sqlite3.Connection, values: list[Any]) -> None:
+        """Raises `sqlite3.IntegrityError` when a check fails, or an event is there already; no row was written then."""
         count = len(values) // _COLUMNS
         size = _SIZES[bisect_left(_SIZES, count)]
-        parameters = [*values, *_PADDING * (size - count), self._vector]
-        written = connection.execute(_STATEMENTS[size], parameters).rowcount
-        if written == 0:
-            self._epochs = {}
-        return written == count
+        try:
+            connection.execute(_STATEMENTS[size], [self._vector, *values, *_PADDING * (size - count)])
+        except sqlite3.IntegrityError:
+            self._epochs = {}  # it may have been these
+            raise

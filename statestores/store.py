@@ -60,9 +60,9 @@ class Journal(Protocol):
     async def acquire(
         self, partitions: Sequence[int], owner: str, now_ms: int, lease_ms: int, *, force: bool = False
     ) -> list[Ownership]:
-        """Take partitions over: each gets epoch + 1, atomically, all or none. Raises `LeaseHeld` (nothing is taken)
-        when one of them has an unexpired lease of another owner and not `force`. `owner` may acquire what it owns
-        already: that is a take-over too, with a new epoch."""
+        """Take partitions over: each gets a new epoch, greater than all before, atomically, all or none. Raises
+        `LeaseHeld` (nothing is taken) when one of them has an unexpired lease of another owner and not `force`. `owner`
+        may acquire what it owns already: that is a take-over too, with a new epoch."""
 
     async def renew(self, owned: Sequence[tuple[int, int]], owner: str, now_ms: int, lease_ms: int) -> list[Ownership]:
         """Extend the leases of (partition, epoch) pairs. Returns those that were extended; a pair that is missing from
@@ -79,7 +79,8 @@ class Journal(Protocol):
 
         A refused turn does not affect the others. On `StoreUnavailable` the outcome of every turn is unknown: repeat
         the same call; turns that were recorded are recognised by their `turn_id`. On return without an error everything
-        is as durable as the store can make it.
+        is as durable as the store can make it. Raises `InvalidRequest`, before anything was recorded, when a turn
+        contradicts itself or holds a value that the store cannot (a lone surrogate, say).
         """
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:

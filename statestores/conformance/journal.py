@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, VersionConflict
+from statestores.errors import (
+    DuplicateTurn,
+    ImpossibleTurn,
+    InvalidRequest,
+    LeaseHeld,
+    StaleEpoch,
+    VersionConflict,
+)
+from statestores.groupcommit import GroupCommit
 from statestores.model import (
     IndexEntry,
     IndexQuery,
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from statestores.errors import CommitRefused
+    from statestores.groupcommit import Outcome
     from statestores.model import Ownership
     from statestores.store import Journal, StateStore
 
@@ -147,6 +156,17 @@ async def names_of(journal: Journal, stream: str) -> list[str]:
     return [event.name for event in await journal.events(stream)]
 
 
+async def grouped(journal: Journal, turns: Sequence[TurnCommit]) -> list[Outcome]:
+    """The outcomes of turns that a host commits together."""
+    group = GroupCommit(journal)
+    outcomes: list[Outcome] = []
+    group.start()
+    for turn in turns:
+        group.submit(turn, outcomes.append)
+    await group.close()
+    return outcomes
+
+
 def same_partition(owner: Owner, stream: str, count_: int) -> list[str]:
     """Other streams that live in the partition of `stream`."""
     candidates = (f"peer/{number}" for number in count())
@@ -181,14 +201,14 @@ class JournalConformance:
         assert [o.partition for o in await store.journal.owners()] == [*range(store.journal.partitions)]
 
     async def test_epochs_only_grow(self, store: StateStore) -> None:
-        """Every take-over, also by the owner itself, by force, or after a release, has the next epoch (INV-2)."""
+        """Every take-over, also by the owner itself, by force, or after a release, has a newer epoch (INV-2)."""
         journal = store.journal
         (first,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
         (again,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
         (forced,) = await journal.acquire([0], "host-b", NOW_MS, LEASE_MS, force=True)
         await journal.release([(0, forced.epoch)])
         (released,) = await journal.acquire([0], "host-c", NOW_MS, LEASE_MS)
-        assert [again.epoch, forced.epoch, released.epoch] == [first.epoch + 1, first.epoch + 2, first.epoch + 3]
+        assert first.epoch < again.epoch < forced.epoch < released.epoch
 
     async def test_a_living_lease_is_respected(self, store: StateStore) -> None:
         """Another owner's unexpired lease is `LeaseHeld`, names the holder, and nothing at all is taken."""
@@ -219,7 +239,7 @@ class JournalConformance:
         assert await journal.owners() == [renewed]
 
     async def test_release_ends_the_lease_and_keeps_the_epoch(self, store: StateStore) -> None:
-        """A released partition can be taken at once, with the next epoch; a stale release changes nothing."""
+        """A released partition can be taken at once, with a newer epoch; a stale release changes nothing."""
         journal = store.journal
         (first,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
         (second,) = await journal.acquire([0], "host-a", NOW_MS, LEASE_MS)
@@ -501,6 +521,21 @@ class JournalConformance:
             await owner.commit(owner.turn("b/1", 0, "neighbour"), impossible)
         await self.assert_empty(store, "a/1")
         await self.assert_empty(store, "b/1")
+
+    async def test_a_value_that_cannot_be_held_is_one_turns_fault(self, store: StateStore) -> None:
+        """A store that cannot hold a value says `InvalidRequest`, and nothing of the call is recorded; in a group only
+        that turn fails, for good (INV-4)."""
+        owner = await Owner.of(store)
+        good, bad, next_ = (owner.turn(f"a/{number}", 0, "e") for number in range(3))
+        bad = bad._replace(listing=IndexEntry("a/1", "n", "\ud800", 1, 1))
+        turns = [good, bad, next_]
+        try:
+            assert await store.journal.commit(turns) == [None] * 3
+        except InvalidRequest:
+            assert [await store.journal.events(turn.stream) for turn in turns] == [[], [], []]
+            outcomes = await grouped(store.journal, turns)
+            assert [type(outcome) for outcome in outcomes] == [type(None), ImpossibleTurn, type(None)]
+            assert [len(await store.journal.events(turn.stream)) for turn in turns] == [1, 0, 1]
 
     async def test_a_turn_in_a_wrong_partition(self, store: StateStore) -> None:
         """A stream can only be written in the partition it lives in: anywhere else it would never be found again."""

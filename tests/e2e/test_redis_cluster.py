@@ -103,7 +103,7 @@ async def busy(cluster: RedisCluster) -> AsyncIterator[Busy]:
     store = _store(cluster, uuid4().hex, max_retries=3)
     await store.open()
     count = store.journal.partitions
-    await store.journal.acquire(range(count), "host", 0, 60_000)
+    epochs = {one.partition: one.epoch for one in await store.journal.acquire(range(count), "host", 0, 60_000)}
     streams = {partition_of(name, count): name for name in (f"Cart/{number}" for number in range(1_000))}
-    yield Busy(store, [TurnCommit(p, 1, s, s, 0, 0, events=(NewEvent("e", b""),)) for p, s in streams.items()])
+    yield Busy(store, [TurnCommit(p, epochs[p], s, s, 0, 0, events=(NewEvent("e", b""),)) for p, s in streams.items()])
     await store.close()

@@ -188,9 +188,9 @@ class JournalMachine(RuleBasedStateMachine):
         if not taken:
             return
         self.holders[partition] = host
-        self.model.epochs[partition] += 1
-        assert [ownership.epoch for ownership in taken] == [self.model.epochs[partition]]
-        self.epochs[host][partition] = self.model.epochs[partition]
+        [ownership] = taken
+        assert ownership.epoch > self.model.epochs[partition]
+        self.model.epochs[partition] = self.epochs[host][partition] = ownership.epoch
 
     @rule(host=st.sampled_from(HOSTS), batch=st.lists(wishes(), min_size=1, max_size=6))
     def decide(self, host: str, batch: list[Wish]) -> None:

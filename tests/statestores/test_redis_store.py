@@ -12,7 +12,15 @@ from redis import asyncio as aioredis
 
 from statestores import redis as redis_module
 from statestores import redis_journal, redis_keys
-from statestores.errors import ComponentError, ETagMismatch, FormatError, InvalidRequest, StoreUnavailable
+from statestores.errors import (
+    ComponentError,
+    ETagMismatch,
+    FormatError,
+    InvalidRequest,
+    StaleEpoch,
+    StoreUnavailable,
+)
+from statestores.groupcommit import GroupCommit
 from statestores.model import (
     FORMAT_VERSION,
     IndexEntry,
@@ -30,9 +38,10 @@ from statestores.store import DeleteKey, KeyQuery, SetKey
 from tests.servers import CuttingProxy, RedisServer, shared_redis
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
-    from statestores.redis_link import RedisLink
+    from statestores.groupcommit import Outcome
+    from statestores.redis_link import Argument, Call, RedisLink
 
 PARTITIONS = 4
 
@@ -55,7 +64,10 @@ def _turn(stream: str, number: int, **parts: Any) -> TurnCommit:
 
 
 async def _own_all(store: RedisStore) -> None:
+    """Of epoch 1, which the turns of this file carry: the fence is put back to it."""
     await store.journal.acquire(range(PARTITIONS), "host", 0, 60_000)
+    for keys in store.journal._keys:
+        await store._link.one(("HSET", keys.meta, "epoch", 1))
 
 
 @pytest.fixture
@@ -163,11 +175,36 @@ async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin:
     assert [key async for key in admin.scan_iter("*rehearsal*")] == []
 
 
+# ---- epochs ----
+
+
+async def test_epochs_a_server_has_forgotten_are_not_given_out_again(admin: aioredis.Redis) -> None:
+    """INV-2: a server that lost its tail (a replica was promoted that lagged) gives the next owner an epoch that the
+    one it has forgotten never had, so that this one is fenced."""
+    stores = [_store(namespace="forgotten", partitions=1) for _ in range(3)]
+    for one in stores:
+        await one.open()
+    remembered, forgotten, newest = (one.journal for one in stores)
+    await remembered.acquire([0], "remembered", 0, 1)
+    keys = [key async for key in admin.scan_iter("{mecha:forgotten*")]
+    before = {key: await admin.dump(key) or b"" for key in keys}
+    [lost] = await forgotten.acquire([0], "forgotten", 10, 1)
+    for key, kept in before.items():
+        await admin.restore(key, 0, kept, replace=True)
+    [owned] = await newest.acquire([0], "newest", 20, 1)
+    assert owned.epoch > lost.epoch
+    turns = [TurnCommit(0, one.epoch, "Cart/1", f"turn-{one.owner}", 0) for one in (lost, owned)]
+    assert [type(answer) for answer in await newest.commit(turns)] == [StaleEpoch, type(None)]
+    assert await newest.owners() == [owned]
+    for one in stores:
+        await one.close()
+
+
 # ---- repeats ----
 
 
 async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
-    """INV-8: commit succeeds, the answer is lost; the store repeats by itself and the turn counts once."""
+    """INV-8: commit succeeds, the answer is lost; the caller is told so, repeats it, and the turn counts once."""
     async with CuttingProxy(shared_redis().port) as proxy:
         store = _store(proxy.port)
         await store.open()
@@ -176,9 +213,61 @@ async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
         commit = asyncio.create_task(store.journal.commit([_turn("Cart/1", 0)]))
         await proxy.wait_cut()
         proxy.heal()
-        assert await commit == [None]
+        with pytest.raises(StoreUnavailable):
+            await commit
+        assert await store.journal.commit([_turn("Cart/1", 0)]) == [None]
         assert len(await store.journal.events("Cart/1")) == 1
         await store.close()
+
+
+async def test_a_recorded_commit_is_never_called_refused() -> None:
+    """INV-8: commit succeeds, the answer is lost, then the partition is: its outcome is unknown. Were it told as
+    refused for its epoch, the turn would be run again, and take effect twice."""
+    async with CuttingProxy(shared_redis().port) as proxy:
+        store, other = _store(proxy.port, "taken"), _store(namespace="taken")
+        for one in (store, other):
+            await one.open()
+        await _own_all(store)
+        group = GroupCommit(store.journal)
+        group.start()
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        proxy.cut_after("answers", 1)
+        group.submit(_turn("Cart/1", 0), outcome.set_result)
+        await proxy.wait_cut()
+        await other.journal.acquire(range(PARTITIONS), "other", 0, 60_000, force=True)
+        proxy.heal()
+        assert isinstance(await outcome, StoreUnavailable)
+        assert len(await other.journal.events("Cart/1")) == 1
+        await group.close()
+        for one in (store, other):
+            await one.close()
+
+
+async def test_a_commit_that_was_never_sent_is_refused_for_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no connection has recorded nothing: the store tries again by itself, and the refusal that
+    comes of it is one, so that the turn may be run again."""
+    with RedisServer(aof="always") as server:
+        store, other = _store(server.port, "away", max_retries=10_000), _store(server.port, "away")
+        for one in (store, other):
+            await one.open()
+        await _own_all(store)
+        await other.journal.acquire(range(PARTITIONS), "other", 0, 60_000, force=True)
+        await store._link._reset()
+        tried = asyncio.Event()
+        compute = store._link._backoff.compute
+
+        def noting(failures: int) -> float:
+            tried.set()
+            return compute(failures)
+
+        monkeypatch.setattr(store._link._backoff, "compute", noting)
+        server.kill()
+        commit = asyncio.create_task(store.journal.commit([_turn("Cart/1", 0)]))
+        await tried.wait()
+        server.start()
+        assert [type(answer) for answer in await commit] == [StaleEpoch]
+        for one in (store, other):
+            await one.close()
 
 
 async def test_a_conditional_write_whose_answer_was_lost_succeeds() -> None:
@@ -246,6 +335,37 @@ async def test_a_rare_entry_is_found_among_many(store: RedisStore) -> None:
         found += [entry.stream for entry in page]
     assert found == rare
     assert [entry.stream for entry in await store.journal.index(IndexQuery("Cart", limit=9_000))] == names
+
+
+async def test_the_soonest_reminders_are_found_wherever_they_are(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition that holds more than its share is asked again, the others are not; nothing is asked for as many as
+    all of them could hold."""
+    names = [f"Cart/{number}" for number in range(2_000)]
+    crowded = [name for name in names if partition_of(name, PARTITIONS) == 0]
+    due_ms = {name: number // 3 if name in set(crowded) else 300 + number for number, name in enumerate(names)}
+    turns = [_turn(n, 0, events=(), reminders_set=(Reminder(n, "r", due_ms[n], b"{}"),)) for n in names]
+    assert await store.journal.commit(turns) == [None] * len(turns)
+    rows = 0
+    all_ = store._link.all
+
+    async def counting(calls: Sequence[Call], **how: bool) -> list[Any]:
+        nonlocal rows
+        answers = await all_(calls, **how)
+        rows += sum(len(a) // 2 for c, a in zip(calls, answers, strict=True) if c[0] == "ZRANGEBYSCORE")
+        return answers
+
+    monkeypatch.setattr(store._link, "all", counting)
+    in_order = sorted(names, key=lambda name: (due_ms[name], name))
+    for limit, most_rows in ((1, 4), (7, 60), (100, 500), (400, 1_400), (1_900, 4_000)):
+        rows = 0
+        found = await store.journal.due_reminders(range(PARTITIONS), 10_000, limit)
+        assert [reminder.stream for reminder in found] == in_order[:limit]
+        assert rows <= most_rows
+    assert len(await store.journal.due_reminders(range(PARTITIONS), 100, 2_000)) == sum(
+        d <= 100 for d in due_ms.values()
+    )
 
 
 async def test_receipts_that_must_stay_do_not_hide_those_that_may_go(store: RedisStore) -> None:
@@ -342,7 +462,12 @@ async def test_a_restart_of_the_server_is_ridden_out() -> None:
         loads = await asyncio.gather(*(store.journal.load("Cart/1") for _ in range(20)))
         assert {state.version for state in loads} == {1}
         server.restart()
-        assert await store.journal.commit([_turn("Cart/1", 1)]) == [None]
+        group = GroupCommit(store.journal)
+        group.start()
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        group.submit(_turn("Cart/1", 1), outcome.set_result)
+        assert await outcome is None
+        await group.close()
         await store.close()
 
 
@@ -429,7 +554,7 @@ async def test_wrong_credentials_are_named() -> None:
 
 async def test_missing_rights_are_found_at_open(admin: aioredis.Redis) -> None:
     """INV-4: a user who may not run one of the commands is refused at open, before a real turn could fail half-way."""
-    for missing in ("zadd", "hsetnx", "rename", "zrem", "pexpire"):
+    for missing in ("zadd", "hsetnx", "rename", "zrem", "pexpire", "time"):
         await admin.acl_setuser(
             "narrow", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", f"-{missing}"]
         )
@@ -483,6 +608,53 @@ async def test_waiting_for_the_aof() -> None:
         await store.close()
     with pytest.raises(ComponentError, match="appendonly"):
         await _store(wait_aof=True).open()
+
+
+async def test_whatever_counts_as_written_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With waitAOF everything that a caller relies on is on disk when the call returns: leases and removals too."""
+    with RedisServer(aof="everysec") as server:
+        store = _store(server.port, wait_aof=True)
+        await store.open()
+        [owned] = await store.journal.acquire([0], "host", 0, 60_000)
+        await store.keys.apply([SetKey("a||b", b""), SetKey("c", b"", ttl_s=1)], 0)
+        line = store._link._line
+        assert line is not None
+        sent: list[list[Argument]] = []
+        send = line.send
+
+        async def noting(calls: Sequence[Call]) -> list[Any]:
+            sent.append([call[0] if call[0] != "EVALSHA" else call[1] for call in calls])
+            return await send(calls)
+
+        monkeypatch.setattr(line, "send", noting)
+        assert len(await store.journal.renew([(0, owned.epoch)], "host", 0, 60_000)) == 1
+        assert await store.keys.delete_prefix("a") == 1
+        assert await store.keys.purge_expired(5_000, 10) == 1
+        await store.journal.release([(0, owned.epoch)])
+        renew, remove = redis_journal.SCRIPTS["renew"].sha, redis_keys.SCRIPTS["remove"].sha
+        writes = [names for names in sent if {renew, remove} & {*names}]
+        assert writes == [[renew, "WAITAOF"], [remove, "WAITAOF"], [remove, "WAITAOF"], [renew, "WAITAOF"]]
+        await store.close()
+
+
+@pytest.mark.parametrize("script", ["write", "remove"])
+async def test_a_repeat_writes_too(script: str) -> None:
+    """WAITAOF waits for a connection's last write: a repeat on a new connection that wrote nothing would not wait."""
+    with RedisServer() as server:
+        store = _store(server.port)
+        await store.open()
+        keys = [store.keys._meta] if script == "write" else []
+        keys += [store.keys._names, store.keys._expiry, *store.keys._requests, store.keys._key("a")]
+        arguments = ("each", "request", 0, "a", "s", "", 0, 0, b"") if script == "write" else ("request", "", "a")
+        call = redis_keys.SCRIPTS[script].call(keys, *arguments)
+        answers = []
+        async with aioredis.Redis(port=server.port) as admin:
+            for _ in range(2):
+                before = (await admin.info("persistence"))["rdb_changes_since_last_save"]
+                answers.append(await store._link.one(call))
+                assert (await admin.info("persistence"))["rdb_changes_since_last_save"] > before
+        assert answers[0] == answers[1]
+        await store.close()
 
 
 async def test_waiting_for_replicas_that_are_not_there() -> None:

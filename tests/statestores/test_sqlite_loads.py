@@ -39,17 +39,18 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many streams each statement for many was asked for."""
-    sizes: list[int] = []
-    load_many = sqlite_loads.load_many
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[StreamState]]]:
+    """How many streams each statement for many was asked for, and what came of it."""
+    calls: list[tuple[int, list[StreamState]]] = []
+    load_some = sqlite_loads.load_some
 
-    def counting(connection: sqlite3.Connection, streams: Sequence[str]) -> list[StreamState]:
-        sizes.append(len(streams))
-        return load_many(connection, streams)
+    def counting(connection: sqlite3.Connection, streams: Sequence[str]) -> dict[int, StreamState]:
+        states = load_some(connection, streams)
+        calls.append((len(streams), [*states.values()]))
+        return states
 
-    monkeypatch.setattr(sqlite_loads, "load_many", counting)
-    return sizes
+    monkeypatch.setattr(sqlite_loads, "load_some", counting)
+    return calls
 
 
 async def versions(store: SqliteStore, streams: Sequence[str]) -> list[int]:
@@ -57,25 +58,52 @@ async def versions(store: SqliteStore, streams: Sequence[str]) -> list[int]:
 
 
 async def test_what_queues_up_goes_together(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = counted(monkeypatch)
+    calls = counted(monkeypatch)
     assert await versions(store, STREAMS[:1]) == [0]
-    assert sizes == []
+    assert calls == []
     assert await versions(store, STREAMS) == list(range(40))
-    assert sizes == [39]
+    assert [asked for asked, _ in calls] == [16, 23]
+    assert [len(states) for _, states in calls] == [16, 23]
 
 
-async def test_long_histories_go_in_smaller_company(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No statement makes more than so many rows into one: what is too much is halved, and the next ones ask for less.
-    A history that is too long for any company is loaded by itself."""
-    monkeypatch.setattr(sqlite_loads, "_MOST_EVENTS", 100)
-    sizes = counted(monkeypatch)
-    assert await versions(store, STREAMS) == list(range(40))
-    assert sizes[:3] == [39, 19, 9]
-    sizes.clear()
-    assert await versions(store, STREAMS[20:]) == list(range(20, 40))
-    assert max(sizes) <= 2
-    monkeypatch.setattr(sqlite_loads, "_MOST_EVENTS", 10)
-    assert await versions(store, STREAMS) == list(range(40))
+async def test_large_histories_go_in_smaller_company(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than so many bytes are loaded together, and what was too much waits for the next time. A history that is
+    too long for any company is loaded by itself."""
+    for most_events in (100, 10):
+        monkeypatch.setattr(sqlite_loads, "_MOST_BYTES", most_events * (sqlite_loads._EVENT_BYTES + 2))
+        calls = counted(monkeypatch)
+        assert await versions(store, STREAMS) == list(range(40))
+        loaded = [[state.version for state in states] for _, states in calls]
+        assert all(len(together) == 1 or sum(together) <= most_events for together in loaded)
+        assert any(len(together) > 1 for together in loaded)
+        assert max(asked for asked, _ in calls[-3:]) <= 3, "the next ones ask for less"
+
+
+@pytest.mark.parametrize("where", ["event", "snapshot"])
+async def test_large_values_are_loaded_as_they_are(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """JSON would hold them twice over, and more than that: no stream with a large value goes by it."""
+    value = bytes(range(256)) * 40
+    for stream in STREAMS[5:40:7]:
+        turn = TurnCommit(partition_of(stream, 4), 1, stream, f"large {stream}", 7, int(stream[2:]))
+        grown = turn._replace(events=(NewEvent("grew", value),)) if where == "event" else turn._replace(snapshot=value)
+        assert await store.journal.commit([grown]) == [None]
+    rows: list[str] = []
+    states = sqlite_loads._states
+
+    def measured(count: int, snapshots: str, events: str) -> list[StreamState]:
+        rows.extend((snapshots, events))
+        return states(count, snapshots, events)
+
+    monkeypatch.setattr(sqlite_loads, "_states", measured)
+    found = await asyncio.gather(*map(store.journal.load, STREAMS))
+    assert rows
+    assert not any(value.hex().upper() in row for row in rows)
+    for number, state in enumerate(found):
+        assert state.version == number + (where == "event" and number % 7 == 5)
+        kept = state.snapshot.data if state.snapshot else state.events[-1].data if state.events else b""
+        assert (kept == value) is (number % 7 == 5)
 
 
 async def test_who_gives_up_leaves_the_others_alone(store: SqliteStore) -> None:

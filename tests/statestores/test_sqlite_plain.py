@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from statestores import sqlite_journal
 from statestores.errors import DuplicateTurn, StaleEpoch, VersionConflict
 from statestores.model import NewEvent, Receipt, Snapshot, TurnCommit, partition_of
 from statestores.sqlite import SqliteStore
 from statestores.sqlite_plain import is_plain, rows_of
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -70,6 +72,23 @@ async def test_a_version_that_is_taken_refuses_its_turns_alone(store: SqliteStor
     answers = await store.journal.commit([turn("a/2", 0, "u1"), turn("a/1", 1, "u2"), turn("a/3", 0, "u3")])
     assert [type(answer) for answer in answers] == [type(None), VersionConflict, type(None)]
     assert [await versions(store, f"a/{n}") for n in (1, 2, 3)] == [[1, 2], [1], [1]]
+
+
+async def test_one_refusal_costs_a_large_batch_little(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The general way finds nothing of the batch recorded, and halves it until the refused turn stands alone."""
+    applied = 0
+    apply = sqlite_journal._apply
+
+    def counting(connection: sqlite3.Connection, effects: list[Any]) -> None:
+        nonlocal applied
+        applied += 1
+        apply(connection, effects)
+
+    monkeypatch.setattr(sqlite_journal, "_apply", counting)
+    batch = [turn(f"a/{n}", 3 if n == 77 else 0, f"t{n}") for n in range(256)]
+    answers = await store.journal.commit(batch)
+    assert [n for n, answer in enumerate(answers) if answer is not None] == [77]
+    assert applied <= 2 + 2 * 8
 
 
 async def test_what_comes_beside_events_is_refused_with_them(store: SqliteStore) -> None:
