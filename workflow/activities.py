@@ -20,7 +20,6 @@ import contextvars
 import logging
 import sys
 import time
-import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import orjson
 
 from actors import ActorFailed, HostStopping, Retriable
+from actors.errortext import message_of, trace_of
 from statestores.codec import encode
 from workflow.definition import ONE_CPU
 from workflow.errors import PayloadLost, WorkflowError
@@ -241,7 +241,7 @@ class ActivityWorker:
                 raise
             self._report_failure(order, found, error)
         else:
-            await self._report_result(order, result)
+            await self._report_result(found, order, result)
 
     async def _large_arguments(self, order: Order) -> Data | None:
         """None: they are in the order. Raises `PayloadLost`: the instance was purged meanwhile."""
@@ -253,17 +253,20 @@ class ActivityWorker:
         data: Data = await patiently(lambda: keeper.load(order.stream, Stored.parse(order.stored)))
         return data
 
-    async def _report_result(self, order: Order, result: bytes | Stored) -> None:
-        """Durably, by then, if it is large (PAY-1)."""
+    async def _report_result(self, found: Activity[Any, Any], order: Order, result: bytes | Stored) -> None:
+        """Durably, by then, if it is large (PAY-1). One that cannot be stored, whatever the patience, is a failure."""
         if isinstance(result, bytes):
             if len(result) <= self._limit or self._keeper is None:
                 self._report(order, "activity_done", (order.execution, order.step, result.decode()))
                 return
             try:
                 result = await self._keeper.keep_patiently(order.stream, result)
-            except BaseException:
-                self._under_way.pop(order.key, None)
-                raise
+            except BaseException as error:
+                if _is_ours(error):
+                    self._under_way.pop(order.key, None)
+                    raise
+                self._report_failure(order, found, error)
+                return
         self._report(order, "activity_done_large", (order.execution, order.step, str(result)))
 
     def _run_quick(self) -> None:
@@ -294,7 +297,7 @@ class ActivityWorker:
             self._report_failure(order, found, error)
         else:
             if len(result) > self._limit:
-                self._client.create_task(self._report_result(order, result))
+                self._client.create_task(self._report_result(found, order, result))
             else:
                 self._report(order, "activity_done", (order.execution, order.step, result.decode()))
 
@@ -415,11 +418,15 @@ class ActivityWorker:
     # -- reporting ----------------------------------------------------------------------------------------------------
 
     def _report_failure(self, order: Order, found: Activity[Any, Any], error: BaseException) -> None:
+        """Never raises: what went wrong here could only wait for a crash of the host."""
         now_ms = self._clock.now_ms()
-        due_ms = found.retry.next_due_ms(order.attempt, error, order.first_ms, now_ms)
+        try:
+            due_ms = found.retry.next_due_ms(order.attempt, error, order.first_ms, now_ms)
+        except Exception:  # classes of the application have their say in what an exception is
+            log.exception("activity %s of %s has failed, and is not tried again", order.name, order.instance_id)
+            due_ms = None
         retry_ms = -1 if due_ms is None else due_ms - now_ms
-        trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
-        failure = [type(error).__name__, _storable(str(error)), _storable(trace)]
+        failure = [type(error).__name__, message_of(error), trace_of(error, _LONGEST_TRACEBACK)]
         self._report(order, "activity_failed", (order.execution, order.step, order.attempt, failure, retry_ms))
 
     def _report(self, order: Order, method: str, outcome: tuple[Any, ...], pause_s: float = _REPORT_RETRY_S) -> None:
@@ -429,11 +436,11 @@ class ActivityWorker:
 
         def heard(error: BaseException | None) -> None:
             if error is None and order.row == row:
-                del self._under_way[order.key]
+                self._under_way.pop(order.key, None)
                 self._settle(method, outcome)
             elif _is_lost(error):  # only where the order was begun anew, by a host that had the partition meanwhile
                 self._settle(method, outcome)
-                del self._under_way[order.key]
+                self._under_way.pop(order.key, None)
                 self._begin(order, True)
             elif error is None:  # the row came in between
                 self._report(order, method, outcome)
@@ -515,8 +522,3 @@ def _caught(function: Callable[[], Any]) -> _Caught:
         return _Caught(function(), None, time.thread_time() - begun_s)
     except BaseException as error:
         return _Caught(None, error, time.thread_time() - begun_s)
-
-
-def _storable(text: str) -> str:
-    """Without half surrogate pairs, which have no UTF-8 form."""
-    return text.encode("utf-8", "replace").decode()
