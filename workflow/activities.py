@@ -21,7 +21,6 @@ import logging
 import sys
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
@@ -34,10 +33,10 @@ from workflow.errors import PayloadLost, WorkflowError
 from workflow.orders import Order
 from workflow.payloads import Stored, patiently
 from workflow.places import Places
+from workflow.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from concurrent.futures import Future
 
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
@@ -138,9 +137,7 @@ class ActivityWorker:
         self._elsewhere = elsewhere
         self._places = Places()
         self._clock = clock
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
-        self._free: asyncio.Semaphore | None = None
+        self._threads = Threads(threads, "mecha-activity")
         self._methods: Mapping[str, Method] = {}
         # From their beginning until their outcome is recorded.
         self._under_way: dict[tuple[str, str, int], Order] = {}
@@ -158,9 +155,7 @@ class ActivityWorker:
 
     def close(self) -> None:
         """Threads that are busy end with their work."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        self._threads.close()
 
     # -- what there is to do -------------------------------------------------------------------------------------------
 
@@ -308,13 +303,12 @@ class ActivityWorker:
             return await self._run_elsewhere(elsewhere, found, needs, order)
         if found.is_async:
             return encode(await self._run_on_loop(found, order))
-        free = self._free_threads()
-        await free.acquire()
+        await self._threads.acquire()
         # Those before it in the queue may have been measured meanwhile.
         if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
-            free.release()
+            self._threads.release()
             return await self._run_elsewhere(elsewhere, found, needs, order)
-        return encode(await self._run_in_thread(found, order, free))
+        return encode(await self._run_in_thread(found, order))
 
     def _needs_elsewhere(self, found: Activity[Any, Any], elsewhere: Elsewhere) -> Needs | None:
         """What it asks for when it is to run elsewhere."""
@@ -371,27 +365,18 @@ class ActivityWorker:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_REPEAT_S)
 
-    def _free_threads(self) -> asyncio.Semaphore:
-        if self._free is None:
-            self._free = asyncio.Semaphore(self._threads)
-        return self._free
-
-    async def _run_in_thread(self, found: Activity[Any, Any], order: Order, free: asyncio.Semaphore) -> Any:
-        """In a thread that was `free` and is again when it ends. A thread cannot be stopped: after a timeout it runs
-        on, unheard, and is busy until it ends. Waiting for a free one does not count."""
-        loop = asyncio.get_running_loop()
+    async def _run_in_thread(self, found: Activity[Any, Any], order: Order) -> Any:
+        """In a thread that was acquired. A thread cannot be stopped: after a timeout it runs on, unheard, and is busy
+        until it ends. Waiting for a free one does not count."""
         try:
             args, kwargs = await self._arguments(found, order)
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mecha-activity")
-            run = contextvars.copy_context().run
-            thread = self._pool.submit(run, _caught, lambda: found.function(*args, **kwargs))
         except BaseException:
-            free.release()
+            self._threads.release()
             raise
-        ended = self._thread_ended
-        thread.add_done_callback(lambda done: loop.is_closed() or loop.call_soon_threadsafe(ended, found, free, done))
-        outcome: asyncio.Future[_Caught] = asyncio.wrap_future(thread)
+        run = contextvars.copy_context().run
+        outcome = self._threads.run(lambda: run(_caught, lambda: found.function(*args, **kwargs)))
+        if found.is_measured and self._elsewhere is not None:
+            outcome.add_done_callback(lambda ended: self._measured(found, ended))
         limit_s = self._limit_s(found, order)
         if limit_s is None:
             result, error, _ = await outcome
@@ -401,11 +386,10 @@ class ActivityWorker:
             raise error
         return result
 
-    def _thread_ended(self, found: Activity[Any, Any], free: asyncio.Semaphore, thread: Future[_Caught]) -> None:
-        """Measured first: whoever waits for the thread asks for its place anew."""
-        if found.is_measured and self._elsewhere is not None and not thread.cancelled():
-            self._places.measured(found.name, thread.result().busy_s)
-        free.release()
+    def _measured(self, found: Activity[Any, Any], ended: asyncio.Future[_Caught]) -> None:
+        """Before whoever waits for the thread asks for its place anew."""
+        if not ended.cancelled():
+            self._places.measured(found.name, ended.result().busy_s)
 
     def _limit_s(self, found: Activity[Any, Any], order: Order) -> float | None:
         """Seconds this attempt may take: its own timeout, or what is left of the step's."""

@@ -251,6 +251,41 @@ async def test_an_empty_application_can_be_run() -> None:
         assert set(runtime.components) == {"statestore"}
 
 
+BLOCKED = """
+import asyncio, threading
+from runtime_api import Runtime
+from workflow import activity, workflow
+
+blocked = threading.Event()
+
+@activity
+def blocks():
+    blocked.set()
+    threading.Event().wait()
+
+@workflow
+async def blocking():
+    await blocks()
+
+async def main():
+    async with Runtime(store="memory://", drain_s=0.1) as runtime:
+        await runtime.workflows.start(blocking)
+        await asyncio.to_thread(blocked.wait)
+
+asyncio.run(main())
+print("ended")
+"""
+
+
+def test_a_blocked_activity_does_not_keep_the_program_alive() -> None:
+    """The interpreter does not wait for the threads of plain activities; the program ends as ever."""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", BLOCKED], capture_output=True, text=True, cwd=root, check=False, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
+
+
 def test_embedding_needs_no_web_framework() -> None:
     """`from runtime_api import Runtime` loads neither FastAPI nor uvicorn."""
     code = (
