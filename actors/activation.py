@@ -141,7 +141,7 @@ class Activation:
         assert method is not None
         self.last_used = self.host.loop_time()
         if self.pump is None and self.phase is _ACTIVE:
-            if method.inline and call.key is None and not call.redelivered and (method.read_only or not self.readers):
+            if method.inline and not call.may_be_repeated and (method.read_only or not self.readers):
                 begun = self._run_inline(call, method)
                 if begun is not None:  # calls that come meanwhile wait in the mailbox
                     self.pump = self.host.create_task_for(call, self._pump(begun))
