@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -43,6 +42,7 @@ from actors.errors import (
     OutcomeUnknown,
     ReentrancyDepthExceeded,
 )
+from actors.errortext import message_of, trace_of
 from actors.message import Call
 from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _YIELD_EVERY = 64
+# Failures of a turn like all others, and more: the process is to end.
+_EXITS = (KeyboardInterrupt, SystemExit)
 
 
 class Phase(Enum):
@@ -139,7 +141,7 @@ class Activation:
         assert method is not None
         self.last_used = self.host.loop_time()
         if self.pump is None and self.phase is _ACTIVE:
-            if method.inline and call.key is None and not call.redelivered and (method.read_only or not self.readers):
+            if method.inline and not call.may_be_repeated and (method.read_only or not self.readers):
                 begun = self._run_inline(call, method)
                 if begun is not None:  # calls that come meanwhile wait in the mailbox
                     self.pump = self.host.create_task_for(call, self._pump(begun))
@@ -339,6 +341,14 @@ class Activation:
             self._tell_idle()
 
     async def _take(self, call: Call) -> None:
+        """Run a call of the mailbox. It is answered if that fails: nobody else knows of it any more."""
+        try:
+            await self._take_in_turn(call)
+        except BaseException as error:
+            self.host.fail_unanswered(call, error)
+            raise
+
+    async def _take_in_turn(self, call: Call) -> None:
         method = call.method
         assert method is not None
         if method.read_only and not (method.inline and not call.may_be_repeated):
@@ -376,13 +386,11 @@ class Activation:
                 else:
                     result.close()
                     raise RuntimeError(f"{method.name} was found unable to suspend, and did suspend")
-        except Exception as error:
+        except BaseException as error:
             _current.reset(token)
             self._failed(turn, error)
-        except BaseException:
-            _current.reset(token)
-            self._roll_back(turn)
-            raise
+            if isinstance(error, _EXITS):
+                raise
         else:
             _current.reset(token)
             if turn.rest is None:
@@ -425,8 +433,12 @@ class Activation:
                 self._torn_down(turn)
                 raise
             await self._end_early(turn, task, error)
-        except Exception as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             await self._end_early(turn, task, error)
+            if isinstance(error, _EXITS):
+                raise
         else:
             self._no_longer_running(turn)
             if turn.cancelled_by is None:
@@ -691,6 +703,6 @@ def _as_actor_error(error: BaseException, method: Method | None = None) -> Actor
         return error
     if isinstance(error, StoreError):  # a turn that could not look for its receipt, say: no fault of the method
         return OutcomeUnknown(f"the store did not answer: {error}")
-    failed = ActorFailed(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+    failed = ActorFailed(type(error).__name__, message_of(error), trace_of(error))
     failed.__cause__ = error
     return failed

@@ -62,10 +62,18 @@ class ActorClient:
         return ActorRef(self, definition, stream_of(name, actor_id), timeout, idempotency_key)
 
     def call_method(
-        self, stream: str, method: Method, args: tuple[Any, ...], *, fresh: bool = False
+        self,
+        stream: str,
+        method: Method,
+        args: tuple[Any, ...],
+        *,
+        fresh: bool = False,
+        key: str | None = None,
+        key_is_new: bool = False,
     ) -> asyncio.Future[Any]:
         """A call of a hosted type's method, made by the runtime itself outside of any turn: what a reference does,
-        without one. `fresh`: see `Call`. Raises `InvalidArguments`; every other error comes through the future."""
+        without one. `fresh`: see `Call`. `key`: its idempotency key; `key_is_new`: it was made for this call. Raises
+        `InvalidArguments`; every other error comes through the future."""
         call = self._host.new_call(stream, method.name)
         call.method = method
         call.args = method.signature.bind_python(args, {})
@@ -73,6 +81,8 @@ class ActorClient:
             call.payload = method.signature.encode_bound(call.args)
         if fresh:
             call.fresh = True
+        if key is not None:
+            call.key, call.looked_up = key, key_is_new
         self._host.placement.submit(call)
         return call.future
 

@@ -16,6 +16,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import ActorFailed, InvalidState
+from actors.errortext import message_of
 from actors.message import Envelope
 from actors.reminders import advance_reminder
 from actors.state import advance, changes, encode_changes, encode_snapshot
@@ -107,7 +108,7 @@ def decide_failure(activation: Activation, turn: Turn, error: ActorError) -> tup
     if isinstance(error, ActorFailed):
         failure = {"type": error.error_type, "message": error.message, "traceback": error.traceback}
     else:
-        failure = {"type": type(error).__name__, "message": str(error), "traceback": ""}
+        failure = {"type": type(error).__name__, "message": message_of(error), "traceback": ""}
     _post_reply(clean, call.reply_to, b"null", failure)
     return clean, _everything(activation, clean, None, None)
 

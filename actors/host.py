@@ -27,6 +27,7 @@ from actors.errors import (
     UnknownActorType,
     UnknownMethod,
 )
+from actors.errortext import message_of
 from actors.message import Call
 from actors.names import check_name
 from actors.outbox import Outbox, Worker
@@ -235,7 +236,11 @@ class Host:
         except ActorError as error:
             self.fail(call, error)
             return
-        activation.submit(call)
+        try:
+            activation.submit(call)
+        except Exception as error:
+            log.exception("a turn of the host failed: this is a bug")
+            self.fail_unanswered(call, error)
 
     def resubmit(self, call: Call) -> None:
         """Run again a call that has certainly left no trace."""
@@ -457,13 +462,26 @@ class Host:
         return task
 
     def create_task_for(self, call: Call, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task that will answer the call. Cancelled with the host, even before its first step, it says so."""
+        """A task that will answer the call. Cancelled with the host, even before its first step, it says so, and so it
+        does when it fails, which it must not."""
         task = self.create_task(work)
-        task.add_done_callback(lambda task: self._torn_down(call) if task.cancelled() else None)
+        task.add_done_callback(lambda task: self._task_for_done(call, task))
         return task
 
-    def _torn_down(self, call: Call) -> None:
-        self.fail(call, HostStopping(f"{call.stream}: this host stopped before it had answered"))
+    def _task_for_done(self, call: Call, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.fail_unanswered(call, asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.fail_unanswered(call, error)
+
+    def fail_unanswered(self, call: Call, error: BaseException) -> None:
+        """What was to answer the call was cancelled with the host, or has failed by a bug: then its turn may have been
+        decided, for all we know."""
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(call, HostStopping(f"{call.stream}: this host stopped before it had answered"))
+        else:
+            bug = f"{type(error).__name__}: {message_of(error)}"
+            self.fail(call, OutcomeUnknown(f"{call.stream}.{call.method_name} was not answered, by a bug: {bug}"))
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)

@@ -53,7 +53,8 @@ class Call:
     from_peer: bool = False
     # May have been delivered before: the target looks for a receipt before it runs the turn.
     redelivered: bool = False
-    # There was no such receipt, when everything decided before this call had been committed.
+    # There was no such receipt, when everything decided before this call had been committed; or there can be none, as
+    # the key was made for this call.
     looked_up: bool = False
     # Where the outcome goes when it must be durable (a call out of an outbox): see `Envelope`.
     reply_to: tuple[str, str, str] | None = None

@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.errors import CallerError, OutcomeUnknown, Retriable
+from actors.errortext import message_of
 from actors.message import Envelope
 from statestores.codec import encode
 from statestores.errors import StoreError, StoreUnavailable
@@ -355,7 +356,8 @@ class Outbox:
         told."""
         envelope = delivery.envelope
         call = self._host.new_call(delivery.stream, envelope.reply_method)
-        call.payload = encode([envelope.reply_token, None, {"type": type(error).__name__, "message": str(error)}])
+        failure = {"type": type(error).__name__, "message": message_of(error)}
+        call.payload = encode([envelope.reply_token, None, failure])
         call.outbox_id, call.outbox_partition = f"{delivery.id}.failed", delivery.partition
         call.redelivered, call.caller = True, envelope.stream
         call.future.add_done_callback(lambda future: self._failure_told(delivery, future))
@@ -391,7 +393,7 @@ class Outbox:
             "message %s from %s to %s.%s is given up and kept as a dead letter: %s",
             delivery.id, delivery.stream, delivery.envelope.stream, delivery.envelope.method, error,
         )  # fmt: skip
-        self._submit(delivery.partition, (), ((delivery.id, f"{type(error).__name__}: {error}"),))
+        self._submit(delivery.partition, (), ((delivery.id, f"{type(error).__name__}: {message_of(error)}"),))
 
     def _submit(self, partition: int, done: tuple[str, ...], dead: tuple[tuple[str, str], ...]) -> None:
         host = self._host

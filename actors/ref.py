@@ -115,8 +115,7 @@ class BoundMethod:
 
 async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float | None) -> Any:
     """A call as part of a turn: it belongs to the turn's chain, waits for what the turn rests on, and inherits what is
-    left of its deadline. Below a call with an idempotency key every call has one, derived from it and from its place in
-    the turn, so that a repeated turn repeats no effects."""
+    left of its deadline. Below a call with an idempotency key every call has one."""
     if turn.activation.uncommitted:
         await turn.wait_committed()
     outer = turn.call
@@ -124,10 +123,8 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
     call.trace_id = outer.trace_id
     call.chain = (*outer.chain, turn.stream)
     call.chain_id = turn.chain_id
-    if call.key is None and turn.idempotency_key is not None:
-        turn.nested_calls += 1
-        # Keys belong to one actor's method: those of others may look the same.
-        call.key = f"{turn.stream}.{turn.method.name}:{turn.idempotency_key}/{turn.nested_calls}"
+    if call.key is None:
+        call.key = turn.nested_key()
     call.deadline = outer.deadline
     # An interleaved turn holds up nobody at its own actor, but it may be what an outer turn waits for.
     call.waiter = outer.waiter if turn.method.interleave else turn.stream

@@ -152,6 +152,15 @@ class Turn:
     def idempotency_key(self) -> str | None:
         return self.call.key if self.call.key is not None else self.call.outbox_id
 
+    def nested_key(self) -> str | None:
+        """For the next call this turn makes: derived from the turn's own key and from the call's place in the turn, so
+        that a repeated turn repeats no effects. None: it has no key."""
+        if self.idempotency_key is None:
+            return None
+        self.nested_calls += 1
+        # Keys belong to one actor's method: those of others may look the same.
+        return f"{self.stream}.{self.method.name}:{self.idempotency_key}/{self.nested_calls}"
+
     @property
     def chain_id(self) -> str:
         """Identity of the call chain this turn belongs to (Dapr's reentrancy id)."""

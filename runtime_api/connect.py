@@ -267,9 +267,12 @@ class RemoteWorkflows:
         """`start` and `wait`; `options` as for `start`."""
         return await self.wait(await self.start(workflow, input, **options))
 
-    async def raise_event(self, instance_id: str, name: str, payload: Any = None) -> None:
-        """May arrive twice when an answer is lost."""
-        await self._post(f"/v1.0/workflows/dapr/{_escaped(instance_id)}/raiseEvent/{_escaped(name)}", payload)
+    async def raise_event(
+        self, instance_id: str, name: str, payload: Any = None, *, idempotency_key: str | None = None
+    ) -> None:
+        """It arrives once; with a key, however often it is raised. Kept until the workflow waits for it."""
+        where = f"/v1.0/workflows/dapr/{_escaped(instance_id)}/raiseEvent/{_escaped(name)}"
+        await self._post(where, payload, idempotency_key or str(uuid.uuid4()))
 
     async def pause(self, instance_id: str) -> None:
         await self._post(f"/v1.0/workflows/dapr/{_escaped(instance_id)}/pause")
@@ -281,7 +284,7 @@ class RemoteWorkflows:
         await self._post(f"/v1.0/workflows/dapr/{_escaped(instance_id)}/terminate")
 
     async def purge(self, instance_id: str) -> None:
-        await self._post(f"/v1.0/workflows/dapr/{_escaped(instance_id)}/purge")
+        await self._post(f"/v1.0/workflows/dapr/{_escaped(instance_id)}/purge", key=str(uuid.uuid4()))
 
     async def _post(self, where: str, value: Any = None, key: str = "") -> None:
         await self._insist("POST", where, b"" if value is None else encode(value), key)

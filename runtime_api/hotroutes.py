@@ -112,7 +112,7 @@ class HotRoutes:
         return self._workflows.status(names[1])
 
     def _raise_event(self, names: Arguments, body: bytes, options: CallOptions) -> Awaitable[Answer]:
-        return self._workflows.raise_event(names[1], names[2], body)
+        return self._workflows.raise_event(names[1], names[2], body, options.idempotency_key)
 
 
 def arguments_of(found: re.Match[bytes]) -> Arguments:

@@ -109,6 +109,8 @@ class Runtime:
         self._workflows: WorkflowClient | None = None
         self._purging: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        # The one end of the last start.
+        self._ending: asyncio.Task[None] | None = None
 
     @staticmethod
     def connect(
@@ -132,6 +134,8 @@ class Runtime:
         """
         if self._host is not None:
             raise RuntimeError("this runtime has been started already")
+        if self._ending is not None and not self._ending.done():
+            raise RuntimeError("this runtime is still stopping")
         try:
             await self._open_stores()
             engine = Engine(
@@ -152,6 +156,7 @@ class Runtime:
         self._collector = collector.collect_rarely()
         self._switch_interval_s = switching.switch_often()
         self._stopping.clear()
+        self._ending = None
         self._purging = asyncio.create_task(self._purge_expired())
 
     def begin_stop(self) -> None:
@@ -165,8 +170,16 @@ class Runtime:
 
     async def stop(self, timeout_s: float | None = None) -> None:
         """Finish the turns under way, commit, give the partitions back, close the stores. What has not finished after
-        `timeout_s` (default: `drain_s`) is rolled back. Durable work goes on at the next start. Idempotent."""
+        `timeout_s` (default: `drain_s`) is rolled back. Durable work goes on at the next start.
+
+        Idempotent: there is one end, begun by the first call, with its time; all calls return when it is over. It goes
+        on when a caller is cancelled."""
         self.begin_stop()
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._stop(self._drain_s if timeout_s is None else timeout_s))
+        await asyncio.shield(self._ending)
+
+    async def _stop(self, timeout_s: float) -> None:
         if self._purging is not None:
             self._purging.cancel()
             await asyncio.gather(self._purging, return_exceptions=True)
@@ -176,7 +189,7 @@ class Runtime:
             if host is not None:
                 collector.restore(self._collector)
                 switching.restore(self._switch_interval_s)
-                await host.stop(self._drain_s if timeout_s is None else timeout_s)
+                await host.stop(timeout_s)
         finally:
             if self._engine is not None:
                 self._engine.close()

@@ -4,7 +4,8 @@
     -> drain the runtime -> exit 0
 
 The first SIGTERM or SIGINT begins the end, the second ends the process at once with 1. Both phases of the drain,
-requests and turns, share one deadline.
+requests and turns, share one deadline; and so does what comes after, when the interpreter waits for threads that still
+run (of the application's, or of an activity that uses `asyncio.to_thread`): then the process ends without them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _FORCED_EXIT_DELAY_S = 0.1
 _LEAST_DRAIN_S = 0.1
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _ANSWERING_S = 5.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("mecha.server")
@@ -64,7 +67,26 @@ def run_server(target: str, settings: Settings) -> None:
         large_value_bytes=settings.large_value_bytes,
     )
     with bind(settings.host, settings.port) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(runtime, settings, listener))
+        left_s = runner.run(_serve(runtime, settings, listener))
+        _end_within(left_s)
+    # The loop's handlers are gone with it.
+    for number in _ENDING:
+        signal.signal(number, lambda *_: _end_at_once())
+
+
+def _end_within(left_s: float) -> None:
+    """From now on everything is durable and closed: the process ends after so long, with 0, whatever still runs."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    patience = threading.Timer(left_s, os._exit, (0,))
+    patience.daemon = True
+    patience.start()
+
+
+def _end_at_once() -> None:
+    print("mecha: stopped at once", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -100,7 +122,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) -> None:
+async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) -> float:
+    """Returns how much of the time for the end is left, in seconds."""
     try:
         await runtime.start()
     except ComponentError as error:
@@ -116,6 +139,7 @@ async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) 
         await server.serve(sockets=[listener])
     finally:
         await (server.end_runtime() if server is not None else runtime.stop())
+    return server.left_s
 
 
 class Server(uvicorn.Server):
@@ -173,22 +197,25 @@ class Server(uvicorn.Server):
     async def end_runtime(self) -> None:
         """Drain the runtime in what is left of the time. Every caller waits for the one drain."""
         if self._ending is None:
-            left_s = self._drain_s
-            if self._stop_at is not None:
-                left_s = max(_LEAST_DRAIN_S, self._stop_at - asyncio.get_running_loop().time())
-            self._ending = asyncio.create_task(self._runtime.stop(left_s))
+            self._ending = asyncio.create_task(self._runtime.stop(self.left_s))
         await self._ending
+
+    @property
+    def left_s(self) -> float:
+        """Of the time for the end."""
+        if self._stop_at is None:
+            return self._drain_s
+        return max(_LEAST_DRAIN_S, self._stop_at - asyncio.get_running_loop().time())
 
     def handle_signals(self) -> None:
         """Ours until the loop closes: the second signal must end a drain of the runtime, too."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             loop.add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:
         if self._stop_at is not None:
-            print("mecha: stopped at once", file=sys.stderr, flush=True)
-            os._exit(1)
+            _end_at_once()
         self.stop()
 
     @contextlib.contextmanager

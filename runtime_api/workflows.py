@@ -222,7 +222,7 @@ class WorkflowApi:
         with failing_as(GET):
             return await self._runtime.workflows.get(instance_id)
 
-    async def command(self, instance_id: str, verb: str, app_id: str, **options: bool) -> None:
+    async def command(self, instance_id: str, verb: str, app_id: str, **options: Any) -> None:
         """pause, resume, terminate or purge, with what `WorkflowClient` has as options. An unknown instance is 404 for
         the last two, 500 for the others, as in Dapr."""
         doing = {"pause": "pausing", "resume": "resuming", "terminate": "terminating", "purge": "purging"}[verb]
@@ -234,13 +234,13 @@ class WorkflowApi:
         with failing_as(operation):
             await act(instance_id, **options)
 
-    async def raise_event(self, instance_id: str, event: str, body: bytes, app_id: str = "") -> Answer:
+    async def raise_event(self, instance_id: str, event: str, body: bytes, key: str | None, app_id: str = "") -> Answer:
         prefix = f"error raising event on workflow '{instance_id}': "
         operation = Operation("ERR_RAISE_EVENT_WORKFLOW", prefix, owns=(InstanceNotFound,))
         self.check_app(app_id, instance_id, operation)
         check_name(_INSTANCE_ID, instance_id)
         with failing_as(operation):
-            await self._runtime.workflows.raise_event(instance_id, event, input_of(body))
+            await self._runtime.workflows.raise_event(instance_id, event, input_of(body), idempotency_key=key)
         return _ACCEPTED
 
     async def run(self, name: str, body: bytes, key: str | None, instance_id: str, timeout: str = "") -> Answer:
@@ -351,8 +351,10 @@ def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
         event: Name,
         request: Request,
         app_id: Annotated[str, Query(alias="appID")] = "",
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        return response_of(await api.raise_event(instance_id, event, await request.body(), app_id))
+        key = call_options(request.scope["headers"]).idempotency_key
+        return response_of(await api.raise_event(instance_id, event, await request.body(), key, app_id))
 
     for verb in ("pause", "resume", "terminate"):
         _command_route(routes, api, f"{base}/{{instance_id}}/{verb}", verb, suffix)
@@ -367,10 +369,13 @@ def _dapr_routes(routes: APIRouter, api: WorkflowApi, version: str) -> None:
     async def purge(
         component: Name,
         instance_id: InstanceId,
+        request: Request,
         app_id: Annotated[str, Query(alias="appID")] = "",
         force: Annotated[bool, Query(description="Also an instance that has not ended")] = False,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        await api.command(instance_id, "purge", app_id, force=force)
+        key = call_options(request.scope["headers"]).idempotency_key
+        await api.command(instance_id, "purge", app_id, force=force, idempotency_key=key)
         return response_of(_ACCEPTED)
 
 

@@ -20,24 +20,23 @@ import contextvars
 import logging
 import sys
 import time
-import traceback
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
 from actors import ActorFailed, HostStopping, Retriable
+from actors.errortext import message_of, trace_of
 from statestores.codec import encode
 from workflow.definition import ONE_CPU
 from workflow.errors import PayloadLost, WorkflowError
 from workflow.orders import Order
 from workflow.payloads import Stored, patiently
 from workflow.places import Places
+from workflow.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from concurrent.futures import Future
 
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
@@ -138,9 +137,7 @@ class ActivityWorker:
         self._elsewhere = elsewhere
         self._places = Places()
         self._clock = clock
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
-        self._free: asyncio.Semaphore | None = None
+        self._threads = Threads(threads, "mecha-activity")
         self._methods: Mapping[str, Method] = {}
         # From their beginning until their outcome is recorded.
         self._under_way: dict[tuple[str, str, int], Order] = {}
@@ -158,9 +155,7 @@ class ActivityWorker:
 
     def close(self) -> None:
         """Threads that are busy end with their work."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        self._threads.close()
 
     # -- what there is to do -------------------------------------------------------------------------------------------
 
@@ -241,7 +236,7 @@ class ActivityWorker:
                 raise
             self._report_failure(order, found, error)
         else:
-            await self._report_result(order, result)
+            await self._report_result(found, order, result)
 
     async def _large_arguments(self, order: Order) -> Data | None:
         """None: they are in the order. Raises `PayloadLost`: the instance was purged meanwhile."""
@@ -253,17 +248,20 @@ class ActivityWorker:
         data: Data = await patiently(lambda: keeper.load(order.stream, Stored.parse(order.stored)))
         return data
 
-    async def _report_result(self, order: Order, result: bytes | Stored) -> None:
-        """Durably, by then, if it is large (PAY-1)."""
+    async def _report_result(self, found: Activity[Any, Any], order: Order, result: bytes | Stored) -> None:
+        """Durably, by then, if it is large (PAY-1). One that cannot be stored, whatever the patience, is a failure."""
         if isinstance(result, bytes):
             if len(result) <= self._limit or self._keeper is None:
                 self._report(order, "activity_done", (order.execution, order.step, result.decode()))
                 return
             try:
                 result = await self._keeper.keep_patiently(order.stream, result)
-            except BaseException:
-                self._under_way.pop(order.key, None)
-                raise
+            except BaseException as error:
+                if _is_ours(error):
+                    self._under_way.pop(order.key, None)
+                    raise
+                self._report_failure(order, found, error)
+                return
         self._report(order, "activity_done_large", (order.execution, order.step, str(result)))
 
     def _run_quick(self) -> None:
@@ -294,7 +292,7 @@ class ActivityWorker:
             self._report_failure(order, found, error)
         else:
             if len(result) > self._limit:
-                self._client.create_task(self._report_result(order, result))
+                self._client.create_task(self._report_result(found, order, result))
             else:
                 self._report(order, "activity_done", (order.execution, order.step, result.decode()))
 
@@ -305,13 +303,12 @@ class ActivityWorker:
             return await self._run_elsewhere(elsewhere, found, needs, order)
         if found.is_async:
             return encode(await self._run_on_loop(found, order))
-        free = self._free_threads()
-        await free.acquire()
+        await self._threads.acquire()
         # Those before it in the queue may have been measured meanwhile.
         if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
-            free.release()
+            self._threads.release()
             return await self._run_elsewhere(elsewhere, found, needs, order)
-        return encode(await self._run_in_thread(found, order, free))
+        return encode(await self._run_in_thread(found, order))
 
     def _needs_elsewhere(self, found: Activity[Any, Any], elsewhere: Elsewhere) -> Needs | None:
         """What it asks for when it is to run elsewhere."""
@@ -368,27 +365,18 @@ class ActivityWorker:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_REPEAT_S)
 
-    def _free_threads(self) -> asyncio.Semaphore:
-        if self._free is None:
-            self._free = asyncio.Semaphore(self._threads)
-        return self._free
-
-    async def _run_in_thread(self, found: Activity[Any, Any], order: Order, free: asyncio.Semaphore) -> Any:
-        """In a thread that was `free` and is again when it ends. A thread cannot be stopped: after a timeout it runs
-        on, unheard, and is busy until it ends. Waiting for a free one does not count."""
-        loop = asyncio.get_running_loop()
+    async def _run_in_thread(self, found: Activity[Any, Any], order: Order) -> Any:
+        """In a thread that was acquired. A thread cannot be stopped: after a timeout it runs on, unheard, and is busy
+        until it ends. Waiting for a free one does not count."""
         try:
             args, kwargs = await self._arguments(found, order)
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mecha-activity")
-            run = contextvars.copy_context().run
-            thread = self._pool.submit(run, _caught, lambda: found.function(*args, **kwargs))
         except BaseException:
-            free.release()
+            self._threads.release()
             raise
-        ended = self._thread_ended
-        thread.add_done_callback(lambda done: loop.is_closed() or loop.call_soon_threadsafe(ended, found, free, done))
-        outcome: asyncio.Future[_Caught] = asyncio.wrap_future(thread)
+        run = contextvars.copy_context().run
+        outcome = self._threads.run(lambda: run(_caught, lambda: found.function(*args, **kwargs)))
+        if found.is_measured and self._elsewhere is not None:
+            outcome.add_done_callback(lambda ended: self._measured(found, ended))
         limit_s = self._limit_s(found, order)
         if limit_s is None:
             result, error, _ = await outcome
@@ -398,11 +386,10 @@ class ActivityWorker:
             raise error
         return result
 
-    def _thread_ended(self, found: Activity[Any, Any], free: asyncio.Semaphore, thread: Future[_Caught]) -> None:
-        """Measured first: whoever waits for the thread asks for its place anew."""
-        if found.is_measured and self._elsewhere is not None and not thread.cancelled():
-            self._places.measured(found.name, thread.result().busy_s)
-        free.release()
+    def _measured(self, found: Activity[Any, Any], ended: asyncio.Future[_Caught]) -> None:
+        """Before whoever waits for the thread asks for its place anew."""
+        if not ended.cancelled():
+            self._places.measured(found.name, ended.result().busy_s)
 
     def _limit_s(self, found: Activity[Any, Any], order: Order) -> float | None:
         """Seconds this attempt may take: its own timeout, or what is left of the step's."""
@@ -415,11 +402,15 @@ class ActivityWorker:
     # -- reporting ----------------------------------------------------------------------------------------------------
 
     def _report_failure(self, order: Order, found: Activity[Any, Any], error: BaseException) -> None:
+        """Never raises: what went wrong here could only wait for a crash of the host."""
         now_ms = self._clock.now_ms()
-        due_ms = found.retry.next_due_ms(order.attempt, error, order.first_ms, now_ms)
+        try:
+            due_ms = found.retry.next_due_ms(order.attempt, error, order.first_ms, now_ms)
+        except Exception:  # classes of the application have their say in what an exception is
+            log.exception("activity %s of %s has failed, and is not tried again", order.name, order.instance_id)
+            due_ms = None
         retry_ms = -1 if due_ms is None else due_ms - now_ms
-        trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
-        failure = [type(error).__name__, _storable(str(error)), _storable(trace)]
+        failure = [type(error).__name__, message_of(error), trace_of(error, _LONGEST_TRACEBACK)]
         self._report(order, "activity_failed", (order.execution, order.step, order.attempt, failure, retry_ms))
 
     def _report(self, order: Order, method: str, outcome: tuple[Any, ...], pause_s: float = _REPORT_RETRY_S) -> None:
@@ -429,11 +420,11 @@ class ActivityWorker:
 
         def heard(error: BaseException | None) -> None:
             if error is None and order.row == row:
-                del self._under_way[order.key]
+                self._under_way.pop(order.key, None)
                 self._settle(method, outcome)
             elif _is_lost(error):  # only where the order was begun anew, by a host that had the partition meanwhile
                 self._settle(method, outcome)
-                del self._under_way[order.key]
+                self._under_way.pop(order.key, None)
                 self._begin(order, True)
             elif error is None:  # the row came in between
                 self._report(order, method, outcome)
@@ -515,8 +506,3 @@ def _caught(function: Callable[[], Any]) -> _Caught:
         return _Caught(function(), None, time.thread_time() - begun_s)
     except BaseException as error:
         return _Caught(None, error, time.thread_time() - begun_s)
-
-
-def _storable(text: str) -> str:
-    """Without half surrogate pairs, which have no UTF-8 form."""
-    return text.encode("utf-8", "replace").decode()

@@ -1,7 +1,7 @@
 """What the outside world does with workflows: start, look, wait, signal, pause, resume, terminate, purge, list.
 
 Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`) is asked again for
-`patience_s`; each operation is safe to repeat.
+`patience_s`: each operation is safe to repeat, by its nature or by a key.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class WorkflowHandle(Generic[T]):
         value: T = await self._client.wait(self.instance_id, timeout)
         return value
 
-    async def raise_event(self, name: str, payload: Any = None) -> None:
-        await self._client.raise_event(self.instance_id, name, payload)
+    async def raise_event(self, name: str, payload: Any = None, *, idempotency_key: str | None = None) -> None:
+        await self._client.raise_event(self.instance_id, name, payload, idempotency_key=idempotency_key)
 
     async def pause(self) -> None:
         await self._client.pause(self.instance_id)
@@ -257,14 +257,18 @@ class WorkflowClient:
 
     # -- acting -------------------------------------------------------------------------------------------------------
 
-    async def raise_event(self, instance_id: str, name: str, payload: Any = None) -> None:
-        """Kept until the workflow waits for it; ignored when the instance has ended. Raises `InstanceNotFound`,
-        `CodecError`."""
+    async def raise_event(
+        self, instance_id: str, name: str, payload: Any = None, *, idempotency_key: str | None = None
+    ) -> None:
+        """Kept until the workflow waits for it; ignored when the instance has ended. It arrives once (INV-8);
+        `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour, with
+        its answer. Raises `InstanceNotFound`, `CodecError`."""
         text = encode(payload).decode()
+        key = _identity(None if idempotency_key is None else f"{name.casefold()}:{idempotency_key}")
         if self._is_large(text):
-            answer = await self._ask_large(instance_id, "raise_event_large", name, text)
+            answer = await self._ask_large(instance_id, "raise_event_large", name, text, key=key)
         else:
-            answer = await self._ask(instance_id, "raise_event", name, text)
+            answer = await self._ask(instance_id, "raise_event", name, text, key=key)
         if answer == MISSING:
             raise InstanceNotFound(instance_id)
 
@@ -281,10 +285,10 @@ class WorkflowClient:
         text = encode(output).decode()
         await self._command(instance_id, "terminate", text)
 
-    async def purge(self, instance_id: str, *, force: bool = False) -> None:
-        """Remove everything of an ended instance; with `force`, of any. Raises `InstanceNotFound`,
-        `InstanceNotTerminal`."""
-        answer = await self._command(instance_id, "purge", force, "")
+    async def purge(self, instance_id: str, *, force: bool = False, idempotency_key: str | None = None) -> None:
+        """Remove everything of an ended instance; with `force`, of any. `idempotency_key`: as for `raise_event`. Raises
+        `InstanceNotFound`, `InstanceNotTerminal`."""
+        answer = await self._command(instance_id, "purge", force, "", key=_identity(idempotency_key))
         if answer:
             raise InstanceNotTerminal(instance_id, answer)
 
@@ -295,7 +299,14 @@ class WorkflowClient:
         return keeper is not None and len(text) > keeper.limit
 
     async def _ask_large(
-        self, instance_id: str, method: str, name: str, text: str, *args: Any, fresh: bool = False
+        self,
+        instance_id: str,
+        method: str,
+        name: str,
+        text: str,
+        *args: Any,
+        fresh: bool = False,
+        key: _Identity | None = None,
     ) -> Any:
         """`_ask` with where the JSON is, in place of it. It is durable before, and in flight while we ask."""
         keeper = self._deployment.keeper
@@ -303,7 +314,7 @@ class WorkflowClient:
         while True:
             stored = await keeper.keep(_stream(instance_id), text.encode(), at_hand=True)
             try:
-                return await self._ask(instance_id, method, name, str(stored), *args, fresh=fresh)
+                return await self._ask(instance_id, method, name, str(stored), *args, fresh=fresh, key=key)
             except ActorFailed as error:
                 if error.error_type != PayloadLost.__name__:
                     raise
@@ -372,29 +383,50 @@ class WorkflowClient:
         if ended.is_terminal:
             await self._ask(instance_id, "purge", False, ended.execution_id)
 
-    async def _command(self, instance_id: str, method: str, *args: Any) -> str:
-        answer: str = await self._ask(instance_id, method, *args)
+    async def _command(self, instance_id: str, method: str, *args: Any, key: _Identity | None = None) -> str:
+        answer: str = await self._ask(instance_id, method, *args, key=key)
         if answer == MISSING:
             raise InstanceNotFound(instance_id)
         return answer
 
-    async def _ask(self, instance_id: str, method: str, *args: Any, fresh: bool = False) -> Any:
-        """`fresh`: the id was made for this, nothing is recorded under it."""
+    async def _ask(
+        self, instance_id: str, method: str, *args: Any, fresh: bool = False, key: _Identity | None = None
+    ) -> Any:
+        """`fresh`: the id was made for this, nothing is recorded under it. `key`: of what takes effect each time it is
+        recorded."""
         pause_s, patience_s = _FIRST_RETRY_S, self._patience_s
+        text, is_new = (None, False) if key is None else key
         while True:
             try:
                 if current_turn() is None:
                     stream = f"{ACTOR_TYPE}/{instance_id}"
-                    return await self._client.call_method(stream, self._methods[method], args, fresh=fresh)
+                    return await self._client.call_method(
+                        stream, self._methods[method], args, fresh=fresh, key=text, key_is_new=is_new
+                    )
                 # In a turn of the application's: part of its call chain.
-                return await getattr(self._client.actor(self._type, instance_id), method)(*args)
+                return await getattr(self._client.actor(self._type, instance_id, idempotency_key=text), method)(*args)
             except Retriable:
                 if patience_s <= 0:
                     raise
-            fresh = False
+            fresh = is_new = False
             await asyncio.sleep(pause_s)
             patience_s -= pause_s
             pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+
+
+class _Identity(NamedTuple):
+    """Of something that is to be done once, however often it is asked for. `is_new`: it was made for this."""
+
+    key: str
+    is_new: bool
+
+
+def _identity(given: str | None) -> _Identity:
+    """In a turn that has a key itself it follows from that, so that a repeated turn repeats no effects."""
+    turn = current_turn()
+    if given is None and turn is not None:
+        given = turn.nested_key()
+    return _Identity(_new_id(), True) if given is None else _Identity(given, False)
 
 
 def history_entry(recorded: Event) -> HistoryEntry:

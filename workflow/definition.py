@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import typing
 from asyncio.events import _get_running_loop
@@ -63,8 +64,8 @@ class RetryPolicy:
     overall_ms: int | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 0 or self.backoff < 1.0:
-            raise ValueError("RetryPolicy: max_attempts must be >= 0 and backoff >= 1.0")
+        if self.max_attempts < 0 or not 1.0 <= self.backoff < math.inf:
+            raise ValueError("RetryPolicy: max_attempts must be >= 0 and backoff >= 1.0, and finite")
         put = object.__setattr__
         put(self, "initial_ms", round(parse_duration_s(self.initial_interval) * 1000))
         put(self, "max_ms", round(parse_duration_s(self.max_interval) * 1000))
@@ -74,7 +75,11 @@ class RetryPolicy:
 
     def delay_ms(self, attempt: int) -> int:
         """How long to wait after failed attempt number `attempt` (from 1)."""
-        return int(min(self.initial_ms * self.backoff ** min(attempt - 1, 1000), self.max_ms))
+        try:
+            grown_ms = self.initial_ms * float(self.backoff) ** (attempt - 1)
+        except OverflowError:  # larger than any float: without a limit of attempts, it comes to that
+            return self.max_ms if self.initial_ms else 0
+        return int(min(grown_ms, self.max_ms))
 
     def retries(self, error: BaseException) -> bool:
         """Whether this kind of error is worth another attempt."""

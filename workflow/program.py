@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from actors.errortext import message_of, trace_of
 from actors.schedule import MAX_MS
 from statestores.codec import CodecError, decode, encode
 from workflow.definition import read, restore
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from workflow.replay import Track
 
 _PACKAGE = os.path.dirname(__file__)
+_LONGEST_TRACEBACK = 20_000
 _WITHDRAWN: Command = ("",)
 _CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
 
@@ -459,14 +461,14 @@ class Program:
                 return ("completed", None, self._refer(data))
             return ("completed", orjson.Fragment(data))
         except CodecError as error:
-            return ("failed", "UnserializableResult", str(error))
+            return ("failed", "UnserializableResult", message_of(error))
 
     def _failure(self, error: BaseException) -> Command:
         if isinstance(error, WorkflowGuardError):
             raise Stall("WorkflowGuardError", f"{error} ({_raised_at(error)})") from error
         if not self.replaying:
-            self.traceback = "".join(traceback.format_exception(error))[-20_000:]
-        return ("failed", type(error).__name__, str(error))
+            self.traceback = trace_of(error, _LONGEST_TRACEBACK)
+        return ("failed", type(error).__name__, message_of(error))
 
     def place_of(self, command: Command) -> str:
         """Source line of a command of the last turn, "" for those of the engine."""

@@ -8,8 +8,9 @@ lost, and its work would be done again, for ever.
 from __future__ import annotations
 
 import pickle
-import traceback
 from typing import NamedTuple
+
+from actors.errortext import message_of, trace_of
 
 
 class Raised(NamedTuple):
@@ -25,13 +26,12 @@ class Raised(NamedTuple):
 def raised(error: BaseException) -> Raised:
     """On the side where it was raised."""
     names = tuple(cls.__name__ for cls in type(error).__mro__ if issubclass(cls, BaseException))
-    trace = "".join(traceback.format_exception(error))
     try:
         pickled = pickle.dumps(error)
         pickle.loads(pickled)
     except Exception:
         pickled = b""
-    return Raised(names, str(error), trace, pickled)
+    return Raised(names, message_of(error), trace_of(error), pickled)
 
 
 def error_of(found: Raised) -> BaseException:

@@ -449,7 +449,7 @@ class ClusterPlacement:
         if call.future.done():
             return
         if redelivered:
-            call.redelivered = True
+            call.redelivered, call.looked_up = True, False
         self.submit(call)
 
     def _link_gone(self, link: Link) -> None:

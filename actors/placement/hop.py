@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from actors import errors
 from actors.errors import ActorError, ActorFailed, Deadlock, MailboxFull
+from actors.errortext import message_of
 from statestores.codec import decode
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ def encode_error(error: BaseException) -> tuple[str, ...]:
     if isinstance(error, Deadlock):
         return "Deadlock", *error.chain
     if isinstance(error, ActorError):
-        return type(error).__name__, str(error)
-    return "ActorFailed", type(error).__name__, str(error), ""
+        return type(error).__name__, message_of(error)
+    return "ActorFailed", type(error).__name__, message_of(error), ""
 
 
 def decode_error(fields: tuple[str, ...]) -> ActorError:

@@ -235,6 +235,7 @@ class Door:
 
     def __init__(self, *answers: str | None) -> None:
         self.knocks = 0
+        self.keys: list[str] = []
         self._answers = answers
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -256,7 +257,8 @@ class Door:
         answer = self._answers[min(self.knocks, len(self._answers) - 1)]
         self.knocks += 1
         if answer is not None:
-            await reader.readuntil(b"\r\n\r\n")
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+            self.keys += [line.partition(": ")[2] for line in head if line.startswith("idempotency-key:")]
             writer.write(answer.encode())
             writer.close()
 
@@ -289,6 +291,27 @@ async def test_what_a_proxy_says_for_now_is_asked_again(status: str) -> None:
     async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
         assert await runtime.actor("Account", "a").deposit(7) == 7
     assert door.knocks == 2
+
+
+@pytest.mark.parametrize("verb", ["raise_event", "purge"])
+async def test_what_is_to_be_done_once_is_asked_under_one_key(verb: str) -> None:
+    """All attempts at one event, or one purge, carry one key (INV-8); the next one has another."""
+    arguments = ("a", "go", 1) if verb == "raise_event" else ("a",)
+    door = Door(http("503 Unavailable", ""), http("202 Accepted", "{}"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        for _ in range(2):
+            await getattr(runtime.workflows, verb)(*arguments)
+    first, again, other = door.keys
+    assert first == again
+    assert other != first
+
+
+async def test_a_key_of_the_callers_is_the_key() -> None:
+    """Whoever raises an event by a key of his own can raise it again, from another process."""
+    door = Door(http("202 Accepted", "{}"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        await runtime.workflows.raise_event("a", "go", 1, idempotency_key="mine")
+    assert door.keys == ["mine"]
 
 
 async def test_what_a_proxy_says_for_good_is_an_error() -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +17,9 @@ from runtime_api.loader import Application
 from statestores.components import open_url
 from statestores.errors import ComponentError
 from workflow import activity, workflow
+
+if TYPE_CHECKING:
+    from actors import Host
 
 
 @actor
@@ -106,6 +111,82 @@ async def test_outside_of_its_life() -> None:
             use()
 
 
+class Gate:
+    """Where turns of `Slow` stand until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+
+gates: dict[str, Gate] = {}
+
+
+@actor
+class Slow:
+    count: int = 0
+
+    @method
+    async def add(self, gate: str) -> int:
+        gates[gate].reached.set()
+        await gates[gate].opened.wait()
+        self.count += 1
+        return self.count
+
+
+@pytest.fixture
+def gate() -> Gate:
+    made = gates["gate"] = Gate()
+    return made
+
+
+async def draining(host: Host) -> None:
+    while not host.draining:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+async def test_two_stops_are_one(tmp_path: Path, gate: Gate) -> None:
+    """Who stops a runtime that is stopping waits for the same end: the store stays open until the turns have ended."""
+    runtime = Runtime([Slow], store=f"sqlite:///{tmp_path / 'stop.db'}")
+    await runtime.start()
+    host = runtime.host
+    adding = asyncio.ensure_future(runtime.actor(Slow, "a").add("gate"))
+    await gate.reached.wait()
+    first = asyncio.create_task(runtime.stop())
+    await draining(host)
+    second = asyncio.create_task(runtime.stop(0.0))
+    with pytest.raises(RuntimeError, match="still stopping"):
+        await runtime.start()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not first.done()
+    assert not second.done()
+    gate.opened.set()
+    await asyncio.gather(first, second)
+    assert await adding == 1
+    async with runtime:
+        assert await runtime.actor(Slow, "a").add("gate") == 2
+
+
+async def test_a_stop_goes_on_without_its_caller(tmp_path: Path, gate: Gate) -> None:
+    """Cancelling whoever waits for the end leaves nothing half stopped."""
+    runtime = Runtime([Slow], store=f"sqlite:///{tmp_path / 'stop.db'}")
+    await runtime.start()
+    host = runtime.host
+    adding = asyncio.ensure_future(runtime.actor(Slow, "a").add("gate"))
+    await gate.reached.wait()
+    stopping = asyncio.create_task(runtime.stop())
+    await draining(host)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    gate.opened.set()
+    await runtime.stop()
+    assert await adding == 1
+    async with runtime:
+        assert await runtime.actor(Slow, "a").add("gate") == 2
+
+
 async def test_a_store_that_is_given_stays_the_callers() -> None:
     """A store object is used and left open."""
     store = open_url("memory://")
@@ -168,6 +249,41 @@ async def test_an_empty_application_can_be_run() -> None:
     """State alone is a use, too."""
     async with Runtime(Application(), store="memory://") as runtime:
         assert set(runtime.components) == {"statestore"}
+
+
+BLOCKED = """
+import asyncio, threading
+from runtime_api import Runtime
+from workflow import activity, workflow
+
+blocked = threading.Event()
+
+@activity
+def blocks():
+    blocked.set()
+    threading.Event().wait()
+
+@workflow
+async def blocking():
+    await blocks()
+
+async def main():
+    async with Runtime(store="memory://", drain_s=0.1) as runtime:
+        await runtime.workflows.start(blocking)
+        await asyncio.to_thread(blocked.wait)
+
+asyncio.run(main())
+print("ended")
+"""
+
+
+def test_a_blocked_activity_does_not_keep_the_program_alive() -> None:
+    """The interpreter does not wait for the threads of plain activities; the program ends as ever."""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", BLOCKED], capture_output=True, text=True, cwd=root, check=False, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
 
 
 def test_embedding_needs_no_web_framework() -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,7 +14,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 ENTER = "/v1.0/actors/Gate/g/method/enter"
 DEPOSIT = "/v1.0/actors/Account/alice/method/deposit"
@@ -75,6 +75,44 @@ def test_second_signal(mecha_process: Callable[..., Any]) -> None:
         assert server.wait() == 1
         caller.join(30)
         assert answers == []
+
+
+BLOCKING_APP = Path(__file__).parent / "blocking_app.py"
+
+
+def block(server: Any, kind: str) -> None:
+    """Start a workflow whose activity blocks for ever, and wait until it does."""
+    where = f"{server.url}/v1.0/workflows/dapr/blocking/start"
+    assert httpx.post(where, json=kind, trust_env=False).status_code == 202
+    assert server.process.stdout.readline() == "blocked\n"
+
+
+@pytest.mark.parametrize("kind", ["plain", "beside", "own"])
+def test_the_end_has_its_time_whatever_blocks(mecha_process: Callable[..., Any], kind: str) -> None:
+    """Code that blocks for ever, in whatever thread, does not keep a graceful end from ending, with 0."""
+    with mecha_process("--store", "memory://", "--drain", "1s", target=str(BLOCKING_APP)) as server:
+        block(server, kind)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("beside", signal.SIGTERM), ("own", signal.SIGTERM), ("own", signal.SIGINT)]
+)
+def test_second_signal_at_the_very_end(mecha_process: Callable[..., Any], kind: str, number: int) -> None:
+    """The second signal ends the process at once, with 1, also when the runtime has stopped and only threads of the
+    application are still there."""
+    with mecha_process("--store", "memory://", "--drain", "1000s", target=str(BLOCKING_APP)) as server:
+        block(server, kind)
+        server.process.send_signal(signal.SIGTERM)
+        if kind == "own":
+            assert server.process.stdout.readline() == "ending\n"
+        else:  # the loop waits for its own threads, and the port is closed
+            with suppress(httpx.TransportError):
+                while True:
+                    httpx.get(f"{server.url}/v1.0/healthz", trust_env=False)
+        server.process.send_signal(number)
+        assert server.wait() == 1
 
 
 def test_kill_and_restart(mecha_process: Callable[..., Any], tmp_path: Path) -> None:

@@ -200,6 +200,30 @@ def test_idempotent_start(api: httpx.Client, instance: str) -> None:
     assert len(ids) == 1
 
 
+@pytest.mark.parametrize("query", ["", "?appID=sample"], ids=["hot", "general"])
+def test_events_under_one_key_are_one_event(api: httpx.Client, instance: str, query: str) -> None:
+    """An event that is raised again with its key has been raised once (INV-8); without one it is another."""
+    start(api, "approval", instance, b"{}")
+    api.post(f"{DAPR}/{instance}/pause")
+    for headers in ({"idempotency-key": "k"}, {"idempotency-key": "k"}, {"idempotency-key": "l"}, {}, {}):
+        raised = api.post(f"{DAPR}/{instance}/raiseEvent/other{query}", content=b"1", headers=headers)
+        assert raised.status_code == 202
+    bad = api.post(f"{DAPR}/{instance}/raiseEvent/other{query}", headers={"idempotency-key": ""})
+    assert error_of(bad) == (400, "ERR_BAD_REQUEST")
+    turns = api.get(f"{OWN}/{instance}/history").json()["items"]
+    assert [item[:2] for turn in turns for item in turn["inputs"] if item[0] == "event"] == [["event", "other"]] * 4
+    api.post(f"{DAPR}/{instance}/terminate")
+
+
+def test_idempotent_purge(api: httpx.Client, instance: str) -> None:
+    """A purge that is repeated with its key has been done; without one there is nothing any more."""
+    start(api, "approval", instance, b"{}")
+    api.post(f"{DAPR}/{instance}/terminate")
+    for _ in range(2):
+        assert api.post(f"{DAPR}/{instance}/purge", headers={"idempotency-key": "k"}).status_code == 202
+    assert error_of(api.post(f"{DAPR}/{instance}/purge")) == (404, "ERR_INSTANCE_ID_NOT_FOUND")
+
+
 def test_run(api: httpx.Client, instance: str) -> None:
     """Start and wait in one request; 202 when the wait was too short, and the instance goes on."""
     done = api.post(f"{OWN}/doubling/run", params={"instanceID": instance}, content=b"5")

@@ -1,0 +1,192 @@
+"""Failures that are hard to tell: whatever a method raises, its caller hears of it, and the actor goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from actors import ActorFailed, HostStopping, OutcomeUnknown, actor, method
+from actors.errortext import message_of, trace_of
+from tests.actors.worlds import settled, until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from statestores.model import Ownership
+    from statestores.store import Journal
+    from tests.actors.worlds import World
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class MuteForGood(Exception):
+    def __str__(self) -> str:
+        raise KeyError
+
+    __repr__ = __str__
+
+
+class Odd(str):
+    __slots__ = ()
+
+    def encode(self, *_: str) -> bytes:
+        raise RuntimeError("not me")
+
+
+class OddText(Exception):
+    def __str__(self) -> str:
+        return Odd("a text of its own kind")
+
+
+class Halves(ValueError):
+    """As `os.listdir` gives names that are not UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__("caf\udce9.txt")
+
+
+class Quits(BaseException):
+    """None of `Exception`'s."""
+
+
+HARD_TO_TELL: list[tuple[type[BaseException], str]] = [
+    (Mute, "<exception str() failed>"),
+    (MuteForGood, "<exception str() failed>"),
+    (OddText, "a text of its own kind"),
+    (Halves, "caf\\udce9.txt"),
+    (Quits, ""),
+    (asyncio.CancelledError, ""),
+]
+
+
+@actor
+class Moody:
+    count: int = 0
+
+    def on_activate(self) -> None:
+        self._gate = asyncio.Event()
+
+    @method
+    def at_once(self, which: int) -> None:
+        self.count = 99
+        raise HARD_TO_TELL[which][0]
+
+    @method
+    async def later(self, which: int) -> None:
+        self.count = 99
+        await asyncio.sleep(0)
+        raise HARD_TO_TELL[which][0]
+
+    @method(read_only=True)
+    async def beside(self, which: int) -> None:
+        await asyncio.sleep(0)
+        raise HARD_TO_TELL[which][0]
+
+    @method
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    @method(read_only=True)
+    async def look(self) -> int:
+        await self._gate.wait()
+        return self.count
+
+    @method(read_only=True, consistency="linearizable")
+    def look_closely(self) -> int:
+        return self.count
+
+
+@pytest.mark.parametrize(("kind", "text"), HARD_TO_TELL)
+def test_every_exception_has_a_text(kind: type[BaseException], text: str) -> None:
+    """Message and traceback of any exception are text that every store takes."""
+    with pytest.raises(kind) as caught:
+        raise kind
+    assert message_of(caught.value) == text
+    assert type(message_of(caught.value)) is str
+    assert kind.__name__ in trace_of(caught.value).encode().decode()
+
+
+def test_a_traceback_has_its_end() -> None:
+    """A long traceback is cut at its beginning."""
+    shown = trace_of(ValueError("x" * 1000 + "the end"), longest=100)
+    assert shown.endswith("the end\n")
+    assert len(shown) == 100
+
+
+@pytest.mark.parametrize("which", range(len(HARD_TO_TELL)))
+@pytest.mark.parametrize("name", ["at_once", "later", "beside"])
+async def test_the_caller_hears_of_every_failure(world: World, name: str, which: int) -> None:
+    """A turn that fails is answered, whatever it raises, and leaves no trace (INV-6); those behind it are served."""
+    client = await world.client(Moody)
+    ref: Any = client.actor(Moody, "m")
+    assert await ref.add() == 1
+    call: Any = getattr(ref, name)
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(call(which), ref.add(), call(which), ref.add(), return_exceptions=True)
+    assert list(outcomes[1::2]) == [2, 3]
+    kind, text = HARD_TO_TELL[which]
+    for failed in outcomes[::2]:
+        assert isinstance(failed, ActorFailed)
+        assert (failed.error_type, failed.message) == (kind.__name__, text)
+
+
+async def test_the_caller_of_a_message_hears_of_every_failure(world: World) -> None:
+    """JSON in and out, as HTTP has it: the failure is an `ActorFailed` with a text that can be sent."""
+    client = await world.client(Moody)
+    for which, (kind, _) in enumerate(HARD_TO_TELL):
+        with pytest.raises(ActorFailed, match=kind.__name__) as caught:
+            await asyncio.wait_for(client.call("Moody", "m", "at_once", str(which).encode()), 5)
+        assert str(caught.value).encode()
+
+
+class Faulty:
+    """A store with a bug: it raises what no store may."""
+
+    def __init__(self, inner: Journal) -> None:
+        self._inner = inner
+        self.is_faulty = False
+
+    async def renew(self, *args: Any, **options: Any) -> Sequence[Ownership]:
+        if self.is_faulty:
+            raise ZeroDivisionError("a bug in the store")
+        return await self._inner.renew(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def test_a_bug_below_the_turn_is_told_to_its_caller(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A task of the host that fails unexpectedly, after the turn, leaves no caller behind; it may call again."""
+    faulty = Faulty(world.journal)
+    world.lever._inner = cast("Journal", faulty)
+    client = await world.client(Moody)
+    ref: Any = client.actor(Moody, "m")
+    await ref.add()
+    faulty.is_faulty = True
+    with pytest.raises(OutcomeUnknown, match="ZeroDivisionError: a bug in the store"):
+        await asyncio.wait_for(ref.look_closely(), 5)
+    faulty.is_faulty = False
+    assert await asyncio.wait_for(ref.look_closely(), 5) == 1
+    assert "this is a bug" in caplog.text
+
+
+async def test_a_call_that_waits_for_readers_hears_of_the_hosts_end(world: World) -> None:
+    """It is out of the mailbox and has not begun: nobody but the loop of its actor knows of it."""
+    host = await world.host(Moody)
+    ref: Any = host.client.actor(Moody, "m")
+    await ref.add()
+    reading = asyncio.ensure_future(ref.look())
+    await settled()
+    waiting = asyncio.ensure_future(ref.add())
+    (activation,) = host.activations.values()
+    await until(lambda: activation.pump is not None and not activation.mailbox)
+    host.abort()
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(reading, waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [HostStopping, HostStopping]

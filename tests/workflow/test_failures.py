@@ -1,0 +1,193 @@
+"""Failures that are hard to tell: whatever code raises, its failure is recorded, and no activity is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from statestores.memory import MemoryStore
+from tests.workflow.conftest import World as MadeWorld
+from workflow import ActivityFailed, RetryPolicy, WorkflowFailed, activity, workflow
+from workflow.raised import error_of, raised
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from statestores.store import Payloads
+    from tests.workflow.conftest import World
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Halves(ValueError):
+    """As `os.listdir` gives names that are not UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__("caf\udce9.txt")
+
+
+class Quits(BaseException):
+    """None of `Exception`'s."""
+
+
+KINDS: dict[str, type[BaseException]] = {"Mute": Mute, "Halves": Halves, "Quits": Quits}
+TEXTS = {"Mute": "<exception str() failed>", "Halves": "caf\\udce9.txt", "Quits": ""}
+
+
+@activity
+async def at_once(kind: str) -> None:
+    raise KINDS[kind]
+
+
+@activity
+async def later(kind: str) -> None:
+    await asyncio.sleep(0)
+    raise KINDS[kind]
+
+
+@activity
+def in_thread(kind: str) -> None:
+    raise KINDS[kind]
+
+
+@activity(retry=RetryPolicy(max_attempts=2, initial_interval="1ms"))
+async def twice(kind: str) -> None:
+    raise KINDS[kind]
+
+
+@activity
+async def nothing(_: str) -> None:
+    pass
+
+
+async def told(call: Any) -> list[str]:
+    try:
+        await call
+    except ActivityFailed as error:
+        return [error.error_type, error.message]
+    return []
+
+
+@workflow
+async def calling(kind: str) -> list[list[str]]:
+    return list(await asyncio.gather(*(told(call(kind)) for call in (at_once, later, in_thread, twice))))
+
+
+@workflow
+async def failing_at_once(kind: str) -> None:
+    raise KINDS[kind]
+
+
+@workflow
+async def failing_later(kind: str) -> None:
+    await nothing(kind)
+    raise KINDS[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_failures_of_activities_are_recorded(world: World, kind: str) -> None:
+    """The workflow hears of its activity's failure, wherever it ran and however its exception behaves."""
+    client = await world.start([calling], [at_once, later, in_thread, twice])
+    assert await client.run(calling, kind, instance_id="c") == [[kind, TEXTS[kind]]] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("failing", [failing_at_once, failing_later], ids=lambda found: str(found.name))
+async def test_failures_of_workflows_are_recorded(world: World, failing: Any, kind: str) -> None:
+    """What a workflow raises ends it as FAILED, with type and text, also in its first turn; it does not stall."""
+    client = await world.start([failing])
+    instance = await client.start(failing, kind)
+    with pytest.raises(WorkflowFailed):
+        await client.wait(instance, 10)
+    failure = (await client.get(instance)).failure
+    assert failure is not None
+    assert (failure.type, failure.message) == (kind, TEXTS[kind])
+    assert kind in failure.traceback
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failures_arrive_from_other_processes(kind: str) -> None:
+    """The data an exception travels as can be made of every one."""
+    found = raised(KINDS[kind]())
+    assert (found.names[0], found.message) == (kind, TEXTS[kind])
+    assert kind in "".join(cls.__name__ for cls in type(error_of(found)).__mro__)
+
+
+class Unfit(type):
+    def __instancecheck__(cls, _: object) -> bool:
+        raise RuntimeError("who asks?")
+
+
+class NotRetried(Exception, metaclass=Unfit):
+    pass
+
+
+async def test_a_policy_that_fails_is_no_reason_to_wait_for_ever(world: World) -> None:
+    """When it cannot be said whether to try again, the attempt has failed, and was the last."""
+
+    @activity(retry=RetryPolicy(max_attempts=3, initial_interval="1ms", non_retriable=(NotRetried,)))
+    async def quick() -> None:
+        raise LookupError("nothing there")
+
+    @activity(retry=RetryPolicy(max_attempts=3, initial_interval="1ms", non_retriable=(NotRetried,)))
+    async def slow() -> None:
+        await asyncio.sleep(0)
+        raise LookupError("nothing there")
+
+    @workflow
+    async def asking() -> list[list[str]]:
+        return list(await asyncio.gather(told(quick()), told(slow())))
+
+    client = await world.start([asking], [quick, slow])
+    async with asyncio.timeout(10):
+        assert await client.run(asking) == [["LookupError", "nothing there"]] * 2
+
+
+class FaultyPayloads:
+    """A store with a bug: it raises what no store may."""
+
+    def __init__(self, inner: Payloads) -> None:
+        self._inner = inner
+
+    async def put(self, *_: Any) -> None:
+        raise ZeroDivisionError("a bug in the store")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(self._inner, name)
+        return found
+
+
+@activity
+async def large_at_once() -> str:
+    return "x" * 1000
+
+
+@activity
+async def large_later() -> str:
+    await asyncio.sleep(0)
+    return "x" * 1000
+
+
+@workflow
+async def enlarging() -> list[list[str]]:
+    return list(await asyncio.gather(told(large_at_once()), told(large_later())))
+
+
+async def test_a_result_that_cannot_be_reported_is_a_failure() -> None:
+    """A result that was made and cannot be stored, by a bug, is told as the failure it is."""
+    store = MemoryStore()
+    await store.open()
+    world = MadeWorld(store, evict_always=False)
+    client = await world.start(
+        [enlarging], [large_at_once, large_later], payloads=FaultyPayloads(store.payloads), large_value_bytes=100
+    )
+    async with asyncio.timeout(10):
+        outcome = await client.run(enlarging)
+    assert outcome == [["ZeroDivisionError", "a bug in the store"]] * 2
+    await world.close()
+    await store.close()

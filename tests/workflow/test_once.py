@@ -1,0 +1,163 @@
+"""What is asked of a workflow from outside takes effect once, also when the store's answer was lost (INV-8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from actors import Host, actor, definition_of, method
+from statestores.memory import MemoryStore
+from statestores.sqlite import SqliteStore
+from tests.actors.worlds import Lever
+from workflow import Engine, InstanceNotFound, WorkflowClient, wait_event, workflow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from statestores.store import Journal, StateStore
+
+LIMIT = 100
+
+
+@workflow
+async def collecting() -> list[Any]:
+    found = []
+    while (event := await wait_event("money")) != "end":
+        found.append(event)
+    return found
+
+
+class Bank:
+    """A host whose store loses answers, and which does not wait for it to find them again."""
+
+    lever: Lever
+    host: Host
+    client: WorkflowClient
+
+    async def start(self, store: StateStore) -> None:
+        self.lever = Lever(store.journal)
+        self._engine = Engine([collecting], payloads=store.payloads, large_value_bytes=LIMIT)
+        teller = definition_of(Teller)
+        assert teller is not None
+        types = [teller, *self._engine.types]
+        journal = cast("Journal", self.lever)
+        self.host = Host(journal, types, workers=self._engine.workers, host_id="one", store_patience_s=0.0)
+        self.client = self._engine.attach(self.host.client)
+        await self.host.start()
+
+    async def stop(self) -> None:
+        await self.host.stop(2)
+        self._engine.close()
+
+    async def collected(self, instance_id: str) -> list[Any]:
+        await self.client.raise_event(instance_id, "money", "end")
+        found: list[Any] = await self.client.wait(instance_id, 10)
+        return found
+
+
+banks: dict[str, Bank] = {}
+
+
+@actor
+class Teller:
+    """Raises an event as part of its turn, and fails after it when told to."""
+
+    paid: int = 0
+
+    @method
+    async def pay(self, instance_id: str, fail: bool) -> int:
+        await banks["bank"].client.raise_event(instance_id, "money", 7)
+        self.paid += 1
+        if fail:
+            raise ConnectionError("the line is dead")
+        return self.paid
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
+    made: StateStore = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "once.db")
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def bank(store: StateStore) -> AsyncIterator[Bank]:
+    made = banks["bank"] = Bank()
+    await made.start(store)
+    yield made
+    await made.stop()
+
+
+@pytest.mark.parametrize("payload", [100, "x" * LIMIT], ids=["small", "large"])
+async def test_an_event_whose_answer_was_lost_arrives_once(bank: Bank, payload: Any) -> None:
+    """The client asks again, and is told that it has arrived."""
+    await bank.client.start(collecting, instance_id="a")
+    bank.lever.lose_answers = 1
+    await bank.client.raise_event("a", "money", payload)
+    assert bank.lever.lose_answers == 0
+    assert await bank.collected("a") == [payload]
+
+
+async def test_the_first_attempt_looks_for_no_receipt(bank: Bank) -> None:
+    """An event that is raised under no key of the caller's costs no look into the store, since nobody has raised it."""
+    await bank.client.start(collecting, instance_id="a")
+    for number in range(3):
+        await bank.client.raise_event("a", "money", number)
+    assert not {"receipt", "receipts"} & {*bank.lever.calls}
+    assert await bank.collected("a") == [0, 1, 2]
+
+
+async def test_events_under_one_key_are_one_event(bank: Bank, store: StateStore) -> None:
+    """Keys belong to one instance and one name of events, whose case does not matter; they outlive the host."""
+    for instance in ("a", "b"):
+        await bank.client.start(collecting, instance_id=instance)
+    await bank.client.raise_event("a", "money", 1, idempotency_key="k")
+    await bank.client.raise_event("a", "Money", 2, idempotency_key="k")
+    await bank.client.raise_event("a", "other", 3, idempotency_key="k")
+    await bank.client.raise_event("a", "money", 4, idempotency_key="l")
+    await bank.client.raise_event("b", "money", 5, idempotency_key="k")
+    await bank.stop()
+    await bank.start(store)
+    await bank.client.raise_event("a", "money", 6, idempotency_key="k")
+    assert await bank.collected("a") == [1, 4]
+    assert await bank.collected("b") == [5]
+    names = [item[1] for entry in await bank.client.history("a") for item in entry.inputs if item[0] == "event"]
+    assert names == ["money", "other", "money", "money"]
+
+
+async def test_a_repeated_turn_repeats_no_events(bank: Bank) -> None:
+    """An event that is raised in a turn with a key takes its own from that: the turn that failed after it, and is made
+    again, raises it no second time."""
+    await bank.client.start(collecting, instance_id="a")
+    with pytest.raises(Exception, match="the line is dead"):
+        await bank.host.client.actor(Teller, "t", idempotency_key="k").pay("a", True)
+    assert await bank.host.client.actor(Teller, "t", idempotency_key="k").pay("a", False) == 1
+    assert await bank.host.client.actor(Teller, "t", idempotency_key="l").pay("a", False) == 2
+    assert await bank.host.client.actor(Teller, "t").pay("a", False) == 3
+    assert await bank.collected("a") == [7, 7, 7]
+
+
+async def test_a_lost_answer_within_a_turn_is_asked_for_again(bank: Bank) -> None:
+    """The turn goes on once it is known that the event has arrived, and it has arrived once."""
+    await bank.client.start(collecting, instance_id="a")
+    for number, key in enumerate((None, "k"), 1):
+        bank.lever.lose_answers = 1
+        assert await bank.host.client.actor(Teller, "t", idempotency_key=key).pay("a", False) == number
+        assert bank.lever.lose_answers == 0
+    assert await bank.collected("a") == [7, 7]
+
+
+async def test_a_purge_whose_answer_was_lost_is_done(bank: Bank) -> None:
+    """Nothing is there any more, which is what was asked for, and no error."""
+    await bank.client.start(collecting, instance_id="a")
+    assert await bank.collected("a") == []
+    bank.lever.lose_answers = 1
+    await bank.client.purge("a")
+    assert bank.lever.lose_answers == 0
+    with pytest.raises(InstanceNotFound):
+        await bank.client.get("a")
+    with pytest.raises(InstanceNotFound):
+        await bank.client.purge("a")

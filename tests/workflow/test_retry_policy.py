@@ -1,0 +1,46 @@
+"""When a failed activity is tried again: the arithmetic of `RetryPolicy`."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from workflow import RetryPolicy
+
+DAY_MS = 24 * 3600 * 1000
+
+
+@given(
+    initial_ms=st.integers(0, DAY_MS),
+    max_ms=st.integers(0, DAY_MS),
+    backoff=st.floats(1.0, 1e300),
+    attempt=st.integers(1, 2000),
+)
+@example(initial_ms=1000, max_ms=60_000, backoff=10.0, attempt=311)
+@example(initial_ms=1000, max_ms=60_000, backoff=2.5, attempt=1_000)
+@example(initial_ms=0, max_ms=60_000, backoff=10.0, attempt=400)
+@example(initial_ms=DAY_MS, max_ms=DAY_MS, backoff=1.0, attempt=2000)
+def test_delays_are_the_powers_up_to_the_limit(initial_ms: int, max_ms: int, backoff: float, attempt: int) -> None:
+    """The wait after attempt n is initial * backoff ** (n - 1), at most the limit, whatever n is."""
+    policy = RetryPolicy(0, f"{initial_ms}ms", backoff, f"{max_ms}ms")
+    exact = min(initial_ms * Fraction(backoff) ** (attempt - 1), Fraction(max_ms))
+    assert policy.delay_ms(attempt) == pytest.approx(float(exact), rel=1e-9, abs=1)
+
+
+@pytest.mark.parametrize("attempt", [309, 310, 1024, 1025, 10**6, 2**62])
+def test_no_attempt_is_too_late_to_have_a_delay(attempt: int) -> None:
+    """Without a limit of attempts their number grows for ever: the wait stays the longest one."""
+    for backoff in (2, 2.0, 2.1, 10.0, 1e300):
+        assert RetryPolicy(max_attempts=0, backoff=backoff).delay_ms(attempt) == 60_000
+    assert RetryPolicy(max_attempts=0, backoff=1.0).delay_ms(attempt) == 1_000
+
+
+@pytest.mark.parametrize("backoff", [0.9, -1.0, math.nan, math.inf])
+def test_backoffs_that_say_nothing_are_refused(backoff: float) -> None:
+    """A wait that shrinks, or is no number, is a mistake of the policy's author, told when it is made."""
+    with pytest.raises(ValueError, match="backoff"):
+        RetryPolicy(backoff=backoff)
