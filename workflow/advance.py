@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from actors.errortext import message_of
 from statestores.codec import encode
 from workflow.errors import PayloadLost, Stall
 from workflow.history import STALLED, Command, Input, Record, encode_inputs
@@ -195,7 +196,7 @@ class Advance:
             self._record(commands, program.traceback)
         except Exception as error:
             instance._drop()
-            instance._poison = (*instance._poison, f"{type(error).__name__}: {error}")
+            instance._poison = (*instance._poison, f"{type(error).__name__}: {message_of(error)}")
             raise
         except BaseException:
             instance._drop()
@@ -281,7 +282,7 @@ def _is_telling(inputs: list[Input], commands: list[Command]) -> bool:
 
 def engine_failed(instance_id: str, error: Exception) -> Stall:
     log.error("workflow instance %s: the engine failed", instance_id, exc_info=error)
-    return Stall("EngineError", f"{type(error).__name__}: {error}")
+    return Stall("EngineError", f"{type(error).__name__}: {message_of(error)}")
 
 
 def instant(at_ms: int) -> datetime:

@@ -28,6 +28,7 @@ from workflow.errors import (
     InstanceNotTerminal,
     InvalidWorkflowInput,
     PayloadLost,
+    Refused,
     UnknownWorkflow,
     WorkflowFailed,
     WorkflowStalled,
@@ -261,8 +262,8 @@ class WorkflowClient:
         self, instance_id: str, name: str, payload: Any = None, *, idempotency_key: str | None = None
     ) -> None:
         """Kept until the workflow waits for it; ignored when the instance has ended. It arrives once (INV-8);
-        `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour, with
-        its answer. Raises `InstanceNotFound`, `CodecError`."""
+        `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour.
+        Raises `InstanceNotFound` (which is not remembered), `CodecError`."""
         text = encode(payload).decode()
         key = _identity(None if idempotency_key is None else f"{name.casefold()}:{idempotency_key}")
         if self._is_large(text):
@@ -405,6 +406,10 @@ class WorkflowClient:
                     )
                 # In a turn of the application's: part of its call chain.
                 return await getattr(self._client.actor(self._type, instance_id, idempotency_key=text), method)(*args)
+            except ActorFailed as error:
+                if error.error_type == Refused.__name__:
+                    return error.message
+                raise
             except Retriable:
                 if patience_s <= 0:
                     raise

@@ -129,6 +129,11 @@ class Stall(Exception):
         self.kind, self.message = kind, message
 
 
+class Refused(Exception):
+    """What an instance was asked for was not done; the message is the word that says why. An error, so that the answer
+    is not remembered under the call's key: what is refused now may be possible when it is asked for again."""
+
+
 class WorkflowEvicted(BaseException):
     """Raised by any command of a workflow whose loop is gone. Nothing but a leftover reference can meet it: the frames
     of an evicted workflow are discarded, they do not run again."""

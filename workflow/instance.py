@@ -20,7 +20,7 @@ from statestores.errors import StoreError
 from workflow.advance import Advance, engine_failed, instant, new_record, retry_name
 from workflow.context import SURFACE
 from workflow.deployment import Deployment  # noqa: TC001  # annotations of an actor are looked up when it is defined
-from workflow.errors import PayloadLost, Stall
+from workflow.errors import PayloadLost, Refused, Stall
 from workflow.history import (
     ACTOR_TYPE,
     FAILED,
@@ -60,7 +60,8 @@ _MAILBOX_LIMIT = 1_000_000
 
 class WorkflowInstance:
     """The actor. One subclass per `Engine`, see `instance_type`. Methods answer with a word rather than an exception
-    where the caller is expected to ask: "" done, "missing", "exists", "terminal", or the present status."""
+    where the caller is expected to ask: "" done, "missing", "exists", "terminal", or the present status; those that are
+    called under a key raise it, see `Refused`."""
 
     _deployment: ClassVar[Deployment]
 
@@ -278,7 +279,7 @@ class WorkflowInstance:
     def raise_event(self, name: str, payload: str) -> str:
         """`payload`: JSON text. Ignored once the instance has ended."""
         if not self.status:
-            return MISSING
+            raise Refused(MISSING)
         if self.status not in TERMINAL:
             Advance(self, context(), [("event", name, orjson.Fragment(payload))]).run()
         return ""
@@ -287,7 +288,7 @@ class WorkflowInstance:
     def raise_event_large(self, name: str, stored: str) -> str:
         """`stored`: where the JSON of the payload is."""
         if not self.status:
-            return MISSING
+            raise Refused(MISSING)
         if self.status not in TERMINAL:
             found = Stored.parse(stored)
             item: Input = ("event", name, None, reference(found.digest, found.size))
@@ -337,11 +338,11 @@ class WorkflowInstance:
     def purge(self, force: bool, execution: str) -> str:
         """Remove everything. `execution`: only if it is still that one; "": whichever."""
         if not self.status:
-            return MISSING
+            raise Refused(MISSING)
         if execution and execution != self.execution:
             return ""
         if self.status not in TERMINAL and not force:
-            return self.status
+            raise Refused(self.status)
         self._drop()
         turn = context()
         instance_id = turn.actor_id

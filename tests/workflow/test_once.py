@@ -10,7 +10,7 @@ from actors import Host, actor, definition_of, method
 from statestores.memory import MemoryStore
 from statestores.sqlite import SqliteStore
 from tests.actors.worlds import Lever
-from workflow import Engine, InstanceNotFound, WorkflowClient, wait_event, workflow
+from workflow import Engine, InstanceNotFound, InstanceNotTerminal, WorkflowClient, wait_event, workflow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -161,3 +161,21 @@ async def test_a_purge_whose_answer_was_lost_is_done(bank: Bank) -> None:
         await bank.client.get("a")
     with pytest.raises(InstanceNotFound):
         await bank.client.purge("a")
+
+
+async def test_a_refusal_is_not_remembered(bank: Bank) -> None:
+    """Who comes before the start, or wants to purge before the end, may come again with the same key."""
+    with pytest.raises(InstanceNotFound):
+        await bank.client.raise_event("w", "money", 1, idempotency_key="k")
+    with pytest.raises(InstanceNotFound):
+        await bank.client.raise_event("w", "money", "x" * 2 * LIMIT, idempotency_key="large")
+    with pytest.raises(InstanceNotFound):
+        await bank.client.purge("w", idempotency_key="p")
+    await bank.client.start(collecting, instance_id="w")
+    with pytest.raises(InstanceNotTerminal):
+        await bank.client.purge("w", idempotency_key="p")
+    for _ in range(2):
+        await bank.client.raise_event("w", "money", 1, idempotency_key="k")
+        await bank.client.raise_event("w", "money", "x" * 2 * LIMIT, idempotency_key="large")
+    assert await bank.collected("w") == [1, "x" * 2 * LIMIT]
+    await bank.client.purge("w", idempotency_key="p")
