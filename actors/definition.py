@@ -165,6 +165,8 @@ class ActorDefinition:
     # Defaults that all instances can share, being immutable, and the fields that need their own.
     shared_defaults: Mapping[str, Any]
     own_defaults: tuple[Field, ...]
+    # Fields that an actor has from its beginning: absent ones were deleted.
+    default_names: tuple[str, ...]
     event_sourced: bool
     state_event: str
     fold: Callable[[Any, Sequence[Event]], None] | None
@@ -323,6 +325,7 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         typed_fields=tuple((place, f.name, f.adapter.atom) for place, f in enumerate(fields)),
         shared_defaults={f.name: f.default for f in fields if f.has_default and f.is_shared},
         own_defaults=tuple(f for f in fields if f.has_default and not f.is_shared),
+        default_names=tuple(f.name for f in fields if f.has_default),
         event_sourced=bool(events),
         state_event=versioned_name(STATE_EVENT, options.schema),
         fold=getattr(cls, FOLD, None),
@@ -352,6 +355,8 @@ def _collect_fields(cls: type) -> tuple[Field, ...]:
 
 
 def _field(cls: type, name: str, annotation: Any) -> Field:
+    if not name.isidentifier():  # made by `type(…)`; a record has entries of its own that begin with $
+        raise TypeError(f"{cls.__qualname__}: a field cannot be named {name!r}")
     default = getattr(cls, name, _UNSET)
     factory: Callable[[], Any] | None = None
     if isinstance(default, dataclasses.Field):
