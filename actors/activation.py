@@ -303,12 +303,17 @@ class Activation:
 
     async def run_deactivation_hook(self) -> None:
         """The last turn of this incarnation, if its class wants one. Calls that come meanwhile go to the next one, as
-        this one may have let go of what it needs. Raises what the hook raised."""
+        this one may have let go of what it needs. Raises what the hook raised.
+
+        What a failed turn has left behind is put right before (INV-6): the hook would act on it, and may record it. The
+        losing alternative, to leave the hook out, would not give back what `on_activate` has opened."""
         hook = self.definition.methods.get("on_deactivate")
         if hook is None:
             return
         self.pump = asyncio.current_task()  # holds off inline turns; calls that come meanwhile wait in the mailbox
         try:
+            if self.phase is Phase.LOADING and not await self._loaded(after_commits=True):
+                return
             await self._run_hook(hook)
         finally:
             self.pump = None

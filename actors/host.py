@@ -292,7 +292,8 @@ class Host:
             except StoreError as error:
                 self.fail(call, NotOwner(f"ownership of {call.stream} cannot be confirmed: {error}"))
                 return
-        if activation.was_refused or not self.epochs[activation.partition]:
+        # Its actor may have been elsewhere meanwhile, and be back: what it saw is then of an activation that is dead.
+        if activation.dead or activation.was_refused or not self.epochs[activation.partition]:
             self.resubmit(call)
         elif failure is not None:
             self.fail(call, failure)
