@@ -67,6 +67,8 @@ HOOKS = frozenset({"on_activate", "on_deactivate", "receive_reminder", "receive_
 """Methods the runtime itself calls, when a class has them. They are turns like any other, and not callable from
 outside."""
 
+_OWN_HOOKS = frozenset({"on_activate", "on_deactivate"})
+
 # A coroutine function whose code holds none of these can never suspend: its turn runs without a task of its own.
 _SUSPENDING = frozenset(
     {
@@ -209,13 +211,13 @@ def actor(
 ) -> C | Callable[[C], C]:
     """Make a class an actor type.
 
-    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: turns that may wait; one
-    more is refused (`MailboxFull`). `reentrant`: a call chain that comes back to the actor joins the turn that started
-    it, at most `max_depth` deep. `snapshot_every`: events between snapshots. `timeout`: longest run of a turn, from its
-    start.
-    `receipts`: how long an idempotency key is remembered. `schema`, `upcasters`: see `Upcaster`. `resources`
-    (``{"num_gpus": 1}``; num_cpus, num_gpus, memory in bytes or as ``"2GiB"``, custom ones) and `labels` (``{"zone":
-    "a"}``): on a Ray cluster, what the nodes of the application's hosts must have, see `HostNeeds`; elsewhere ignored.
+    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: calls that may wait, be
+    read-only and run, or be on their way to the store; one more is refused (`MailboxFull`). `reentrant`: a call chain
+    that comes back to the actor joins the turn that started it, at most `max_depth` deep. `snapshot_every`: events
+    between snapshots. `timeout`: longest run of a turn, from its start. `receipts`: how long an idempotency key is
+    remembered. `schema`, `upcasters`: see `Upcaster`. `resources` (``{"num_gpus": 1}``; num_cpus, num_gpus, memory in
+    bytes or as ``"2GiB"``, custom ones) and `labels` (``{"zone": "a"}``): on a Ray cluster, what the nodes of the
+    application's hosts must have, see `HostNeeds`; elsewhere ignored.
 
     Raises `TypeError` for a class that cannot be an actor, at decoration.
     """
@@ -369,6 +371,8 @@ def _collect_methods(cls: type) -> dict[str, Method]:
     methods = {}
     for name, function in inspect.getmembers(cls, inspect.isfunction):
         mark = getattr(function, _METHOD, None)
+        if mark is not None and mark.read_only and name in _OWN_HOOKS:
+            raise TypeError(f"{cls.__qualname__}.{name}: a hook cannot be read_only, as it runs alone")
         if mark is not None:
             methods[name] = make_method(name, function, mark)
         elif name in HOOKS:

@@ -97,6 +97,14 @@ def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str,
     return changed
 
 
+def changed_names(definition: ActorDefinition, instance: Any, base: Base) -> list[str]:
+    """Fields that differ from the base, whatever they were set to."""
+    try:
+        return [*(changes(definition, instance, base) or ())]
+    except (UnserializableResult, InvalidState):
+        return ["what cannot be stored"]
+
+
 def _check_annotation(definition: ActorDefinition, place: int, value: Any) -> None:
     field = definition.fields[place]
     if value is _ABSENT or field.adapter.annotation is Any:

@@ -496,6 +496,76 @@ async def test_failed_turn_leaves_no_trace_in_on_deactivate(world: World, fail_s
     assert await till.take_in(1) == 2
 
 
+async def test_hook_that_fails_after_the_lease(world: World) -> None:
+    """An `on_activate` that raises fails the calls that wait for it, also when failures have to be confirmed by the
+    store."""
+    clock = HandClock()
+    client = await world.client(Hooked, clock=clock, lease_s=10)
+    await client.actor(Hooked, "h").set("fail_start", True)
+    await until(lambda: not client.is_active("Hooked", "h"))
+    clock.seconds += 11
+    with pytest.raises(ActorFailed, match="cannot start"):
+        await client.actor(Hooked, "h").counts()
+
+
+def test_hooks_are_not_read_only() -> None:
+    """A hook runs alone, and may write."""
+    with pytest.raises(TypeError, match="on_activate: a hook cannot be read_only"):
+
+        @actor
+        class Bad:
+            @method(read_only=True)
+            async def on_activate(self) -> None: ...
+
+
+@actor(idle_timeout="50ms")
+class Clinging:
+    leaving: ClassVar[set[str]] = set()
+    value: int = 0
+
+    @method
+    async def add(self) -> int:
+        self.value += 1
+        return self.value
+
+    async def on_deactivate(self) -> None:
+        self.leaving.add(context().actor_id)
+        await asyncio.Event().wait()
+
+
+async def test_hook_that_hangs_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One `on_deactivate` that does not return: other idle actors leave memory, with and without a hook of their own;
+    it is cancelled after a time, its turn rolled back, and its actor leaves too."""
+    farewell_s = 60.0
+    monkeypatch.setattr("actors.activation._FAREWELL_S", farewell_s)
+    client = await world.client(Clinging, Hooked, Cell)
+    Clinging.leaving.clear()
+    await asyncio.gather(*(client.actor(Clinging, str(n)).add() for n in range(3)))
+    await until(lambda: len(Clinging.leaving) == 3)
+    await client.actor(Hooked, "h").counts()
+    await client.actor(Cell, "c").add()
+    await until(lambda: not client.is_active("Hooked", "h") and not client.is_active("Cell", "c"))
+    assert client.active_counts()["Clinging"] == 3
+    monkeypatch.setattr("actors.activation._FAREWELL_S", 0.01)
+    await client.actor(Clinging, "4").add()
+    await until(lambda: "4" in Clinging.leaving and not client.is_active("Clinging", "4"))
+    assert await client.actor(Clinging, "4").add() == 2
+
+
+async def test_stop_with_a_hook_that_hangs_finishes_the_others(world: World) -> None:
+    """A drain whose time is spent on one actor has deactivated the others."""
+    host = await world.host(Clinging, Hooked)
+    Clinging.leaving.clear()
+    await host.client.actor(Clinging, "a").add()
+    await host.client.actor(Hooked, "h").counts()
+    await host.client.actor(Hooked, "i").counts()
+    await host.stop(timeout_s=0.3)
+    assert Clinging.leaving == {"a"}
+    client = await world.client(Hooked)
+    for name in ("h", "i"):
+        assert (await client.state("Hooked", name) or (0, {}))[1]["stops"] == 1
+
+
 async def test_stop_runs_the_hooks(world: World) -> None:
     """Draining deactivates properly."""
     host = await world.host(Hooked)
