@@ -86,6 +86,10 @@ class Call:
         return 0 < self.again_until_ms < now_ms
 
     @property
+    def needs_receipt(self) -> bool:
+        return self.key is not None or self.outbox_id is not None
+
+    @property
     def passes_limit(self) -> bool:
         """Wake-ups wait in a mailbox that is full: they are bounded where they are made, and nobody would make them
         again. Built-in methods do not when they are called for somebody outside."""
