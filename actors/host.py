@@ -117,7 +117,8 @@ class Host:
         self._unsettled: dict[str, Activation] = {}
         # Idle activations whose `on_deactivate` runs.
         self._leaving: set[asyncio.Task[Any]] = set()
-        # Empty: nothing of whoever has a task made is to be seen in it. All share it, since each has a copy.
+        # What every task of the host begins with: context variables as they were when it started, so that nothing of
+        # the caller who has it made is seen in it.
         self._context = contextvars.Context()
         # In the order of their start, not of their addresses: a simulated run must be the same each time.
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -133,6 +134,7 @@ class Host:
         """Take over the partitions that are ours from the beginning, and find what was left unfinished in them. Raises
         `StoreInUse`, `StoreError`."""
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self.loop_time = self._loop.time
         self.group.start()
         try:
@@ -481,7 +483,7 @@ class Host:
         return message_id.startswith(self._id_prefix)
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of this host: cancelled with it. Its context variables are nobody's."""
+        """A task of this host: cancelled with it. It sees context variables as they were when the host started."""
         assert self._loop is not None
         task = self._loop.create_task(work, context=self._context.copy())
         self._tasks[task] = None
