@@ -37,6 +37,7 @@ from actors.errors import (
     DeadlineExceeded,
     Deadlock,
     HostStopping,
+    InvalidState,
     MailboxFull,
     NotOwner,
     OutcomeUnknown,
@@ -44,7 +45,7 @@ from actors.errors import (
 )
 from actors.errortext import message_of, trace_of
 from actors.message import Call
-from actors.state import capture, fold, new_instance, restore
+from actors.state import capture, changed_names, fold, new_instance, restore
 from actors.turn import Turn, _current
 from statestores.errors import DuplicateTurn, ImpossibleTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
@@ -60,6 +61,8 @@ log = logging.getLogger(__name__)
 _YIELD_EVERY = 64
 # Failures of a turn like all others, and more: the process is to end.
 _EXITS = (KeyboardInterrupt, SystemExit)
+# How long `on_deactivate` may run when its type does not say: less than a host waits for its actors when it stops.
+_FAREWELL_S = 20.0
 
 
 class Phase(Enum):
@@ -75,11 +78,13 @@ class Activation:
     __slots__ = (
         "_idle",
         "base",
+        "confirming",
         "definition",
         "host",
         "indexed",
         "instance",
         "last_used",
+        "limit",
         "mailbox",
         "marks",
         "partition",
@@ -99,6 +104,7 @@ class Activation:
         self.definition = definition
         self.stream = stream
         self.partition = partition
+        self.limit = definition.options.mailbox_limit
         self.phase = Phase.LOADING
         self.instance: Any = None
         self.base: list[Any] = []
@@ -107,11 +113,13 @@ class Activation:
         self.snapshot_version = 0
         self.indexed = False
         self.uncommitted = 0
+        # Reads and failures that wait for what they rest on, or for the store's word.
+        self.confirming = 0
         # Allocated only while needed: an idle activation should cost little more than its state.
         self.mailbox: deque[Call] | None = None
         self.pump: asyncio.Task[None] | None = None
         self.running: Turn | None = None
-        self.readers: set[asyncio.Task[None]] | None = None
+        self.readers: set[asyncio.Task[Any]] | None = None
         # Reminders changed by decided turns of this activation that are not known to be committed: name -> row, None
         # for cleared. A tick of another row is stale. (What is committed, `Reminders.is_superseded` knows.)
         self.marks: dict[str, Reminder | None] | None = None
@@ -142,6 +150,9 @@ class Activation:
         self.last_used = self.host.loop_time()
         if self.pump is None and self.phase is _ACTIVE:
             if method.inline and not call.may_be_repeated and (method.read_only or not self.readers):
+                if self.uncommitted + self.confirming >= self.limit and self._is_full(call):
+                    self._refuse(call)
+                    return
                 begun = self._run_inline(call, method)
                 if begun is not None:  # calls that come meanwhile wait in the mailbox
                     self.pump = self.host.create_task_for(call, self._pump(begun))
@@ -149,7 +160,10 @@ class Activation:
         elif self.running is not None and call.chain_id is not None and self._comes_back(call):
             return
         if method.read_only and self._may_read_now(call, method):
-            self._start_reader(call, method)
+            if self.readers and len(self.readers) >= self.limit and not method.interleave and self._is_full(call):
+                self._refuse(call)
+            else:
+                self._start_reader(call, method)
             return
         self._enqueue(call)
 
@@ -209,17 +223,30 @@ class Activation:
         if call.waiter and (cycle := self.host.waits.cycle(call.waiter, self.stream)) is not None:
             self.host.fail(call, Deadlock(cycle))
             return
+        if self._is_full(call):
+            self._refuse(call)
+            return
         mailbox = self.mailbox
         if mailbox is None:
             mailbox = self.mailbox = deque()
-        elif len(mailbox) >= self.definition.options.mailbox_limit and not call.internal:
-            self.host.fail(call, MailboxFull(f"{self.stream} has {len(mailbox)} calls waiting: try again later"))
-            return
         mailbox.append(call)
         if call.waiter and self.host.when_standing is not None:
             self.host.when_standing(call)
         if self.pump is None:
             self.pump = self.host.create_task(self._pump())
+
+    def _waiting(self) -> int:
+        """Calls that wait, read, or have been decided and wait for the store."""
+        return len(self.mailbox or ()) + len(self.readers or ()) + self.uncommitted + self.confirming
+
+    def _is_full(self, call: Call) -> bool:
+        """Whether the call is one too many. Messages count each other only where they queue: elsewhere the outbox they
+        come from bounds them, and one that is refused loses its place in the order."""
+        waiting = self._waiting() if call.outbox_id is None else len(self.mailbox or ())
+        return waiting >= self.limit and not call.passes_limit
+
+    def _refuse(self, call: Call) -> None:
+        self.host.fail(call, MailboxFull(f"{self.stream} has {self._waiting()} calls waiting: try again later"))
 
     def _comes_back(self, call: Call) -> bool:
         """A call of the chain the running turn belongs to cannot wait for that turn. True: it was dealt with."""
@@ -295,22 +322,28 @@ class Activation:
             self.phase = Phase.ACTIVE
 
     async def _run_hook(self, hook: Method) -> None:
-        """A hook is a turn. Raises what it raised."""
+        """A hook is a turn. Raises what it raised. Nobody waits for its commit, hence not for its answer: if that is
+        refused, the next incarnation runs its own."""
         call = Call(self.stream, hook.name, asyncio.get_running_loop().create_future())
         call.method, call.internal = hook, True
-        await self._run(call, hook)
-        if call.future.done():
-            call.future.result()
-        call.future.cancel()  # nobody waits for its commit; if that is refused, the next incarnation runs its own
+        call.future.set_result(None)
+        failure = await self._run(call, hook)
+        if failure is not None:
+            raise failure
 
     async def run_deactivation_hook(self) -> None:
         """The last turn of this incarnation, if its class wants one. Calls that come meanwhile go to the next one, as
-        this one may have let go of what it needs. Raises what the hook raised."""
+        this one may have let go of what it needs. Raises what the hook raised.
+
+        What a failed turn has left behind is put right before (INV-6): the hook would act on it, and may record it. The
+        losing alternative, to leave the hook out, would not give back what `on_activate` has opened."""
         hook = self.definition.methods.get("on_deactivate")
         if hook is None:
             return
         self.pump = asyncio.current_task()  # holds off inline turns; calls that come meanwhile wait in the mailbox
         try:
+            if self.phase is Phase.LOADING and not await self._loaded(after_commits=True):
+                return
             await self._run_hook(hook)
         finally:
             self.pump = None
@@ -400,9 +433,12 @@ class Activation:
                 return turn
         return None
 
-    async def _run(self, call: Call, method: Method, *, alone: bool = True, begun: Turn | None = None) -> None:
+    async def _run(
+        self, call: Call, method: Method, *, alone: bool = True, begun: Turn | None = None
+    ) -> ActorError | None:
         """One turn in a task: the pump's when it runs `alone`, one of its own when beside others (a read). `begun`: the
-        turn, when its method has returned, and only the rest is to come. Returns when it is decided or has failed."""
+        turn, when its method has returned, and only the rest is to come. Returns when it is decided or has failed: with
+        what it failed."""
         turn = Turn(self, call, method) if begun is None else begun
         call.turn = turn
         turn.task = task = asyncio.current_task()
@@ -417,9 +453,9 @@ class Activation:
             else:
                 if call.reminder is not None and self._is_stale(call):
                     self.host.answer(call, None)
-                    return
+                    return None
                 if call.may_be_repeated and await self._answered_before(turn):
-                    return
+                    return None
                 result = method.function(self.instance, *call.args)
                 if method.is_async:
                     result = await result
@@ -432,19 +468,20 @@ class Activation:
             if turn.cancelled_by is None and task.cancelling():
                 self._torn_down(turn)
                 raise
-            await self._end_early(turn, task, error)
+            return await self._end_early(turn, task, error)
         except GeneratorExit:
             raise
         except BaseException as error:
-            await self._end_early(turn, task, error)
+            outcome = await self._end_early(turn, task, error)
             if isinstance(error, _EXITS):
                 raise
+            return outcome
         else:
             self._no_longer_running(turn)
             if turn.cancelled_by is None:
-                self._decide(turn, result)
-            else:  # the method swallowed the cancellation: the caller was promised a roll-back
-                await self._end_early(turn, task, None)
+                return self._decide(turn, result)
+            # The method swallowed the cancellation: the caller was promised a roll-back.
+            return await self._end_early(turn, task, None)
         finally:
             self._no_longer_running(turn)
             turn.closed = True
@@ -456,7 +493,7 @@ class Activation:
         if self.running is turn:
             self.running = None
 
-    async def _end_early(self, turn: Turn, task: asyncio.Task[Any], error: BaseException | None) -> None:
+    async def _end_early(self, turn: Turn, task: asyncio.Task[Any], error: BaseException | None) -> ActorError:
         """The turn has failed, by an error of its method or because it was cancelled."""
         self._no_longer_running(turn)  # from here on a deadline comes too late to cancel anything
         reason = turn.cancelled_by
@@ -470,7 +507,7 @@ class Activation:
             await asyncio.wait(turn.joined)
         failure = reason or error
         assert failure is not None
-        self._failed(turn, failure)
+        return self._failed(turn, failure)
 
     def _torn_down(self, turn: Turn) -> None:
         self._roll_back(turn)
@@ -478,33 +515,59 @@ class Activation:
 
     async def _run_joined(self, outer: Turn, call: Call) -> None:
         """A call that came back to the turn that caused it: part of that turn, answered at once inside its chain. Its
-        effects are committed, or rolled back, with the outer turn (the documented exception to INV-7)."""
+        effects are committed, or rolled back, with the outer turn (the documented exception to INV-7).
+
+        A read has a context of its own, which refuses what a read may not do. Fields it has changed are put back, if
+        nobody else can have changed them meanwhile: it cannot suspend."""
         method = call.method
         assert method is not None
-        token = _current.set(outer)
+        turn = Turn(self, call, method) if method.read_only else outer
+        token = _current.set(turn)
+        scope = asyncio.timeout(method.timeout_s)
         try:
-            result = method.function(self.instance, *call.args)
-            if method.is_async:
-                result = await result
-            self.host.answer(call, result_for(call, method, result))
+            async with scope:
+                result = await self._joined_result(call, method)
+            result = result_for(call, method, result)
+            if turn is not outer:
+                for callback in turn.callbacks or ():
+                    outer.after_commit(callback)
+            self.host.answer(call, result)
         except asyncio.CancelledError:
             self.host.fail(call, ActorMoved(f"the turn of {self.stream} this call had joined was cancelled"))
             raise
         except Exception as error:
+            if isinstance(error, TimeoutError) and scope.expired():
+                error = DeadlineExceeded(f"{self.stream}.{method.name} ran longer than {method.timeout_s:g} s")
             self.host.fail(call, _as_actor_error(error))
         finally:
+            turn.closed = turn.closed or turn is not outer
             _current.reset(token)
             outer.depth -= 1
 
+    async def _joined_result(self, call: Call, method: Method) -> Any:
+        definition, instance = self.definition, self.instance
+        if not (method.read_only and method.inline) or definition.event_sourced:
+            result = method.function(instance, *call.args)
+            return await result if method.is_async else result
+        before = capture(definition, instance)
+        try:
+            result = method.function(instance, *call.args)
+            return await result if method.is_async else result
+        finally:
+            changed = changed_names(definition, instance, before)
+            if changed:
+                restore(definition, instance, before)
+                raise InvalidState(f"{definition.name}.{method.name} is read_only, but changed {', '.join(changed)}")
+
     def _start_reader(self, call: Call, method: Method) -> None:
-        task = self.host.create_task_for(call, self._run(call, method, alone=False))
+        task: asyncio.Task[Any] = self.host.create_task_for(call, self._run(call, method, alone=False))
         if method.interleave:  # overlaps writers, so nobody waits for it
             return
         self.readers = self.readers or set()
         self.readers.add(task)
         task.add_done_callback(self._reader_done)
 
-    def _reader_done(self, task: asyncio.Task[None]) -> None:
+    def _reader_done(self, task: asyncio.Task[Any]) -> None:
         assert self.readers is not None
         self.readers.discard(task)
         if not self.readers:
@@ -518,7 +581,9 @@ class Activation:
         )
         timeout = turn.method.timeout_s if turn.method.timeout_s is not None else self.definition.options.timeout_s
         if timeout is None:
-            return None
+            if turn.method.name != "on_deactivate":
+                return None
+            timeout = _FAREWELL_S
         error = DeadlineExceeded(f"{self.stream}.{turn.method.name} ran longer than {timeout:g} s and was rolled back")
         return asyncio.get_running_loop().call_later(timeout, cancel_turn, turn, error)
 
@@ -576,20 +641,21 @@ class Activation:
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, turn: Turn, result: Any) -> None:
+    def _decide(self, turn: Turn, result: Any) -> ActorError | None:
+        """What went wrong at the last moment, if anything did."""
         turn.closed = True
         if self.phase is _DEAD:
             self.host.resubmit(turn.call)
-            return
+            return None
         try:
             commit = decide(self, turn, result)
         except Exception as error:  # what cannot be encoded, above all; nothing has been handed to the store yet
-            self._failed(turn, error)
-            return
+            return self._failed(turn, error)
         if commit is None:
             self._answer_read(turn)
         else:
             self._hand_over(turn, commit)
+        return None
 
     def _hand_over(self, turn: Turn, commit: TurnCommit) -> None:
         self.uncommitted += 1
@@ -643,10 +709,12 @@ class Activation:
         else:
             host.answer_confirmed(turn)
 
-    def _failed(self, turn: Turn, error: BaseException) -> None:
+    def _failed(self, turn: Turn, error: BaseException) -> ActorError:
         turn.closed = True
         self._roll_back(turn)
-        self._answer_failure(turn, _as_actor_error(error, turn.method))
+        failure = _as_actor_error(error, turn.method)
+        self._answer_failure(turn, failure)
+        return failure
 
     def _roll_back(self, turn: Turn) -> None:
         """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, before the next turn."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from actors.activation import Phase
 from actors.definition import definition_of
-from actors.errors import UnknownActorType
+from actors.errors import InvalidName, UnknownActorType
 from actors.message import Call, Heard
-from actors.names import check_name, stream_of
+from actors.names import check_name, check_text, stream_of
 from actors.ref import ActorRef, target_of
 from actors.state import fold, new_instance, plain_state
 from statestores.codec import ATOMS, encode
@@ -59,6 +59,8 @@ class ActorClient:
                 raise UnknownActorType(f"{actor_type.__qualname__} is not an actor: decorate it with @actor")
             name = definition.name
         check_name("actor id", actor_id)
+        if idempotency_key is not None:
+            check_text("idempotency key", idempotency_key)
         return ActorRef(self, definition, stream_of(name, actor_id), timeout, idempotency_key)
 
     def call_method(
@@ -135,12 +137,19 @@ class ActorClient:
         call = self._host.new_call(f"{actor_type}/{actor_id}", method)
         call.payload = payload
         call.raw = True
-        if idempotency_key is not None:
-            call.key = idempotency_key
-        if caller:
-            call.caller = caller
-        if trace_id:
-            call.trace_id = trace_id
+        try:
+            if idempotency_key is not None:
+                check_text("idempotency key", idempotency_key)
+                call.key = idempotency_key
+            if caller:
+                check_text("caller", caller)
+                call.caller = caller
+            if trace_id:
+                check_text("trace id", trace_id)
+                call.trace_id = trace_id
+        except InvalidName as error:
+            call.future.set_exception(error)
+            return call.future
         if chain_id is not None:
             call.chain_id = chain_id
         return self.start(call, timeout)
@@ -326,6 +335,8 @@ class ActorClient:
     async def _builtin(
         self, actor_type: str, actor_id: str, method: str, arguments: list[Any], key: str | None = None
     ) -> Any:
+        if key is not None:
+            check_text("idempotency key", key)
         call = self._host.new_call(_stream(actor_type, actor_id), method)
         call.key = key
         call.payload = encode(arguments)

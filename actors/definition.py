@@ -67,6 +67,8 @@ HOOKS = frozenset({"on_activate", "on_deactivate", "receive_reminder", "receive_
 """Methods the runtime itself calls, when a class has them. They are turns like any other, and not callable from
 outside."""
 
+_OWN_HOOKS = frozenset({"on_activate", "on_deactivate"})
+
 # A coroutine function whose code holds none of these can never suspend: its turn runs without a task of its own.
 _SUSPENDING = frozenset(
     {
@@ -165,6 +167,8 @@ class ActorDefinition:
     # Defaults that all instances can share, being immutable, and the fields that need their own.
     shared_defaults: Mapping[str, Any]
     own_defaults: tuple[Field, ...]
+    # Fields that an actor has from its beginning: absent ones were deleted.
+    default_names: tuple[str, ...]
     event_sourced: bool
     state_event: str
     fold: Callable[[Any, Sequence[Event]], None] | None
@@ -207,13 +211,13 @@ def actor(
 ) -> C | Callable[[C], C]:
     """Make a class an actor type.
 
-    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: turns that may wait; one
-    more is refused (`MailboxFull`). `reentrant`: a call chain that comes back to the actor joins the turn that started
-    it, at most `max_depth` deep. `snapshot_every`: events between snapshots. `timeout`: longest run of a turn, from its
-    start.
-    `receipts`: how long an idempotency key is remembered. `schema`, `upcasters`: see `Upcaster`. `resources`
-    (``{"num_gpus": 1}``; num_cpus, num_gpus, memory in bytes or as ``"2GiB"``, custom ones) and `labels` (``{"zone":
-    "a"}``): on a Ray cluster, what the nodes of the application's hosts must have, see `HostNeeds`; elsewhere ignored.
+    `idle_timeout`: how long an activation stays in memory without a turn. `mailbox_limit`: calls that may wait, be
+    read-only and run, or be on their way to the store; one more is refused (`MailboxFull`). `reentrant`: a call chain
+    that comes back to the actor joins the turn that started it, at most `max_depth` deep. `snapshot_every`: events
+    between snapshots. `timeout`: longest run of a turn, from its start. `receipts`: how long an idempotency key is
+    remembered. `schema`, `upcasters`: see `Upcaster`. `resources` (``{"num_gpus": 1}``; num_cpus, num_gpus, memory in
+    bytes or as ``"2GiB"``, custom ones) and `labels` (``{"zone": "a"}``): on a Ray cluster, what the nodes of the
+    application's hosts must have, see `HostNeeds`; elsewhere ignored.
 
     Raises `TypeError` for a class that cannot be an actor, at decoration.
     """
@@ -323,6 +327,7 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         typed_fields=tuple((place, f.name, f.adapter.atom) for place, f in enumerate(fields)),
         shared_defaults={f.name: f.default for f in fields if f.has_default and f.is_shared},
         own_defaults=tuple(f for f in fields if f.has_default and not f.is_shared),
+        default_names=tuple(f.name for f in fields if f.has_default),
         event_sourced=bool(events),
         state_event=versioned_name(STATE_EVENT, options.schema),
         fold=getattr(cls, FOLD, None),
@@ -352,6 +357,8 @@ def _collect_fields(cls: type) -> tuple[Field, ...]:
 
 
 def _field(cls: type, name: str, annotation: Any) -> Field:
+    if not name.isidentifier():  # made by `type(…)`; a record has entries of its own that begin with $
+        raise TypeError(f"{cls.__qualname__}: a field cannot be named {name!r}")
     default = getattr(cls, name, _UNSET)
     factory: Callable[[], Any] | None = None
     if isinstance(default, dataclasses.Field):
@@ -364,6 +371,8 @@ def _collect_methods(cls: type) -> dict[str, Method]:
     methods = {}
     for name, function in inspect.getmembers(cls, inspect.isfunction):
         mark = getattr(function, _METHOD, None)
+        if mark is not None and mark.read_only and name in _OWN_HOOKS:
+            raise TypeError(f"{cls.__qualname__}.{name}: a hook cannot be read_only, as it runs alone")
         if mark is not None:
             methods[name] = make_method(name, function, mark)
         elif name in HOOKS:

@@ -8,6 +8,7 @@ scanning the partitions it takes over (INV-9).
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ from statestores.groupcommit import GroupCommit
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from actors.client import ActorClient
     from actors.definition import ActorDefinition, Method
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 8
 _RETRY_S = 0.02
 _SWEEP_SLICE = 2_000
+# Activations whose last turn, or the wait for it, goes on at the same time.
+_MOST_LEAVING = 100
 _PURGE_EVERY_S = 60.0
 _PURGED_AT_ONCE = 500  # what one step of the store may take, since commits wait behind it
 
@@ -113,6 +116,11 @@ class Host:
         self._ids = 0
         # Streams whose former activation still has turns at the store.
         self._unsettled: dict[str, Activation] = {}
+        # Idle activations whose `on_deactivate` runs.
+        self._leaving: set[asyncio.Task[Any]] = set()
+        # What every task of the host begins with: context variables as they were when it started, so that nothing of
+        # the caller who has it made is seen in it.
+        self._context = contextvars.Context()
         # In the order of their start, not of their addresses: a simulated run must be the same each time.
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self.when_started: list[Callable[[], None]] = []
@@ -127,6 +135,7 @@ class Host:
         """Take over the partitions that are ours from the beginning, and find what was left unfinished in them. Raises
         `StoreInUse`, `StoreError`."""
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self.loop_time = self._loop.time
         self.group.start()
         try:
@@ -204,11 +213,16 @@ class Host:
             found = [a for a in self.activations.values() if partitions is None or a.partition in partitions]
             if not found:
                 break
-            for activation in found:
-                await activation.wait_quiet()
-                if not activation.dead and activation.quiet:
-                    await self._deactivate(activation)
+            # What is idle leaves first; and nobody waits for one whose last turns, or hook, take long.
+            waiting = iter(sorted(found, key=lambda activation: not activation.quiet))
+            await asyncio.gather(*(self._deactivate_in_turn(waiting) for _ in range(min(_MOST_LEAVING, len(found)))))
         await self.group.drain()
+
+    async def _deactivate_in_turn(self, waiting: Iterator[Activation]) -> None:
+        """One of several who share the iterator."""
+        for activation in waiting:
+            await activation.wait_quiet()
+            await self._deactivate(activation)
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -286,7 +300,14 @@ class Host:
     def answer_confirmed(self, turn: Turn, error: ActorError | None = None) -> None:
         """Answer a read, or a failure, once all it has read is durable and this host has proof that it owns the
         actor."""
-        self.create_task_for(turn.call, self._answer_confirmed(turn, error))
+        turn.activation.confirming += 1
+        self.create_task_for(turn.call, self._answer_when_confirmed(turn, error))
+
+    async def _answer_when_confirmed(self, turn: Turn, failure: ActorError | None) -> None:
+        try:
+            await self._answer_confirmed(turn, failure)
+        finally:
+            turn.activation.confirming -= 1
 
     async def _answer_confirmed(self, turn: Turn, failure: ActorError | None) -> None:
         activation, call = turn.activation, turn.call
@@ -297,7 +318,8 @@ class Host:
             except StoreError as error:
                 self.fail(call, NotOwner(f"ownership of {call.stream} cannot be confirmed: {error}"))
                 return
-        if activation.was_refused or not self.epochs[activation.partition]:
+        # Its actor may have been elsewhere meanwhile, and be back: what it saw is then of an activation that is dead.
+        if activation.dead or activation.was_refused or not self.epochs[activation.partition]:
             self.resubmit(call)
         elif failure is not None:
             self.fail(call, failure)
@@ -398,6 +420,9 @@ class Host:
         raise UnknownMethod(f"actor method not found: {call.stream.replace('/', '.', 1)}.{call.method_name}")
 
     async def _deactivate(self, activation: Activation) -> None:
+        """If nothing runs or waits there."""
+        if activation.dead or not activation.quiet:
+            return
         try:
             await activation.run_deactivation_hook()
         except ActorError as error:
@@ -415,11 +440,20 @@ class Host:
             for position, activation in enumerate(tuple(self.activations.values())):
                 if position % _SWEEP_SLICE == _SWEEP_SLICE - 1:
                     await asyncio.sleep(0)
-                idle_s = self._loop.time() - activation.last_used
-                if idle_s >= activation.definition.options.idle_timeout_s and activation.quiet and not activation.dead:
-                    await self._deactivate(activation)
+                if not self._is_idle(activation):
+                    continue
+                if "on_deactivate" not in activation.definition.methods:
+                    activation.deactivate()
+                elif len(self._leaving) < _MOST_LEAVING:  # the others leave when some of these have
+                    task = self.create_task(self._deactivate(activation))
+                    self._leaving.add(task)
+                    task.add_done_callback(self._leaving.discard)
             for stream in [s for s, a in self._unsettled.items() if not a.uncommitted]:
                 del self._unsettled[stream]
+
+    def _is_idle(self, activation: Activation) -> bool:
+        idle_s = self.loop_time() - activation.last_used
+        return idle_s >= activation.definition.options.idle_timeout_s and activation.quiet and not activation.dead
 
     async def _purge(self) -> None:
         """Forget expired receipts, partition by partition."""
@@ -454,9 +488,9 @@ class Host:
         return message_id.startswith(self._id_prefix)
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of this host: cancelled with it."""
+        """A task of this host: cancelled with it. It sees context variables as they were when the host started."""
         assert self._loop is not None
-        task = self._loop.create_task(work)
+        task = self._loop.create_task(work, context=self._context.copy())
         self._tasks[task] = None
         task.add_done_callback(self._task_done)
         return task

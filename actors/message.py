@@ -78,7 +78,8 @@ class Call:
     # Nothing can be recorded of the actor, since its id was made for this call: there is nothing to load. A mistake in
     # this costs a refused commit (INV-1), and the turn is run again on what is loaded.
     fresh: bool = False
-    # Made by the runtime itself: may call hooks and built-in methods, and passes while the host is draining.
+    # Made by the runtime itself: may call hooks and built-in methods, and passes while the host is draining. (Not the
+    # limit of a mailbox: see `passes_limit`.)
     internal: bool = False
 
     def is_too_late(self, now_ms: int) -> bool:
@@ -88,6 +89,12 @@ class Call:
     @property
     def needs_receipt(self) -> bool:
         return self.key is not None or self.outbox_id is not None
+
+    @property
+    def passes_limit(self) -> bool:
+        """Wake-ups wait in a mailbox that is full: they are bounded where they are made, and nobody would make them
+        again. Built-in methods do not when they are called for somebody outside."""
+        return self.internal and (self.reminder is not None or not self.method_name.startswith("$"))
 
     @property
     def is_from_outside(self) -> bool:

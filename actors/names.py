@@ -7,6 +7,7 @@ import re
 from actors.errors import InvalidName
 
 _FORBIDDEN = re.compile(r"[#?/\\\x00-\x1f\x7f\ud800-\udfff]")
+_HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")
 _LONGEST = 1024
 
 
@@ -20,6 +21,15 @@ def check_name(what: str, name: str) -> None:
         raise InvalidName(
             f"{what} {name!r} contains {found.group()!r}: '#', '?', '/', '\\' and control characters are not allowed"
         )
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise `InvalidName` unless a store can hold `text`, which goes there as it is: a commit that fails in the store
+    for it would take its neighbours along."""
+    if not isinstance(text, str):
+        raise InvalidName(f"{what} must be a text, not {type(text).__name__}")
+    if not text.isascii() and (found := _HALF_A_PAIR.search(text)):
+        raise InvalidName(f"{what} contains {found.group()!r}, half a surrogate pair, which no store can hold")
 
 
 def stream_of(actor_type: str, actor_id: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from actors.definition import HOOKS
-from actors.errors import UnknownMethod
 from actors.turn import current_turn
 from statestores.codec import ATOMS, decode, encode
 
@@ -156,9 +155,3 @@ def target_of(bound: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
     if bound.method is None:
         return bound.ref._mecha_stream, bound.name, encode_loose(args, kwargs)
     return bound.ref._mecha_stream, bound.name, bound.method.signature.encode_arguments(args, kwargs)
-
-
-def unknown_method(definition: ActorDefinition, name: str) -> UnknownMethod:
-    return UnknownMethod(
-        f"{definition.name} has no method {name!r}; it has {', '.join(sorted(definition.methods)) or 'none'}"
-    )

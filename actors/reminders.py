@@ -4,6 +4,10 @@ The rows in the store are the truth; memory holds a window of the soonest. A sca
 at most `_WINDOW` at a time, so a million pending reminders cost nothing but disk. A reminder set for within the horizon
 is put into the window by the commit that made it. The tick's turn records the advance of its own schedule in the same
 commit: a crash before the commit fires it again, after the commit never (INV-4, INV-8).
+
+No reminder may hold up those of others. So a tick that waits for its actor gives its place among those that start to
+the next one, and a row that can neither be fired nor go on (its type is not hosted, its actor cannot be read) is *set
+aside*: scans go past it, and try it again after a pause that grows.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from actors.bystream import ByStream
 from actors.errors import ActorError, CallerError, Retriable
 from actors.schedule import Schedule, decode_schedule, encode_schedule, next_due_ms, resolve_misfire
 from statestores.codec import encode
@@ -30,7 +35,16 @@ log = logging.getLogger(__name__)
 
 _HORIZON_MS = 10_000
 _WINDOW = 2_000
-_MOST_IN_FLIGHT = 500
+# Ticks that start: each may load an actor. One that has not ended after a moment waits for its actor's turns or runs,
+# and gives its place to another.
+_MOST_STARTING = 500
+_STARTING_S = 1.0
+# All ticks under way, each of which costs a few kilobytes.
+_MOST_IN_FLIGHT = 20_000
+# Rows that are set aside, each for a pause that grows.
+_MOST_ASIDE = 50_000
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 300.0
 # A tick that fails is tried again, at most so often, then the schedule goes on (Dapr's default failure policy).
 _RETRIES = 3
 _RETRY_DELAY_S = 1.0
@@ -94,18 +108,28 @@ def _after(tick: Tick, now_ms: int) -> tuple[int, Schedule] | None:
     return next_due_ms(tick.schedule, tick.reminder.due_ms, now_ms)
 
 
+class _Aside(NamedTuple):
+    """A row that could not be fired, and when it is tried again: seconds on the loop's clock."""
+
+    reminder: Reminder
+    until: float
+    pause_s: float
+
+
 class Reminders:
     """Fires what is due, of the partitions this host owns."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         # (stream, name) -> the row that is in the window; an entry of the heap counts only while it is the row here.
-        self._window: dict[tuple[str, str], Reminder] = {}
+        self._window: ByStream[Reminder] = ByStream()
         self._heap: list[tuple[int, str, str]] = []
         # The rows whose tick is under way. A commit that sets or clears one takes it out: that tick is too late.
-        self._in_flight: dict[tuple[str, str], Reminder] = {}
-        # Ticks under way, superseded ones included.
+        self._in_flight: ByStream[Reminder] = ByStream()
+        self._aside: ByStream[_Aside] = ByStream()
+        # Ticks under way, superseded ones included; and those of them that hold a place, until the timer ends it.
         self._ticking = 0
+        self._starting: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         # What commits have changed since the scan under way was sent: its rows of these may be old.
         self._changed: set[tuple[str, str]] | None = None
         # Streams deleted meanwhile: none of the scan's rows of these count.
@@ -144,14 +168,17 @@ class Reminders:
         """The stream is gone, with its reminders."""
         if self._changed is not None:
             self._deleted.add(stream)
-        for key in [k for k in (*self._window, *self._in_flight) if k[0] == stream]:
-            self._supersede(key)
+        for rows in (self._window, self._in_flight, self._aside):
+            for name in rows.names(stream):
+                self._supersede((stream, name))
 
     def forget_partition(self, partition: int) -> None:
         """Another host has it: what the window knows of it may be old when it comes back."""
         partitions = self._host.journal.partitions
-        for key in [k for k in self._window if partition_of(k[0], partitions) == partition]:
-            self._supersede(key)
+        for stream in {*self._window.streams(), *self._aside.streams()}:
+            if partition_of(stream, partitions) == partition:
+                for name in (*self._window.names(stream), *self._aside.names(stream)):
+                    self._supersede((stream, name))
 
     def is_superseded(self, reminder: Reminder) -> bool:
         """Whether a commit has changed the reminder since the tick of this row began: it must not take effect."""
@@ -160,6 +187,7 @@ class Reminders:
     def _supersede(self, key: tuple[str, str]) -> None:
         self._window.pop(key, None)
         self._in_flight.pop(key, None)
+        self._aside.pop(key, None)
         if self._changed is not None:
             self._changed.add(key)
 
@@ -177,7 +205,8 @@ class Reminders:
         kept = heapq.nsmallest(_WINDOW, self._window.values(), key=lambda reminder: reminder.due_ms)
         if len(kept) < len(self._window):
             self._scanned_to_ms = min(self._scanned_to_ms, kept[-1].due_ms - 1)
-        self._window = {(r.stream, r.name): r for r in kept}
+        self._window.clear()
+        self._window.update({(r.stream, r.name): r for r in kept})
         self._heap = [(r.due_ms, r.stream, r.name) for r in kept]  # sorted, hence a heap
         heapq.heapify(self._heap)
 
@@ -205,7 +234,7 @@ class Reminders:
         until_ms = now_ms + _HORIZON_MS
         # Commits answered while the scan is under way must find their place: they compare with the new mark.
         before, self._scanned_to_ms = self._scanned_to_ms, until_ms
-        room = _WINDOW + len(self._in_flight)
+        room = _WINDOW + len(self._in_flight) + len(self._aside)
         changed: set[tuple[str, str]] = set()
         deleted: set[str] = set()
         self._changed, self._deleted = changed, deleted
@@ -220,14 +249,60 @@ class Reminders:
             key = (reminder.stream, reminder.name)
             if key in changed or reminder.stream in deleted or key in self._window or key in self._in_flight:
                 continue
-            self._put(reminder)
+            if not self._is_aside(reminder):
+                self._put(reminder)
         if len(found) == room:  # there is more before the horizon: the window reaches only to the last one found
-            self._scanned_to_ms = found[-1].due_ms - 1
+            until_ms = self._scanned_to_ms = found[-1].due_ms - 1
+        self._forget_aside(until_ms, found)
+
+    def _set_aside(self, reminder: Reminder) -> bool:
+        """False: there is no room for more."""
+        key = (reminder.stream, reminder.name)
+        before = self._aside.get(key)
+        if before is None and len(self._aside) >= _MOST_ASIDE:
+            log.error("more than %d reminders cannot be fired, they may hold up others", _MOST_ASIDE)
+            return False
+        pause_s = _FIRST_PAUSE_S if before is None else min(2 * before.pause_s, _LONGEST_PAUSE_S)
+        self._aside[key] = _Aside(reminder, self._host.loop_time() + pause_s, pause_s)
+        return True
+
+    def _is_aside(self, reminder: Reminder) -> bool:
+        key = (reminder.stream, reminder.name)
+        aside = self._aside.get(key)
+        if aside is not None and aside.reminder != reminder:  # changed where this host did not see it: tried at once
+            del self._aside[key]
+            return False
+        return aside is not None and self._host.loop_time() < aside.until
+
+    def _forget_aside(self, until_ms: int, found: list[Reminder]) -> None:
+        """A scan up to `until_ms` has found these: what is set aside and not among them is no longer in the store."""
+        if self._aside:
+            standing = {(reminder.stream, reminder.name) for reminder in found}
+            for key, aside in [*self._aside.items()]:
+                if aside.reminder.due_ms <= until_ms and key not in standing:
+                    del self._aside[key]
+
+    def _may_start(self) -> bool:
+        return len(self._starting) < _MOST_STARTING and self._ticking < _MOST_IN_FLIGHT
+
+    def _start(self, reminder: Reminder) -> None:
+        self._in_flight[reminder.stream, reminder.name] = reminder
+        self._ticking += 1
+        task = self._host.create_task(self._tick(reminder))
+        loop = asyncio.get_running_loop()
+        self._starting[task] = loop.call_later(_STARTING_S, self._has_started, task)
+        task.add_done_callback(self._has_started)
+
+    def _has_started(self, task: asyncio.Task[None]) -> None:
+        timer = self._starting.pop(task, None)
+        if timer is not None:
+            timer.cancel()
+            self._wake.set()
 
     def _fire(self) -> float:
         """Fire what is due; seconds until there is something to do again."""
         now_ms = self._host.clock.now_ms()
-        while self._heap and self._ticking < _MOST_IN_FLIGHT:
+        while self._heap and self._may_start():
             due_ms, stream, name = self._heap[0]
             reminder = self._window.get((stream, name))
             if reminder is None or reminder.due_ms != due_ms:
@@ -239,11 +314,9 @@ class Reminders:
             del self._window[stream, name]
             if not self._host.owns(stream):  # its new owner has found it in the store
                 continue
-            self._in_flight[stream, name] = reminder
-            self._ticking += 1
-            self._host.create_task(self._tick(reminder))
-        if self._ticking >= _MOST_IN_FLIGHT:
-            return _HORIZON_MS / 1000  # a finished tick wakes the loop
+            self._start(reminder)
+        if not self._may_start():
+            return _HORIZON_MS / 1000  # the next one that has started, or ended, wakes the loop
         return 0.0 if len(self._window) == 0 and self._scanned_to_ms <= now_ms else _HORIZON_MS / 2000
 
     async def _tick(self, reminder: Reminder) -> None:
@@ -255,19 +328,23 @@ class Reminders:
                 await self._fire_turn(reminder, info)
         except (ActorError, StoreError) as error:
             log.warning("reminder %s of %s cannot be fired, trying again: %s", reminder.name, reminder.stream, error)
-            await asyncio.sleep(_RETRY_DELAY_S)
+            if not self.is_superseded(reminder) and not self._set_aside(reminder):
+                await asyncio.sleep(_RETRY_DELAY_S)
         finally:
             self._ticking -= 1
-            if not self.is_superseded(reminder):  # it failed: the row still stands, and the next scan finds it
+            if not self.is_superseded(reminder):  # it failed: the row still stands, and a scan finds it
                 del self._in_flight[reminder.stream, reminder.name]
             self._wake.set()
 
     async def _fire_turn(self, reminder: Reminder, info: ReminderInfo) -> None:
-        failures = 0
+        failures = refusals = 0
         while True:
             try:
                 await self._host.place(self._tick_call(reminder, info))
             except Retriable as error:
+                refusals += 1
+                if refusals > _RETRIES:
+                    raise
                 log.info("reminder %s of %s is tried again: %s", reminder.name, reminder.stream, error)
             except ActorError as error:
                 failures += 1

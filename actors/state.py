@@ -6,6 +6,11 @@ base, ready to be recorded. *Restore*: back to the base, when a turn failed (INV
 The base keeps immutable values as they are and everything else as its JSON bytes, since a list or a model may be
 changed in place: the only way to know is to encode it and compare. That costs in proportion to the field; actors with
 large collections are better event-sourced.
+
+What is recorded are the values by field name, and under `$absent`, which no field can be named, the names of fields
+that were deleted. The losing alternative, the first form, recorded ``{"$absent": true}`` as the value of a deleted
+field, which a user's own value may be. A record without a list is read that way still; so a new one that holds such a
+value has a list as well, if an empty one.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from statestores.model import Event, StreamState
 
 _SNAPSHOT = "snapshot"
+_DELETED = "$absent"
+_DELETED_AT_FIRST = b'{"$absent":true}'
 
 
 class Encoded:
@@ -90,6 +97,14 @@ def changes(definition: ActorDefinition, instance: Any, base: Base) -> dict[str,
     return changed
 
 
+def changed_names(definition: ActorDefinition, instance: Any, base: Base) -> list[str]:
+    """Fields that differ from the base, whatever they were set to."""
+    try:
+        return [*(changes(definition, instance, base) or ())]
+    except (UnserializableResult, InvalidState):
+        return ["what cannot be stored"]
+
+
 def _check_annotation(definition: ActorDefinition, place: int, value: Any) -> None:
     field = definition.fields[place]
     if value is _ABSENT or field.adapter.annotation is Any:
@@ -123,17 +138,22 @@ def encode_changes(definition: ActorDefinition, changed: dict[str, Any]) -> byte
     """Raises `UnserializableResult`."""
     try:
         return orjson.dumps(changed, _recorded_form)
-    except TypeError:  # an integer beyond 64 bits, half a surrogate pair: say where
+    except TypeError:  # a list of deletions is needed, or an integer is beyond 64 bits, or half a surrogate pair: where
         for name, value in changed.items():
             if type(value) is not Encoded:
                 _encode_field(definition, name, value)
-        raise
+    recorded: dict[str, Any] = {name: value for name, value in changed.items() if value is not _ABSENT}
+    recorded[_DELETED] = [name for name, value in changed.items() if value is _ABSENT]
+    return orjson.dumps(recorded, _fragment)
 
 
 def encode_snapshot(definition: ActorDefinition, instance: Any) -> bytes:
     """Raises `CodecError`: event-sourced state may hold what has no JSON form."""
     values = instance.__dict__
     state = {f.name: values[f.name] for f in definition.fields if f.name in values}
+    deleted = [name for name in definition.default_names if name not in values]
+    if deleted:
+        state[_DELETED] = deleted
     return encode({"v": definition.options.schema, "s": state})
 
 
@@ -200,29 +220,37 @@ def _encode_field(definition: ActorDefinition, name: str, value: Any) -> Encoded
         raise UnserializableResult(f"{definition.name}.{name} cannot be stored: {error}") from None
 
 
-def _recorded_form(value: Encoded) -> Any:
-    """What is written for a value that orjson does not know, which here is an `Encoded` one. A deleted field is
-    recorded as the deletion marker, which no JSON value of a user looks like."""
-    return orjson.Fragment(value.json) if value is not _ABSENT else {"$absent": True}
+def _recorded_form(value: Encoded) -> orjson.Fragment:
+    """What is written for a value that orjson does not know, which here is an `Encoded` one. Raises `TypeError` when
+    the record needs a list of deletions."""
+    if value is _ABSENT or value.json == _DELETED_AT_FIRST:
+        raise TypeError
+    return orjson.Fragment(value.json)
+
+
+def _fragment(value: Encoded) -> orjson.Fragment:
+    return orjson.Fragment(value.json)
 
 
 def _apply_snapshot(definition: ActorDefinition, instance: Any, data: bytes) -> None:
     record = orjson.loads(data)
     upcast = _upcast(definition, _SNAPSHOT, record["s"], record["v"])
     if upcast is not None:
-        _set_fields(definition, instance, upcast[1])
+        _set_fields(definition, instance, upcast[1], marked=False)
 
 
 def _apply_event(definition: ActorDefinition, instance: Any, recorded_name: str, data: bytes) -> None:
     name, _, schema = recorded_name.partition("@")
-    fact: tuple[str, dict[str, Any]] | None = (name, orjson.loads(data))
+    values: dict[str, Any] = orjson.loads(data)
+    marked = _DELETED not in values
+    fact: tuple[str, dict[str, Any]] | None = (name, values)
     recorded_schema = int(schema) if schema else 1
     if recorded_schema != definition.options.schema:
-        fact = _upcast(definition, name, orjson.loads(data), recorded_schema)
+        fact = _upcast(definition, name, values, recorded_schema)
     if fact is None:
         return
     if fact[0] == STATE_EVENT and STATE_EVENT not in definition.events:
-        _set_fields(definition, instance, fact[1])
+        _set_fields(definition, instance, fact[1], marked)
         return
     made = definition.events[fact[0]]
     made.function(instance, *made.signature.bind_recorded(fact[1]))
@@ -244,14 +272,17 @@ def _upcast(
     return fact
 
 
-def _set_fields(definition: ActorDefinition, instance: Any, values: dict[str, Any]) -> None:
-    """Fields the class no longer has are left out: removing a field needs no upcaster."""
+def _set_fields(definition: ActorDefinition, instance: Any, values: dict[str, Any], marked: bool) -> None:
+    """Fields the class no longer has are left out: removing a field needs no upcaster. `marked`: a deleted field is
+    marked by its value, as at first."""
     target = instance.__dict__
     for field in definition.fields:
         if field.name not in values:
             continue
         value = values[field.name]
-        if type(value) is dict and value.get("$absent") is True:
+        if marked and type(value) is dict and len(value) == 1 and value.get(_DELETED) is True:
             target.pop(field.name, None)
         else:
             target[field.name] = field.adapter.restore(value)
+    for name in values.get(_DELETED, ()):
+        target.pop(name, None)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from actors.bystream import ByStream
 from actors.errors import ActorError
 from actors.reminders import tick_payload
 from actors.schedule import make_schedule, next_due_ms
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 class Timers:
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._running: ByStream[asyncio.Task[None]] = ByStream()
 
     def apply(self, stream: str, requests: dict[str, TimerRequest | None]) -> None:
         """Start, replace or clear timers, as a committed turn asked."""
@@ -36,13 +37,13 @@ class Timers:
                 self._running[stream, name] = self._host.create_task(self._run(stream, request))
 
     def forget(self, stream: str) -> None:
-        for key in [k for k in self._running if k[0] == stream]:
-            self._cancel(key)
+        for name in self._running.names(stream):
+            self._cancel((stream, name))
 
     def forget_partition(self, partition: int) -> None:
         """Timers die with the ownership of their actor, as they would with the host: what owns it now has none."""
         partitions = self._host.journal.partitions
-        for stream in {stream for stream, _ in self._running}:
+        for stream in self._running.streams():
             if partition_of(stream, partitions) == partition:
                 self.forget(stream)
 

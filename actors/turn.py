@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from actors.errors import ActorMoved, InvalidState
 from actors.message import Envelope
-from actors.names import check_name, stream_of
+from actors.names import check_name, check_text, stream_of
 from actors.schedule import Misfire, make_schedule
 from statestores.model import IndexQuery, NewEvent, OutboxMessage
 
@@ -291,8 +291,10 @@ class Turn:
     # -- the actor itself ----------------------------------------------------------------------------------------------
 
     def set_index(self, *, name: str, status: str) -> None:
-        """How this actor shows in listings."""
+        """How this actor shows in listings. Raises `InvalidName` for what no store can hold."""
         self._check_writing("set_index")
+        check_text("name in listings", name)
+        check_text("status in listings", status)
         self.index_name, self.index_status = name, status
 
     def delete(self) -> None:

@@ -153,6 +153,10 @@ class Picky:
     level: int = 0
 
     @method
+    async def list_as(self, name: str, status: str) -> None:
+        context().set_index(name=name, status=status)
+
+    @method
     async def set_level(self, level: int, reason: str = "", *, loud: bool = False) -> str:
         self.level = level
         return f"{level} {reason} {loud}"
@@ -410,6 +414,62 @@ async def test_mailbox_refuses_when_full(world: World) -> None:
     assert [await running, *await asyncio.gather(*waiting)] == [1, 2, 3, 4]
 
 
+async def test_mailbox_limit_counts_reads_that_run(world: World) -> None:
+    """Reads that run beside each other are calls that wait as well."""
+    client = await world.client(Till)
+    till = client.actor(Till, "t")
+    await till.read()
+    reading = [asyncio.ensure_future(till.read_slowly()) for _ in range(3)]
+    await settled()
+    with pytest.raises(MailboxFull):
+        await till.read_slowly()
+    with pytest.raises(MailboxFull):
+        await till.pay(1)
+    await till.open_gate()
+    assert await asyncio.gather(*reading) == [0, 0, 0]
+    assert await till.pay(1) == 1
+
+
+@pytest.mark.parametrize("name", ["pay", "read"])
+async def test_mailbox_limit_counts_calls_that_wait_for_the_store(world: World, name: str) -> None:
+    """A store that stalls fills the mailboxes, and no more: turns that are decided, and reads that wait for them."""
+    client = await world.client(Till)
+    till = client.actor(Till, "t")
+    await till.pay(1)
+    world.lever.hold()
+    first = asyncio.ensure_future(till.pay(1))
+    others = [asyncio.ensure_future(till.pay(1) if name == "pay" else till.read()) for _ in range(2)]
+    await settled()
+    with pytest.raises(MailboxFull):
+        await till.pay(1)
+    with pytest.raises(MailboxFull):
+        await till.read()
+    world.lever.let_go()
+    assert [await first, *await asyncio.gather(*others)] == ([2, 3, 4] if name == "pay" else [2, 2, 2])
+    assert await till.pay(1) == (5 if name == "pay" else 3)
+
+
+async def test_built_in_calls_from_outside_find_a_full_mailbox(world: World) -> None:
+    """Setting reminders, sending and deleting from outside are calls like others; a tick passes."""
+    client = await world.client(Till)
+    till = client.actor(Till, "t")
+    await client.set_timer("Till", "t", "later", {"due": 0.02, "callback": "set_note", "data": "rung"})
+    running = asyncio.ensure_future(till.pay_slowly(1))
+    await settled()
+    waiting = [asyncio.ensure_future(till.pay(1)) for _ in range(3)]
+    await settled()
+    with pytest.raises(MailboxFull):
+        await client.set_reminder("Till", "t", "r", {"due": 60})
+    with pytest.raises(MailboxFull):
+        await client.send(till.pay, 1)
+    with pytest.raises(MailboxFull):
+        await client.delete("Till", "t")
+    await until(lambda: len(client._host.activations["Till/t"].mailbox or ()) == 4)
+    await till.open_gate()
+    await asyncio.gather(running, *waiting)
+    await until(lambda: any(b'"note":"rung"' in e.data for c in world.lever.commits for e in c.events))
+
+
 # -- names, arguments, results -----------------------------------------------------------------------------------------
 
 
@@ -422,6 +482,25 @@ async def test_names_with_forbidden_characters(world: World, name: str) -> None:
     with pytest.raises(InvalidName):
         await client.delete("Till", name)
     assert await client.actor(Till, "t").pay(1) == 1
+
+
+async def test_texts_that_no_store_can_hold(world: World) -> None:
+    """They are refused where they are given, and no other actor's turn fails for them."""
+    client = await world.client(Till, Picky)
+    for options in ({"idempotency_key": "\ud800"}, {"caller": "a\udfff"}, {"trace_id": "\ud800"}):
+        with pytest.raises(InvalidName, match="surrogate"):
+            await client.call("Till", "t", "pay", b"1", **options)
+    with pytest.raises(InvalidName, match="idempotency key"):
+        client.actor(Till, "t", idempotency_key="\ud800")
+    with pytest.raises(InvalidName, match="idempotency key"):
+        await client.send_raw("Till", "t", "pay", b"1", idempotency_key="\ud800")
+    good = [asyncio.ensure_future(client.actor(Till, f"t{i}").pay(1)) for i in range(5)]
+    for name, status in (("\ud800", ""), ("", "\udc00")):
+        with pytest.raises(ActorFailed, match=r"InvalidName.*surrogate"):
+            await client.actor(Picky, "p").list_as(name, status)
+    assert await asyncio.gather(*good) == [1] * 5
+    await client.actor(Picky, "p").list_as("\u00e9\U0001f600", "fine")
+    assert [e.status for e in await client.listing(IndexQuery("Picky"))] == ["fine"]
 
 
 async def test_unknown_type_and_method(world: World) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import ActorFailed, Deadlock, ReentrancyDepthExceeded, actor, context, method
+from actors import ActorError, ActorFailed, Deadlock, ReentrancyDepthExceeded, actor, context, method
 from tests.actors.worlds import settled
 
 if TYPE_CHECKING:
@@ -250,6 +251,69 @@ async def test_joined_call_is_rolled_back_with_its_turn(world: World) -> None:
         await client.actor(Open, "a").fail_outside()
     assert await client.actor(Open, "a").look([]) is None
     assert await client.state("Open", "a") is None
+
+
+@actor(reentrant=True)
+class Inn:
+    value: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @method
+    async def go(self, name: str) -> str:
+        self.value = 1
+        try:
+            await context().actor(Guest, "g").come_back(context().actor_id, name)
+        except ActorError as failure:
+            return str(failure)
+        return f"value={self.value} notes={self.notes}"
+
+    @method(read_only=True)
+    async def peek(self) -> int:
+        return self.value
+
+    @method(read_only=True)
+    async def assign(self) -> None:
+        self.value = 7
+        self.notes.append("changed")
+
+    @method(read_only=True)
+    def assign_and_fail(self) -> None:
+        self.notes.append("changed")
+        raise ValueError("no")
+
+    @method(read_only=True)
+    async def remind(self) -> None:
+        await asyncio.sleep(0)
+        context().set_reminder("r", due=60)
+
+    @method(timeout="10ms")
+    async def hang(self) -> None:
+        await asyncio.Event().wait()
+
+
+@actor
+class Guest:
+    @method
+    async def come_back(self, to: str, name: str) -> None:
+        await getattr(context().actor(Inn, to), name)()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("peek", "value=1 notes=[]"),
+        ("assign", "is read_only, but changed value, notes"),
+        ("assign_and_fail", "is read_only, but changed notes"),
+        ("remind", "is read_only: it cannot set_reminder"),
+        ("hang", "ran longer than 0.01 s"),
+    ],
+)
+async def test_joined_calls_keep_to_what_their_methods_say(world: World, name: str, said: str) -> None:
+    """`read_only` and `timeout` hold for a call that joins a turn; what it may not have changed is as it was."""
+    client = await world.client(Inn, Guest)
+    assert said in await client.actor(Inn, "a").go(name)
+    assert await client.state("Inn", "a") == (1, {"value": 1, "notes": []})
+    assert await client.reminders("Inn", "a") == []
 
 
 async def test_other_chains_wait_for_a_reentrant_actor(world: World) -> None:

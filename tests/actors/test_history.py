@@ -26,7 +26,8 @@ from actors import (
     method,
 )
 from actors.definition import _can_suspend
-from statestores.model import IndexQuery
+from actors.state import apply_events, new_instance
+from statestores.model import Event, IndexQuery
 from tests.actors.worlds import until
 
 if TYPE_CHECKING:
@@ -144,6 +145,11 @@ class Loose:
         }
         setattr(self, name, values[kind])
 
+    @method
+    async def forget_and_set(self, forgotten: str, name: str, kind: str) -> None:
+        delattr(self, forgotten)
+        await self.set(name, kind)
+
     @method(read_only=True)
     async def read(self) -> list[Any]:
         return [self.number, self.count, self.numbers, self.anything]
@@ -232,6 +238,69 @@ async def test_field_without_default_can_be_set_and_deleted(world: World) -> Non
     await world.crash(host)
     client = await world.client(Kinds)
     assert "unset" not in (await client.state("Kinds", "k") or (0, {}))[1]
+
+
+@actor(snapshot_every=4)
+class Page:
+    body: dict[str, Any] = field(default_factory=dict)
+    title: str = "untitled"
+    draft: dict[str, Any] | None = None
+
+    @method
+    async def put(self, body: dict[str, Any]) -> None:
+        self.body = body
+
+    @method
+    async def drop(self, names: list[str], body: dict[str, Any]) -> None:
+        for name in names:
+            delattr(self, name)
+        self.body = body
+
+    @method
+    async def touch(self) -> None:
+        self.draft = {"n": (self.draft or {"n": 0})["n"] + 1}
+
+    @method(read_only=True)
+    async def get(self) -> dict[str, Any]:
+        return self.body
+
+
+@pytest.mark.parametrize("body", [{"$absent": True}, {"$absent": True, "a": 1}, {"$absent": ["body"]}])
+@pytest.mark.parametrize("touches", [0, 5])
+async def test_values_that_look_like_a_deletion_are_values(world: World, body: dict[str, Any], touches: int) -> None:
+    """INV-9: whatever a field holds is there after a restart, from events and from a snapshot, beside deleted ones."""
+    host = await world.host(Page)
+    page, other = host.client.actor(Page, "p"), host.client.actor(Page, "q")
+    await page.put(body)
+    await other.drop(["title"], body)
+    for _ in range(touches):
+        await page.touch()
+        await other.touch()
+    await world.crash(host)
+    client = await world.client(Page)
+    assert await client.actor(Page, "p").get() == body
+    assert await client.actor(Page, "q").get() == body
+    assert (await client.state("Page", "p") or (0, {}))[1]["title"] == "untitled"
+    assert "title" not in (await client.state("Page", "q") or (0, {}))[1]
+
+
+async def test_deletion_and_a_value_that_cannot_be_stored(world: World) -> None:
+    """INV-6: a turn that deletes a field and sets another to what no store can hold fails and leaves both."""
+    loose = (await world.client(Loose)).actor(Loose, "l")
+    with pytest.raises(UnserializableResult, match=r"Loose\.count"):
+        await loose.forget_and_set("anything", "count", "huge")
+    assert await loose.read() == [0.0, 0, [], None]
+
+
+def test_deletions_as_they_were_first_recorded() -> None:
+    """Records of the first form, which marked a deleted field by its value, are read as they were meant."""
+    definition = definition_of(Page)
+    assert definition is not None
+    old = [b'{"body":{"a":1},"draft":{"n":1}}', b'{"draft":{"$absent":true},"body":{"$absent":true,"b":2}}']
+    events = tuple(Event(n, "state", data, 0, "", "", "") for n, data in enumerate(old, 1))
+    instance = new_instance(definition)
+    apply_events(definition, instance, events)
+    assert instance.__dict__ == {"body": {"$absent": True, "b": 2}, "title": "untitled"}
 
 
 @pytest.mark.parametrize(
@@ -461,6 +530,12 @@ async def test_event_sourced_state_without_json_form_needs_no_snapshot(world: Wo
 
 
 # -- classes that cannot be actors -------------------------------------------------------------------------------------
+
+
+def test_field_names_are_identifiers() -> None:
+    """No field can be named like an entry of a record that is not a field's."""
+    with pytest.raises(TypeError, match=r"cannot be named '\$absent'"):
+        actor(type("Odd", (), {"__annotations__": {"$absent": int}}))
 
 
 def test_mistakes_are_found_at_decoration() -> None:

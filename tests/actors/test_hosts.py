@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from actors import ActorFailed, HostStopping, NotOwner, OutcomeUnknown, Retriable, StoreInUse, actor, context, method
+from actors import (
+    ActorFailed,
+    HostStopping,
+    NotOwner,
+    OutcomeUnknown,
+    Retriable,
+    StoreInUse,
+    actor,
+    context,
+    event,
+    method,
+)
 from statestores.errors import StaleEpoch, StoreUnavailable
 from statestores.model import partition_of
 from tests.actors.worlds import settled, until
@@ -67,6 +78,42 @@ class Cell:
     @method(read_only=True, consistency="linearizable")
     async def read_surely(self) -> int:
         return self.value
+
+
+@actor
+class Steady(Cell):
+    """One that stays in memory."""
+
+
+@actor(idle_timeout="50ms")
+class Till:
+    total: int = 0
+    refuses: ClassVar[bool] = False
+
+    @event
+    def taken_in(self, amount: int) -> None:
+        self.total += amount
+
+    @event
+    def closed(self, total: int) -> None:
+        pass
+
+    async def on_activate(self) -> None:
+        if self.refuses:
+            raise ValueError("cannot start")
+
+    async def on_deactivate(self) -> None:
+        self.closed(self.total)
+
+    @method
+    async def take_in(self, amount: int) -> int:
+        self.taken_in(amount)
+        return self.total
+
+    @method
+    async def take_in_and_fail(self, amount: int) -> None:
+        self.taken_in(amount)
+        raise ValueError("no")
 
 
 @actor(idle_timeout="50ms")
@@ -216,6 +263,30 @@ async def test_lost_actor_is_not_read(world: World, name: str) -> None:
     clock.seconds += 11
     with pytest.raises(NotOwner):
         await getattr(host.client.actor(Cell, "c"), name)()
+
+
+@pytest.mark.parametrize("name", ["read", "read_surely", "check"])
+async def test_actor_that_was_lost_and_taken_back_is_read_anew(world: World, name: str) -> None:
+    """INV-7: a read that waits for the store's word while its actor goes to another host, which writes, and comes back,
+    shows what was written there."""
+    clock = HandClock()
+    host = await world.host(Steady, clock=clock, lease_s=10)
+    await host.client.actor(Steady, "c").add()
+    clock.seconds += 11
+    other = await world.host(Steady, name="two", clock=clock, lease_s=10)
+    assert await other.client.actor(Steady, "c").add() == 2
+    await other.stop()
+    asked = world.lever.calls.get("renew", 0)
+    gate = world.lever.gates["renew"] = asyncio.Event()
+    read = asyncio.ensure_future(getattr(host.client.actor(Steady, "c"), name)())
+    await until(lambda: world.lever.calls.get("renew", 0) > asked)
+    await host.take(range(4), force=True)
+    gate.set()
+    if name == "check":
+        with pytest.raises(ActorFailed, match="2"):
+            await read
+    else:
+        assert await read == 2
 
 
 async def test_read_levels(world: World) -> None:
@@ -405,6 +476,94 @@ async def test_hook_that_fails(world: World) -> None:
     with pytest.raises(ActorFailed, match="cannot start"):
         await hooked.counts()
     await client.call("Hooked", "other", "counts")
+
+
+@pytest.mark.parametrize("fail_start", [False, True])
+async def test_failed_turn_leaves_no_trace_in_on_deactivate(world: World, fail_start: bool) -> None:
+    """INV-6: an event-sourced actor whose last turn failed is folded again before its last hook runs. One that cannot
+    start again leaves without it."""
+    client = await world.client(Till)
+    till = client.actor(Till, "t")
+    await till.take_in(1)
+    Till.refuses = fail_start
+    with pytest.raises(ActorFailed, match="no"):
+        await till.take_in_and_fail(100)
+    await until(lambda: not client.is_active("Till", "t"))
+    await client._host.group.drain()
+    Till.refuses = False
+    assert await client.state("Till", "t") == ((1, {"total": 1}) if fail_start else (2, {"total": 1}))
+    assert [e.data for e in await client.history("Till", "t", after=1)] == ([] if fail_start else [b'{"total":1}'])
+    assert await till.take_in(1) == 2
+
+
+async def test_hook_that_fails_after_the_lease(world: World) -> None:
+    """An `on_activate` that raises fails the calls that wait for it, also when failures have to be confirmed by the
+    store."""
+    clock = HandClock()
+    client = await world.client(Hooked, clock=clock, lease_s=10)
+    await client.actor(Hooked, "h").set("fail_start", True)
+    await until(lambda: not client.is_active("Hooked", "h"))
+    clock.seconds += 11
+    with pytest.raises(ActorFailed, match="cannot start"):
+        await client.actor(Hooked, "h").counts()
+
+
+def test_hooks_are_not_read_only() -> None:
+    """A hook runs alone, and may write."""
+    with pytest.raises(TypeError, match="on_activate: a hook cannot be read_only"):
+
+        @actor
+        class Bad:
+            @method(read_only=True)
+            async def on_activate(self) -> None: ...
+
+
+@actor(idle_timeout="50ms")
+class Clinging:
+    leaving: ClassVar[set[str]] = set()
+    value: int = 0
+
+    @method
+    async def add(self) -> int:
+        self.value += 1
+        return self.value
+
+    async def on_deactivate(self) -> None:
+        self.leaving.add(context().actor_id)
+        await asyncio.Event().wait()
+
+
+async def test_hook_that_hangs_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One `on_deactivate` that does not return: other idle actors leave memory, with and without a hook of their own;
+    it is cancelled after a time, its turn rolled back, and its actor leaves too."""
+    farewell_s = 60.0
+    monkeypatch.setattr("actors.activation._FAREWELL_S", farewell_s)
+    client = await world.client(Clinging, Hooked, Cell)
+    Clinging.leaving.clear()
+    await asyncio.gather(*(client.actor(Clinging, str(n)).add() for n in range(3)))
+    await until(lambda: len(Clinging.leaving) == 3)
+    await client.actor(Hooked, "h").counts()
+    await client.actor(Cell, "c").add()
+    await until(lambda: not client.is_active("Hooked", "h") and not client.is_active("Cell", "c"))
+    assert client.active_counts()["Clinging"] == 3
+    monkeypatch.setattr("actors.activation._FAREWELL_S", 0.01)
+    await client.actor(Clinging, "4").add()
+    await until(lambda: "4" in Clinging.leaving and not client.is_active("Clinging", "4"))
+    assert await client.actor(Clinging, "4").add() == 2
+
+
+async def test_stop_with_a_hook_that_hangs_finishes_the_others(world: World) -> None:
+    """A drain whose time is spent on one actor has deactivated the others."""
+    host = await world.host(Clinging, Hooked)
+    Clinging.leaving.clear()
+    await host.client.actor(Clinging, "a").add()
+    await host.client.actor(Hooked, "h").counts()
+    await host.client.actor(Hooked, "i").counts()
+    await host.stop(timeout_s=0.3)
+    assert Clinging.leaving == {"a"}
+    client = await world.client(Hooked)
+    for name in ("h", "i"):
+        assert (await client.state("Hooked", name) or (0, {}))[1]["stops"] == 1
 
 
 async def test_stop_runs_the_hooks(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,6 +115,20 @@ class Ledger:
     @method(read_only=True)
     async def write_while_reading(self) -> None:
         self.moved(1)
+
+
+_TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+@actor
+class Witness:
+    asked: int = 0
+
+    @method
+    async def tenant(self) -> str:
+        await asyncio.sleep(0)
+        self.asked += 1
+        return _TENANT.get()
 
 
 @actor
@@ -559,6 +574,17 @@ async def test_history_carries_time_turn_caller_and_trace(world: World) -> None:
     assert recorded.data == b'{"value":2}'
     assert recorded.turn_id
     assert abs(recorded.time_ms - client._host.clock.now_ms()) < 60_000
+
+
+async def test_context_variables_of_callers_are_not_seen(world: World) -> None:
+    """Nobody's turn sees the variables of another caller, whoever made the actor start to work."""
+    client = await world.client(Witness)
+
+    async def asked_by(name: str) -> str:
+        _TENANT.set(name)
+        return await client.actor(Witness, "w").tenant()
+
+    assert await asyncio.gather(*(asyncio.create_task(asked_by(f"t{n}")) for n in range(4))) == ["nobody"] * 4
 
 
 async def test_unchanged_state_is_not_recorded(world: World) -> None:

@@ -141,6 +141,13 @@ async def wait_witness(world: World, client: ActorClient) -> None:
     await until(lambda: not host.reminders._ticking and ("Alarm/witness", "t") not in host.timers._running)
 
 
+async def wait_for_ring(world: World, client: ActorClient) -> None:
+    """Returns when a reminder that is set now, for soon, has come."""
+    before = rings(world)
+    await client.actor(Alarm, "quick").set("r", {"due": 0.01, "callback": "ring"})
+    await until(lambda: rings(world) > before)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -464,16 +471,17 @@ async def test_failing_timer_goes_on(world: World) -> None:
 # -- many --------------------------------------------------------------------------------------------------------------
 
 
-async def commit_rows(world: World, epochs: list[int], rows: list[Reminder]) -> None:
-    """Put reminders into the store, as turns of their actors would have."""
+async def commit_rows(world: World, epochs: list[int], rows: list[Reminder], *, cleared: bool = False) -> None:
+    """Put reminders into the store, or take them out, as turns of their actors would have."""
     turns = [
         TurnCommit(
             partition_of(row.stream, 4),
             epochs[partition_of(row.stream, 4)],
             row.stream,
-            f"{row.stream}.{row.name}",
+            f"{row.stream}.{row.name}.{cleared}",
             0,
-            reminders_set=(row,),
+            reminders_set=() if cleared else (row,),
+            reminders_cleared=(row.name,) if cleared else (),
         )
         for row in rows
     ]
@@ -538,6 +546,93 @@ async def test_backlog_larger_than_the_window(world: World, monkeypatch: pytest.
     assert sorted(seen) == list(range(1500))
     assert most <= 300
     assert world.lever.calls["due_reminders"] < 100
+
+
+async def test_ticks_that_run_long_do_not_hold_up_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ticks wait for their actors' turns: those of other actors come at their time."""
+    monkeypatch.setattr("actors.reminders._MOST_STARTING", 3)
+    monkeypatch.setattr("actors.reminders._STARTING_S", 0.01)
+    client = await world.client(Alarm)
+    slow = [client.actor(Alarm, f"slow{i}") for i in range(10)]
+    await asyncio.gather(*(alarm.set("r", {"due": 0, "callback": "ring_slowly"}) for alarm in slow))
+    await wait_for_ring(world, client)
+    running = [client._host.activations[f"Alarm/slow{i}"].running for i in range(10)]
+    assert all(running)
+    await until(lambda: client._host.reminders._ticking == 10)
+    await asyncio.gather(*(alarm.let_go() for alarm in slow))
+    await until(lambda: rings(world) == 11)
+    await until(lambda: not client._host.reminders._ticking)
+    await until(lambda: not client._host.reminders._starting)
+
+
+@actor
+class Ended(Alarm):
+    """A type that a later release no longer has."""
+
+
+async def test_reminders_that_cannot_be_fired_do_not_hold_up_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows of a type that is not hosted than the window holds: the others come at their time, these when somebody
+    has the type again (INV-9)."""
+    monkeypatch.setattr("actors.reminders._WINDOW", 20)
+    host = await world.host(Alarm, Ended)
+    now = host.clock.now_ms()
+    rows = [encode_reminder(f"Ended/{i}", "r", now - 1000, Schedule(), i, "ring") for i in range(100)]
+    await commit_rows(world, host.epochs, rows)
+    await world.crash(host)
+    host = await world.host(Alarm)
+    await until(lambda: len(host.reminders._aside) == 100)
+    await wait_for_ring(world, host.client)
+    assert len(host.reminders._window) + len(host.reminders._in_flight) == 0
+    await world.crash(host)
+    host = await world.host(Alarm, Ended)
+    await until(lambda: rings(world) == 101)
+    await until(lambda: not host.reminders._ticking)
+    assert await host.client.reminders("Ended", "7") == []
+
+
+async def test_reminders_that_cannot_be_fired_are_tried_again_ever_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is set aside is tried again after a pause that grows, up to a limit; one that has gone is forgotten;
+    memory for them is bounded."""
+    for name, value in (("_FIRST_PAUSE_S", 0.001), ("_LONGEST_PAUSE_S", 0.004), ("_MOST_ASIDE", 5)):
+        monkeypatch.setattr(f"actors.reminders.{name}", value)
+    monkeypatch.setattr("actors.reminders._RETRY_DELAY_S", 0.001)
+    host = await world.host(Alarm, Ended)
+    now = host.clock.now_ms()
+    rows = [encode_reminder(f"Ended/{i}", "r", now - 1000 + i, Schedule(), i, "ring") for i in range(8)]
+    await commit_rows(world, host.epochs, rows)
+    await world.crash(host)
+    host = await world.host(Alarm)
+    reminders = host.reminders
+
+    def longest() -> float:
+        reminders.rescan()
+        assert len(reminders._aside) <= 5
+        return max((aside.pause_s for aside in reminders._aside.values()), default=0.0)
+
+    await until(lambda: longest() == 0.004)
+    await commit_rows(world, host.epochs, rows, cleared=True)
+
+    def left() -> int:
+        reminders.rescan()
+        return len(reminders._aside)
+
+    await until(lambda: left() == 0)
+    await until(lambda: not reminders._ticking)
+
+
+async def test_deletion_forgets_the_reminders_of_one_stream(world: World) -> None:
+    """What the window knows of other actors stays."""
+    host = await world.host(Alarm)
+    for name in ("a", "b"):
+        await host.client.actor(Alarm, name).set("r", {"due": 5, "callback": "ring"})
+        await host.client.actor(Alarm, name).set_timer("t", {"due": 5})
+    await host.client.actor(Alarm, "a").remove()
+    assert [*host.reminders._window] == [("Alarm/b", "r")]
+    assert [*host.timers._running] == [("Alarm/b", "t")]
 
 
 async def test_many_set_at_once_for_soon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ class Lever:
         self.lose_answers = 0
         self.refuse: Callable[[TurnCommit], bool] | None = None
         self.calls: dict[str, int] = {}
+        # By name of a method: its calls, once counted, wait for the event.
+        self.gates: dict[str, asyncio.Event] = {}
 
     def hold(self) -> None:
         """Let no commit through until `release`."""
@@ -67,6 +69,8 @@ class Lever:
         async def call(*args: Any, **options: Any) -> Any:
             self._check()
             self.calls[name] = self.calls.get(name, 0) + 1
+            if name in self.gates:
+                await self.gates[name].wait()
             return await inner(*args, **options)
 
         return call
