@@ -429,8 +429,9 @@ class Outbox:
         return found
 
     async def settle_dead_letter(self, letter: DeadLetter, *, resend: bool) -> None:
-        """Remove it; with `resend` it leaves again, under a new id (the old one is known to have had no effect). Raises
-        `CommitRefused`, `StoreUnavailable`."""
+        """Remove it; with `resend` it leaves again, under a new id (the old one is known to have had no effect), also
+        when the caller does not wait for this. Raises `CommitRefused`, `StoreUnavailable`: it may leave all the
+        same."""
         host = self._host
         message = OutboxMessage(f"{host.new_id()}.again", letter.sender, letter.body)
         commit = TurnCommit(
@@ -443,11 +444,16 @@ class Outbox:
             outbox_done=(letter.id,),
         )
         answer: asyncio.Future[StoreError | None] = asyncio.get_running_loop().create_future()
-        host.group.submit(commit, answer.set_result)
+
+        def settled(outcome: StoreError | None) -> None:
+            if resend:  # whatever the outcome, and whoever still waits: the row may stand
+                self.recover([letter.partition])
+            if not answer.done():
+                answer.set_result(outcome)
+
+        host.group.submit(commit, settled)
         if (refusal := await answer) is not None:
             raise refusal
-        if resend:
-            self.recover([letter.partition])
 
     # -- catching up ---------------------------------------------------------------------------------------------------
 

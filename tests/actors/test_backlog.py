@@ -16,6 +16,7 @@ import pytest
 
 from actors import actor, context, method
 from actors.errors import MailboxFull
+from statestores.errors import StoreUnavailable
 from statestores.model import OutboxMessage, TurnCommit, partition_of
 from tests.actors.test_messages import Receiver, Sender, until_delivered
 from tests.actors.worlds import settled, until
@@ -23,7 +24,7 @@ from tests.actors.worlds import settled, until
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from actors import ActorClient
+    from actors import ActorClient, DeadLetter
     from tests.actors.worlds import World
 
 N = 400
@@ -47,6 +48,11 @@ async def leave_behind(world: World, *senders: str, count: int = N) -> None:
     await world.crash(host)
     world.lever.refuse = None
     world.lever.calls.clear()
+
+
+async def caught_up(client: ActorClient) -> None:
+    """All that stands in the rows is in flight."""
+    await until(lambda: not client._host.outbox._behind)
 
 
 def batches_of(world: World, stream: str) -> list[int]:
@@ -164,7 +170,7 @@ async def test_doubt_ends_when_all_rows_have_been_seen(world: World) -> None:
     with pytest.raises(Exception, match="lost"):
         await client.actor(Sender, "s").tell("r", [0])
     await until_delivered(world)
-    await until(lambda: not client._host.outbox._behind)
+    await caught_up(client)
     world.lever.calls.clear()
     await client.actor(Sender, "s").tell("r", list(range(1, 100)))
     await until_delivered(world)
@@ -177,7 +183,7 @@ async def test_commit_that_turns_out_recorded_during_a_scan(world: World) -> Non
     """INV-9: the outcome of a commit became unknown after the scan had read its page: the scan goes on to find it."""
     client = await world.client(Sender, Receiver)
     host = client._host
-    await until(lambda: not host.outbox._behind)
+    await caught_up(client)
     partition = partition_of("Sender/s", 4)
     await client.actor(Sender, "s").tell("other", [1])
     await until_delivered(world)
@@ -215,6 +221,54 @@ async def test_partitions_take_turns_when_there_is_little_room(world: World) -> 
     assert first_of_later < last_of_earlier
 
 
+# -- giving up, and taking it back ----------------------------------------------------------------------------------
+
+
+async def dead_letter(client: ActorClient) -> DeadLetter:
+    """Of a message to Receiver/r, whose type its host has by now."""
+    (letter,) = await client.dead_letters()
+    assert (letter.actor, letter.method) == ("Receiver/r", "take")
+    return letter
+
+
+async def leave_dead_letter(world: World) -> None:
+    host = await world.host(Sender)
+    await host.client.actor(Sender, "s").tell("r", [5])
+    await until_delivered(world)
+    await host.stop()
+
+
+async def test_dead_letter_leaves_though_nobody_waits_for_it(world: World) -> None:
+    """INV-9: it is recorded as sent again, then its caller gives up: it is delivered without a restart."""
+    await leave_dead_letter(world)
+    client = await world.client(Sender, Receiver)
+    world.lever.hold()
+    sending = asyncio.ensure_future(client.resend_dead_letter(await dead_letter(client)))
+    await settled()
+    sending.cancel()
+    await settled()
+    world.lever.let_go()
+    await until(lambda: "Receiver/r" in client._host.activations)
+    await until_delivered(world)
+    assert sending.cancelled()
+    assert await client.actor(Receiver, "r").all() == [5]
+    assert await client.dead_letters() == []
+
+
+async def test_dead_letter_leaves_though_the_answer_is_lost(world: World) -> None:
+    """INV-9: whoever sends it again is told that the outcome is unknown; it was recorded, so it is delivered."""
+    await leave_dead_letter(world)
+    client = await world.client(Sender, Receiver, store_patience_s=0.01)
+    letter = await dead_letter(client)
+    await caught_up(client)
+    world.lever.lose_answers = 1
+    with pytest.raises(StoreUnavailable):
+        await client.resend_dead_letter(letter)
+    await until(lambda: "Receiver/r" in client._host.activations)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [5]
+
+
 # -- pacing ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +283,7 @@ async def crowd(world: World, gate: asyncio.Event) -> tuple[ActorClient, asyncio
             await gate.wait()
 
     client = await world.client(Sender, Receiver, Asker, Gate, max_in_flight_messages=8)
-    await until(lambda: not client._host.outbox._behind)
+    await caught_up(client)
     await asyncio.gather(*(client.actor(Sender, "s").tell_by_name("Gate", "g", "take") for _ in range(8)))
     told = asyncio.ensure_future(client.actor(Sender, "s").tell("r", list(range(20))))
     await until(lambda: client._host.outbox.crowded)
