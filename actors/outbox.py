@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 _ACK_DELAY_S = 0.002
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 30.0
-# A one-way message whose turn keeps failing is given up (kept as a dead letter) after so many attempts.
-_ATTEMPTS = 8
+# A one-way message whose turn has failed so often is given up (kept as a dead letter). What was refused has not failed.
+_FAILURES = 8
 _PAGE = 1000
 # Posted work under way at once, on one host. More waits in its rows, and so do messages behind it.
 _MOST_WORK = 10_000
@@ -87,7 +87,7 @@ it fail."""
 
 
 class _Delivery:
-    __slots__ = ("attempts", "envelope", "id", "partition", "redelivered", "scanned", "stream")
+    __slots__ = ("attempts", "envelope", "failures", "id", "partition", "redelivered", "scanned", "stream")
 
     def __init__(
         self, message: OutboxMessage, envelope: Envelope, partition: int, *, redelivered: bool, scanned: bool
@@ -98,7 +98,9 @@ class _Delivery:
         self.partition = partition
         self.redelivered = redelivered
         self.scanned = scanned
+        # Those of them that failed are counted apart from those that were refused.
         self.attempts = 0
+        self.failures = 0
 
     @property
     def is_work(self) -> bool:
@@ -304,15 +306,21 @@ class Outbox:
         # Whatever else went wrong left no trace (INV-6), unless this was a second attempt on its way to another host.
         if isinstance(error, OutcomeUnknown) or call.redelivered:
             delivery.redelivered = True
-        if isinstance(error, Retriable):
-            self._later(delivery)
-        elif delivery.envelope.reply_method:
+        if delivery.envelope.reply_method and not isinstance(error, Retriable):
             self._reply_failure(delivery, error)
-        elif isinstance(error, CallerError) or delivery.attempts >= _ATTEMPTS:
+        else:
+            self._not_delivered(delivery, error)
+
+    def _not_delivered(self, delivery: _Delivery, error: BaseException) -> None:
+        if isinstance(error, Retriable):
+            self._later(delivery, delivery.attempts - delivery.failures)
+            return
+        delivery.failures += 1
+        if isinstance(error, CallerError) or delivery.failures >= _FAILURES:
             self._bury(delivery, error)
         else:
             log.warning("message %s to %s failed, trying again: %s", delivery.id, delivery.envelope.stream, error)
-            self._later(delivery)
+            self._later(delivery, delivery.failures)
 
     def _start_work(self, delivery: _Delivery) -> None:
         worker = self._workers.get(delivery.envelope.kind)
@@ -345,10 +353,11 @@ class Outbox:
     def _work_failed(self, delivery: _Delivery, error: BaseException) -> None:
         delivery.redelivered = delivery.scanned = True
         log.warning("work %s of %s failed, trying again: %r", delivery.id, delivery.stream, error)
-        self._later(delivery)
+        self._later(delivery, delivery.attempts)
 
-    def _later(self, delivery: _Delivery) -> None:
-        delay = min(_FIRST_RETRY_S * 2 ** min(delivery.attempts - 1, 16), _LONGEST_RETRY_S)
+    def _later(self, delivery: _Delivery, times: int) -> None:
+        """Try again, after a pause that grows with how many times that has been so."""
+        delay = min(_FIRST_RETRY_S * 2 ** min(times - 1, 16), _LONGEST_RETRY_S)
         asyncio.get_running_loop().call_later(delay, self._deliver, delivery)
 
     def _reply_failure(self, delivery: _Delivery, error: BaseException) -> None:
@@ -369,10 +378,8 @@ class Outbox:
         error = future.exception()
         if error is None:
             self._acknowledge(delivery)
-        elif isinstance(error, CallerError) or delivery.attempts >= _ATTEMPTS:
-            self._bury(delivery, error)
         else:
-            self._later(delivery)
+            self._not_delivered(delivery, error)
 
     # -- done with a message -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Invariants, for N messages that wait in the outbox:
 from __future__ import annotations
 
 import asyncio
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,7 @@ from tests.actors.worlds import settled, until
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from actors import ActorClient, DeadLetter
+    from actors import ActorClient, DeadLetter, Host
     from tests.actors.worlds import World
 
 N = 400
@@ -160,6 +161,86 @@ async def test_refused_message_needs_no_receipt(world: World, monkeypatch: pytes
     await until_delivered(world)
     assert await host.client.state("Gated", "g") == (3, {"taken": 3})
     assert world.lever.calls.get("receipts", 0) == 0
+
+
+gates: dict[str, asyncio.Event] = {}
+
+
+@actor(name="Busy", mailbox_limit=1)
+class Busy:
+    """Refuses everything while two calls to `hold` are there."""
+
+    taken: int = 0
+    told: list[str] = field(default_factory=list)
+
+    @method
+    async def hold(self) -> None:
+        await gates["busy"].wait()
+
+    @method
+    async def take_at_second_try(self, amount: int) -> None:
+        self._tries = getattr(self, "_tries", 0) + 1
+        if self._tries == 1:
+            raise ValueError("not yet")
+        self.taken += amount
+
+    @method
+    async def ask_nobody(self) -> None:
+        context().call_durably("Nowhere", "x", "take", b"1", reply_method="tell", token="t")
+
+    @method
+    async def tell(self, token: str, _: Any, error: dict[str, str]) -> None:
+        self.told.append(f"{token}: {error['type']}")
+
+
+async def keep_busy(client: ActorClient) -> list[asyncio.Future[None]]:
+    """Two calls to Busy/b, one that runs and one that waits."""
+    activations = client._host.activations
+    calls = [asyncio.ensure_future(client.actor(Busy, "b").hold())]
+    await until(lambda: "Busy/b" in activations and activations["Busy/b"].running)
+    calls.append(asyncio.ensure_future(client.actor(Busy, "b").hold()))
+    await until(lambda: activations["Busy/b"].mailbox)
+    return calls
+
+
+async def until_refused_often(host: Host) -> None:
+    await until(lambda: any(d.attempts > 10 for d in host.outbox._in_flight.values()))
+
+
+async def test_refusals_are_no_failures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is given up after eight failures of its turn, however often a full mailbox has refused it."""
+    monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr("actors.outbox._LONGEST_RETRY_S", 0.002)
+    gates["busy"] = asyncio.Event()
+    host = await world.host(Sender, Busy)
+    calls = await keep_busy(host.client)
+    await host.client.actor(Sender, "s").tell_by_name("Busy", "b", "take_at_second_try")
+    await until_refused_often(host)
+    gates["busy"].set()
+    await asyncio.gather(*calls)
+    await until_delivered(world)
+    assert await host.client.dead_letters() == []
+    assert await host.client.state("Busy", "b") == (1, {"taken": 1, "told": []})
+
+
+async def test_caller_that_is_busy_hears_of_a_failure_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome of a durable call is not given up because its caller's mailbox has been full for long."""
+    monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr("actors.outbox._LONGEST_RETRY_S", 0.002)
+    gates["busy"] = asyncio.Event()
+    host = await world.host(Busy)
+    world.lever.hold()
+    asked = asyncio.ensure_future(host.client.actor(Busy, "b").ask_nobody())
+    await until(lambda: "Busy/b" in host.activations and host.activations["Busy/b"].uncommitted)
+    calls = await keep_busy(host.client)
+    world.lever.let_go()
+    await asked
+    await until_refused_often(host)
+    gates["busy"].set()
+    await asyncio.gather(*calls)
+    await until_delivered(world)
+    assert await host.client.dead_letters() == []
+    assert await host.client.state("Busy", "b") == (1, {"taken": 0, "told": ["t: UnknownActorType"]})
 
 
 async def test_doubt_ends_when_all_rows_have_been_seen(world: World) -> None:
