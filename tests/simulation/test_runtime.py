@@ -105,8 +105,8 @@ def forget_receipts(patch: Patch) -> None:
 def lose_the_outbox(patch: Patch) -> None:
     """A new owner does not look for messages that were left undelivered."""
 
-    async def scan(self: Outbox, partition: int) -> None:
-        self._behind.discard(partition)
+    async def scan(self: Outbox, backlog: Any) -> None:
+        self._drop_backlog(backlog)
 
     patch.setattr(Outbox, "_scan", scan)
 
@@ -184,7 +184,8 @@ def forget_work_in_doubt(patch: Patch) -> None:
 
     def sure(self: Outbox, partitions: list[int]) -> None:
         recover(self, partitions)
-        self._unsure.clear()
+        for partition in partitions:
+            self._backlogs["all"][partition].unsure = False
 
     patch.setattr(Outbox, "recover", sure)
 
