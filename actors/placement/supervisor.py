@@ -41,6 +41,8 @@ _LOOK_AGAIN_S = 0.1
 _GATHER_S = 10.0
 _NEVER_STARTED_S = 90.0
 _LONGEST_BACKOFF_S = 30.0
+# Far above the longest wait. A power of hours of failures would be no number any more.
+_MOST_DOUBLINGS = 10
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -386,7 +388,7 @@ class Supervisor:
 
     async def _start(self, node: str | None) -> None:
         if self._failures:
-            await asyncio.sleep(min(2.0**self._failures, _LONGEST_BACKOFF_S))
+            await asyncio.sleep(min(2.0 ** min(self._failures, _MOST_DOUBLINGS), _LONGEST_BACKOFF_S))
         try:
             handle = await self._fleet.start_host(self.wanted.version, node)
         except Exception as error:
