@@ -135,7 +135,8 @@ class ClusterHost:
     def facts(self) -> tuple[int, int, dict[int, int], int, str]:
         host = self._runtime.host
         owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
-        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url
+        holds = host.lease_holds()
+        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url, holds
 
 
 class RayTasks:
@@ -368,7 +369,15 @@ async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stopping)
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
-    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain, needs)
+    wanted = Wanted(
+        settings.hosts,
+        settings.hosts_per_node,
+        settings.spares,
+        new_version(),
+        settings.drain,
+        needs,
+        settings.lease,
+    )
     build = functools.partial(ClusterHost, target, settings.model_dump())
     found = await _is_there(cluster)
     # What a Ray that was started here runs has our environment. To processes with one of their own Ray would not give
