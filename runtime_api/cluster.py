@@ -26,7 +26,7 @@ from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted
 from runtime_api.clusterapi import new_version
 from runtime_api.doors import Doors
-from runtime_api.loader import LoadError, default_app_id, load_application
+from runtime_api.loader import LoadError, absolute_target, default_app_id, load_application
 from runtime_api.runtime import DEFAULT_STORE, Runtime
 from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url, warn_if_open
 from runtime_api.settings import Settings
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from actors.hostneeds import HostNeeds
     from actors.placement.ray import RayCluster, SharedBytes
     from statestores import StateStore
+    from statestores.components import Component
     from workflow.definition import Needs
     from workflow.orders import Order
     from workflow.payloads import Data, Keeper
@@ -132,7 +133,7 @@ class ClusterHost:
             self._serving.cancel()
         await self._server.end_runtime()
 
-    def facts(self) -> tuple[int, int, dict[int, int], int, str]:
+    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool]:
         host = self._runtime.host
         owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
         holds = host.lease_holds()
@@ -222,9 +223,18 @@ class StorePlace(NamedTuple):
     namespace: str
 
     def make(self) -> StateStore:
-        components = load_resources(self.resources, self.app_id, self.namespace) if self.resources else []
-        found = None if self.url else actor_component(components)
+        """Not opened yet. Raises `StoreError`."""
+        found = self._component()
         return open_url(self.url or DEFAULT_STORE) if found is None else make_store(found)
+
+    def shown(self) -> str:
+        found = self._component()
+        return f"store {shown_url(self.url)}" if found is None else f"the store of {found}"
+
+    def _component(self) -> Component | None:
+        if self.url or not self.resources:
+            return None
+        return actor_component(load_resources(self.resources, self.app_id, self.namespace))
 
 
 def run_activity(
@@ -324,7 +334,7 @@ def run_cluster(target: str, settings: Settings) -> None:
         from actors.placement import ray as on_ray
     except ImportError as error:
         raise StartupError(f"placement ray needs Ray: pip install 'mecha-runtime[ray]' ({error})") from error
-    _check_store(settings)
+    _check_store(StorePlace(settings.store, settings.resources_path, application_id, settings.namespace))
     with bind(settings.host, settings.port, shared=True) as listener:
         # Held until the hosts have it too: with port 0 the kernel has chosen one.
         chosen: dict[str, Any] = {"port": listener.getsockname()[1], "app_id": application_id}
@@ -335,30 +345,22 @@ def run_cluster(target: str, settings: Settings) -> None:
             os.environ["PYTHONPATH"] = _path()
         on_ray.start_ray(settings.ray_address or None)
         try:
-            asyncio.run(_supervise(_absolute(target), settings, needs))
+            # Hosts have another working directory.
+            asyncio.run(_supervise(absolute_target(target), settings, needs))
         finally:
             on_ray.stop_ray()
 
 
-def _check_store(settings: Settings) -> None:
+def _check_store(place: StorePlace) -> None:
     """Hosts are processes of their own: they must be able to share the store."""
-    if not settings.store and settings.resources_path:
-        return
     try:
-        capabilities = open_url(settings.store or "sqlite:///mecha.db").capabilities
+        store, shown = place.make(), place.shown()
     except StoreError as error:
         raise StartupError(str(error)) from error
-    if Capability.SHARED not in capabilities:
+    if Capability.SHARED not in store.capabilities:
         raise StartupError(
-            f"store {shown_url(settings.store)} belongs to one process: a cluster needs one that all hosts reach, "
-            f"like --store redis://host:6379"
+            f"{shown} belongs to one process: a cluster needs one that all hosts reach, like --store redis://host:6379"
         )
-
-
-def _absolute(target: str) -> str:
-    """Hosts have another working directory."""
-    place, separator, name = target.partition(".py")
-    return f"{os.path.abspath(place)}{separator}{name}" if separator else target
 
 
 async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
