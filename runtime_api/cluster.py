@@ -16,6 +16,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -242,6 +243,7 @@ def run_activity(
 ) -> tuple[Ran | Raised, bytes | None]:
     """In the process of a task: load the application, run the activity. `keeping`: the id for a result that is larger
     than so much; it is then durable when this returns, and returned beside where it is."""
+    _heed_interrupts()
     found = {activity.name: activity for activity in load_application(target).activities}
     arguments = None
     if order.stored:
@@ -257,6 +259,13 @@ def run_activity(
     if keeping is None or len(result) <= keeping[1]:
         return Ran(result, busy_s), None
     return Ran(asyncio.run(_write(place, order, keeping[0], result)), busy_s), result
+
+
+def _heed_interrupts() -> None:
+    """By SIGINT Ray interrupts a task. What a script starts in the background ignores it, and so does whatever that
+    starts in turn: Ray, and its processes."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 async def _read(place: StorePlace, order: Order) -> Data:
