@@ -16,6 +16,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,7 @@ from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted
 from runtime_api.clusterapi import new_version
 from runtime_api.doors import Doors
-from runtime_api.loader import LoadError, default_app_id, load_application
+from runtime_api.loader import LoadError, absolute_target, default_app_id, load_application
 from runtime_api.runtime import DEFAULT_STORE, Runtime
 from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url, warn_if_open
 from runtime_api.settings import Settings
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from actors.hostneeds import HostNeeds
     from actors.placement.ray import RayCluster, SharedBytes
     from statestores import StateStore
+    from statestores.components import Component
     from workflow.definition import Needs
     from workflow.orders import Order
     from workflow.payloads import Data, Keeper
@@ -132,10 +134,11 @@ class ClusterHost:
             self._serving.cancel()
         await self._server.end_runtime()
 
-    def facts(self) -> tuple[int, int, dict[int, int], int, str]:
+    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool]:
         host = self._runtime.host
         owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
-        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url
+        holds = host.lease_holds()
+        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url, holds
 
 
 class RayTasks:
@@ -221,9 +224,18 @@ class StorePlace(NamedTuple):
     namespace: str
 
     def make(self) -> StateStore:
-        components = load_resources(self.resources, self.app_id, self.namespace) if self.resources else []
-        found = None if self.url else actor_component(components)
+        """Not opened yet. Raises `StoreError`."""
+        found = self._component()
         return open_url(self.url or DEFAULT_STORE) if found is None else make_store(found)
+
+    def shown(self) -> str:
+        found = self._component()
+        return f"store {shown_url(self.url)}" if found is None else f"the store of {found}"
+
+    def _component(self) -> Component | None:
+        if self.url or not self.resources:
+            return None
+        return actor_component(load_resources(self.resources, self.app_id, self.namespace))
 
 
 def run_activity(
@@ -231,6 +243,7 @@ def run_activity(
 ) -> tuple[Ran | Raised, bytes | None]:
     """In the process of a task: load the application, run the activity. `keeping`: the id for a result that is larger
     than so much; it is then durable when this returns, and returned beside where it is."""
+    _heed_interrupts()
     found = {activity.name: activity for activity in load_application(target).activities}
     arguments = None
     if order.stored:
@@ -246,6 +259,13 @@ def run_activity(
     if keeping is None or len(result) <= keeping[1]:
         return Ran(result, busy_s), None
     return Ran(asyncio.run(_write(place, order, keeping[0], result)), busy_s), result
+
+
+def _heed_interrupts() -> None:
+    """By SIGINT Ray interrupts a task. What a script starts in the background ignores it, and so does whatever that
+    starts in turn: Ray, and its processes."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 async def _read(place: StorePlace, order: Order) -> Data:
@@ -323,7 +343,7 @@ def run_cluster(target: str, settings: Settings) -> None:
         from actors.placement import ray as on_ray
     except ImportError as error:
         raise StartupError(f"placement ray needs Ray: pip install 'mecha-runtime[ray]' ({error})") from error
-    _check_store(settings)
+    _check_store(StorePlace(settings.store, settings.resources_path, application_id, settings.namespace))
     with bind(settings.host, settings.port, shared=True) as listener:
         # Held until the hosts have it too: with port 0 the kernel has chosen one.
         chosen: dict[str, Any] = {"port": listener.getsockname()[1], "app_id": application_id}
@@ -334,30 +354,22 @@ def run_cluster(target: str, settings: Settings) -> None:
             os.environ["PYTHONPATH"] = _path()
         on_ray.start_ray(settings.ray_address or None)
         try:
-            asyncio.run(_supervise(_absolute(target), settings, needs))
+            # Hosts have another working directory.
+            asyncio.run(_supervise(absolute_target(target), settings, needs))
         finally:
             on_ray.stop_ray()
 
 
-def _check_store(settings: Settings) -> None:
+def _check_store(place: StorePlace) -> None:
     """Hosts are processes of their own: they must be able to share the store."""
-    if not settings.store and settings.resources_path:
-        return
     try:
-        capabilities = open_url(settings.store or "sqlite:///mecha.db").capabilities
+        store, shown = place.make(), place.shown()
     except StoreError as error:
         raise StartupError(str(error)) from error
-    if Capability.SHARED not in capabilities:
+    if Capability.SHARED not in store.capabilities:
         raise StartupError(
-            f"store {shown_url(settings.store)} belongs to one process: a cluster needs one that all hosts reach, "
-            f"like --store redis://host:6379"
+            f"{shown} belongs to one process: a cluster needs one that all hosts reach, like --store redis://host:6379"
         )
-
-
-def _absolute(target: str) -> str:
-    """Hosts have another working directory."""
-    place, separator, name = target.partition(".py")
-    return f"{os.path.abspath(place)}{separator}{name}" if separator else target
 
 
 async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
@@ -368,7 +380,15 @@ async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stopping)
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
-    wanted = Wanted(settings.hosts, settings.hosts_per_node, settings.spares, new_version(), settings.drain, needs)
+    wanted = Wanted(
+        settings.hosts,
+        settings.hosts_per_node,
+        settings.spares,
+        new_version(),
+        settings.drain,
+        needs,
+        settings.lease,
+    )
     build = functools.partial(ClusterHost, target, settings.model_dump())
     found = await _is_there(cluster)
     # What a Ray that was started here runs has our environment. To processes with one of their own Ray would not give

@@ -7,7 +7,7 @@
 
 Every call carries an idempotency key, its own when it was given none. So it is made again, while its time lasts, when
 the server refuses it for now, or is gone without an answer: it takes effect once (INV-8). By Ray go calls of actors;
-workflows and messages go by HTTP in both cases, to a host that the cluster names.
+workflows and messages go by HTTP in both cases, to a host that the cluster names, until that one does not answer.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Connection:
 
     def __init__(self, address: str, *, app_id: str = "mecha", namespace: str = "default", token: str | None = None):
         self._address, self._app_id, self._namespace, self._token = address, app_id, namespace, token
-        self._http: httpx.AsyncClient | None = None
+        self._http: _Http | None = None
         self._calls: _Calls | None = None
         self._joined = False
 
     async def __aenter__(self) -> Connection:
         if self._address.startswith(("http://", "https://")):
-            self._http = _http_client(self._address, self._token)
+            self._http = _Http(self._token, self._address)
             self._calls = _Calls(_OverHttp(self._http).attempt)
         elif self._address.startswith("ray:"):
             await self._join(self._address.removeprefix("ray:"))
@@ -98,19 +98,28 @@ class Connection:
         self._joined = join_ray(address)
         cluster = RayCluster(cluster_namespace(self._app_id, self._namespace))
         over_ray = _OverRay(cluster)
-        self._http = _http_client(await over_ray.url(), self._token)
+        try:
+            url = await over_ray.url()
+        except BaseException:
+            self._leave()
+            raise
+        self._http = _Http(self._token, url, over_ray.url)
         self._calls = _Calls(over_ray.attempt)
+
+    def _leave(self) -> None:
+        if self._joined:
+            from actors.placement.ray import stop_ray
+
+            stop_ray()
+        self._joined = False
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._http is not None:
-            await self._http.aclose()
-        if self._joined:
-            from actors.placement.ray import stop_ray
-
-            stop_ray()
-        self._joined, self._http, self._calls = False, None, None
+            await self._http.close()
+        self._leave()
+        self._http, self._calls = None, None
 
     @property
     def actor(self) -> MakeReference:
@@ -124,14 +133,15 @@ class Connection:
         actor_type, _, actor_id = stream.partition("/")
         where = f"/v1.0/mecha/actors/{_escaped(actor_type, actor_id)}/send/{_escaped(name)}"
         key = str(uuid.uuid4())
-        await _insist(lambda: _request(self._opened, "POST", where, payload, key), PATIENCE_S)
+        http = self._opened
+        await _insist(lambda: http.request("POST", where, payload, key), PATIENCE_S)
 
     @property
     def workflows(self) -> RemoteWorkflows:
         return RemoteWorkflows(self._opened)
 
     @property
-    def _opened(self) -> httpx.AsyncClient:
+    def _opened(self) -> _Http:
         if self._http is None:
             raise RuntimeError("not connected: use it inside `async with Runtime.connect(...)`")
         return self._http
@@ -171,8 +181,47 @@ class _Calls:
         return result_of(call, await _insist(lambda: self._attempt(call, timeout), patience_s))
 
 
+class _Http:
+    """A server, at `url`. With `find`, a host that this names: it is asked again when that one does not answer, since
+    its node may be gone."""
+
+    def __init__(self, token: str | None, url: str, find: Callable[[], Awaitable[str]] | None = None) -> None:
+        headers = {"dapr-api-token": token} if token else {}
+        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False)
+        self._find = find
+        self._is_lost = False
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def request(
+        self,
+        verb: str,
+        where: str,
+        body: bytes,
+        key: str,
+        headers: Mapping[str, str] | None = None,
+        attempt_s: float = _ATTEMPT_S,
+    ) -> bytes:
+        """One attempt; the body of a 2xx answer. Raises `OutcomeUnknown` when there is none, else what the answer says
+        went wrong."""
+        if self._is_lost and self._find is not None:
+            self._client.base_url = await self._find()
+            self._is_lost = False
+        given = {"content-type": "application/json", **(headers or {}), **({"idempotency-key": key} if key else {})}
+        try:
+            answer = await self._client.request(verb, where, content=body, headers=given, timeout=attempt_s)
+        except httpx.HTTPError as error:
+            self._is_lost = True
+            unknown = f"no answer from {self._client.base_url}: {error or type(error).__name__}"
+            raise OutcomeUnknown(unknown) from error
+        if answer.is_success:
+            return answer.content
+        raise _error_of(answer, where)
+
+
 class _OverHttp:
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: _Http) -> None:
         self._http = http
 
     async def attempt(self, call: Call, timeout: float | None) -> bytes:
@@ -181,7 +230,7 @@ class _OverHttp:
         headers = {} if timeout is None else {"mecha-timeout": f"{timeout}s"}
         body = asked(call, "", 0.0).payload
         attempt_s = _ATTEMPT_S if timeout is None else timeout + _PAUSE_S
-        return await _request(self._http, "POST", where, body, call.key or "", headers, attempt_s)
+        return await self._http.request("POST", where, body, call.key or "", headers, attempt_s)
 
 
 class _OverRay:
@@ -192,8 +241,8 @@ class _OverRay:
         self._hosts: list[RayHost] = []
 
     async def url(self) -> str:
-        """Of a host that serves. Raises `OutcomeUnknown` when the cluster does not say."""
-        return str((await self._serving())[0]["url"])
+        """Of some host that serves. Raises `OutcomeUnknown` when the cluster does not say."""
+        return str(random.choice(await self._serving())["url"])
 
     async def attempt(self, call: Call, timeout: float | None) -> bytes:
         try:
@@ -212,9 +261,10 @@ class _OverRay:
 
     async def _serving(self) -> list[dict[str, Any]]:
         try:
-            status = await self._cluster.status()
-        except PeerGone as error:
-            raise OutcomeUnknown(str(error)) from error
+            async with asyncio.timeout(_ATTEMPT_S):
+                status = await self._cluster.status()
+        except (PeerGone, TimeoutError) as error:
+            raise OutcomeUnknown(f"the cluster does not say who serves: {error}") from error
         serving = [host for host in status["hosts"] if host["owned"]]
         if not serving:
             raise OutcomeUnknown("no host of the cluster serves yet")
@@ -224,7 +274,7 @@ class _OverRay:
 class RemoteWorkflows:
     """Workflows of the other side. Methods raise `WorkflowError`, `ActorError`."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: _Http) -> None:
         self._http = http
 
     async def start(
@@ -290,15 +340,10 @@ class RemoteWorkflows:
         await self._insist("POST", where, b"" if value is None else encode(value), key)
 
     async def _insist(self, verb: str, where: str, body: bytes = b"", key: str = "") -> bytes:
-        return await _insist(lambda: _request(self._http, verb, where, body, key), PATIENCE_S)
+        return await _insist(lambda: self._http.request(verb, where, body, key), PATIENCE_S)
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
-
-
-def _http_client(url: str, token: str | None) -> httpx.AsyncClient:
-    headers = {"dapr-api-token": token} if token else {}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False)
 
 
 async def _insist(attempt: Callable[[], Awaitable[bytes]], patience_s: float) -> bytes:
@@ -313,25 +358,6 @@ async def _insist(attempt: Callable[[], Awaitable[bytes]], patience_s: float) ->
                 raise
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-
-async def _request(
-    http: httpx.AsyncClient,
-    verb: str,
-    where: str,
-    body: bytes,
-    key: str,
-    headers: Mapping[str, str] | None = None,
-    attempt_s: float = _ATTEMPT_S,
-) -> bytes:
-    given = {"content-type": "application/json", **(headers or {}), **({"idempotency-key": key} if key else {})}
-    try:
-        answer = await http.request(verb, where, content=body, headers=given, timeout=attempt_s)
-    except httpx.HTTPError as error:
-        raise OutcomeUnknown(f"no answer from {http.base_url}: {error or type(error).__name__}") from error
-    if answer.is_success:
-        return answer.content
-    raise _error_of(answer, where)
 
 
 def _error_of(answer: httpx.Response, where: str) -> Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -91,6 +92,16 @@ def default_app_id(target: str) -> str:
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
 
 
+def absolute_target(target: str) -> str:
+    """The same application from any working directory: a file with its whole path, a module as it is."""
+    place, _ = _split(target)
+    return os.path.abspath(place) + target[len(place) :] if _is_file(place) else target
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place
+
+
 def _split(target: str) -> tuple[str, str]:
     place, separator, name = target.rpartition(":")
     # A colon may belong to a path (C:\app.py): what follows it must be a name.
@@ -110,7 +121,7 @@ def _named(module: ModuleType, name: str, place: str) -> AppSource:
 
 def _import(place: str) -> ModuleType:
     try:
-        return _import_file(Path(place)) if place.endswith(".py") or "/" in place else _import_module(place)
+        return _import_file(Path(place)) if _is_file(place) else _import_module(place)
     except LoadError:
         raise
     except SyntaxError as error:

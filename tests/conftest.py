@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +10,6 @@ from tests.placements import ON_RAY, PLACEMENTS, RayHead
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-
-
-def pytest_configure() -> None:
-    """A shell has what it starts in the background ignore SIGINT, by which Ray interrupts tasks. The processes that
-    tests start would inherit that."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,7 +37,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.placement.hop import PeerGone, PeerUnsure, asked_of
-from actors.placement.supervisor import Node, Report, Supervisor, Wanted
+from actors.placement.supervisor import LONGEST_LAG_S, Node, Report, Supervisor, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 
 _CONTROLLER = "controller"
 _HOST_PREFIX = "host-"
-_LAG_S = 0.5
 _OWN_DEATH_S = 2.0
 _LOST = "an object is lost, its durable copy is used: %s"
 _START_S = 60.0
@@ -76,8 +75,9 @@ class HostProcess(Protocol):
     def placement(self) -> ClusterPlacement: ...
     async def start(self) -> None: ...
     async def stop(self, timeout_s: float) -> None: ...
-    def facts(self) -> tuple[int, int, dict[int, int], int, str]:
-        """(start in ms, partitions, epochs by owned partition, activations, URL)."""
+    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool]:
+        """(start in ms, partitions, epochs by owned partition, activations, URL, whether the lease holds). Asked on
+        another thread."""
 
 
 class ClusterSpec(NamedTuple):
@@ -147,22 +147,25 @@ class _HostActor:
         await self._process.stop(timeout_s)
 
     async def report(self) -> Report:
-        since_ms, partitions, owned, activations, url = self._process.facts()
         node = ray.get_runtime_context().get_node_id()
         lag_s = await self._lag_s()
+        # After that: a loop that has come to it may have renewed the lease as well.
+        since_ms, partitions, owned, activations, url, holds = self._process.facts()
         return Report(
-            self._name, node, os.getpid(), since_ms, self._version, partitions, owned, lag_s, activations, url
+            self._name, node, os.getpid(), since_ms, self._version, partitions, owned, lag_s, activations, url, holds
         )
 
     async def _lag_s(self) -> float:
-        """How long the host's event loop takes to get to something, up to a limit."""
+        """How long the host's event loop takes to get to something."""
         assert self._loop is not None, "start() comes first"
         begun = time.monotonic()
         came = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAG_S):
+        try:
+            async with asyncio.timeout(LONGEST_LAG_S):
                 await came
-        return time.monotonic() - begun
+        except TimeoutError:
+            return LONGEST_LAG_S
+        return min(time.monotonic() - begun, LONGEST_LAG_S)
 
     async def wait_for_ever(self) -> None:
         await asyncio.Event().wait()

@@ -11,7 +11,10 @@ Failure cases:
 - *A host's process ends*: heard of at once (`wait_gone`); its partitions are claimed by nobody, and another host takes
   them: at once when it can see that the process is gone, else when the lease has ended.
 - *A host is frozen*: it does not answer, and is not waited for. Another host is told to take what it has, and does so
-  when its lease ends. A host that is only slow renews its lease, so nobody can take anything from it.
+  when its lease ends. A host that is only slow renews its lease, so nobody can take anything from it. One that stays
+  silent when others have all of it is ended, and replaced.
+- *A host's event loop is blocked*, by code that computes or waits: it answers, but not by that loop. When its lease is
+  over it is as good as silent; it is given more time to wake up, since a turn may end.
 - *A host cannot be started*: tried again, ever more slowly; the reason stands in `status`.
 - *No node has what hosts need*: nothing is tried; what is lacking where stands in `status`, and every look counts anew.
 - *An order fails or hangs*: each runs by itself, with a time limit, and the next look says what became of it.
@@ -39,14 +42,23 @@ _LOOK_S = 0.5
 _LOOK_AGAIN_S = 0.1
 # At the beginning, nothing is handed out before all hosts are there, or so long.
 _GATHER_S = 10.0
-_NEVER_STARTED_S = 90.0
+# A silent host is ended when others have owned everything for so many leases, and in any case after so long. What does
+# not answer may only not have heard us, and have been started a moment ago.
+_SILENT_LEASES = 3
+_LONGEST_SILENCE_S = 90.0
 _LONGEST_BACKOFF_S = 30.0
+# Far above the longest wait. A power of hours of failures would be no number any more.
+_MOST_DOUBLINGS = 10
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+LONGEST_LAG_S = 0.5
+"""For how much longer an event loop is late is not measured."""
 
 
 class Report(NamedTuple):
-    """What a host says of itself. `owned`: epochs by partition. `lag_s`: how late its event loop is. `since_ms`: when
-    it was started."""
+    """What a host says of itself. `owned`: epochs by partition. `lag_s`: how late its event loop is, up to
+    `LONGEST_LAG_S`. `since_ms`: when it was started. `lease_holds`: whether nobody else can have what it owns;
+    of a host that owns nothing, False."""
 
     name: str
     node: str
@@ -58,6 +70,13 @@ class Report(NamedTuple):
     lag_s: float
     activations: int
     url: str
+    lease_holds: bool = True
+
+    @property
+    def is_blocked(self) -> bool:
+        """Its event loop does nothing, so that it neither renews its lease nor sees that it is over, nor can it take
+        anything. (The lease alone says nothing: while the store is away no host can renew it.)"""
+        return not self.lease_holds and self.lag_s >= LONGEST_LAG_S
 
 
 class Node(NamedTuple):
@@ -106,7 +125,7 @@ class Wanted(NamedTuple):
     """`hosts` that serve, all together; with `per_node`, so many on each node instead. `spares`: more, ready to take
     the place of one that ends; with `per_node` one on each node, if any. `version`: of the code; hosts of another one
     are replaced, one at a time. `needs`: what each host asks its node for. Nodes without it do not count, and none is
-    to carry more hosts than it has room for."""
+    to carry more hosts than it has room for. `lease_s`: of hosts."""
 
     hosts: int = 2
     per_node: int = 0
@@ -114,6 +133,7 @@ class Wanted(NamedTuple):
     version: str = "1"
     drain_s: float = 30.0
     needs: HostNeeds = NOTHING
+    lease_s: float = 3.0
 
     def room(self, node: Node) -> int:
         """How many hosts a node can carry, present ones among them."""
@@ -156,22 +176,23 @@ class Wanted(NamedTuple):
 
 
 class _Known:
-    """A host, and what was heard of it last. `report` None: it does not answer."""
+    """A host, and what was heard of it last. `report` None: it does not answer. `node`, `version`: "" until they are
+    known, from who started it or from its first answer."""
 
-    def __init__(self, handle: HostHandle, node: str) -> None:
+    def __init__(self, handle: HostHandle, node: str, version: str) -> None:
         self.handle = handle
         self.report: Report | None = None
         # The question that is under way. One that was not answered in time is asked again, without being waited for.
         self.asked: asyncio.Task[None] | None = None
         self.silent = False
-        # Its node, once it was heard of, or where it was told to be.
+        self.silent_since_s = 0.0
         self.node = node
-        self.since_s = asyncio.get_running_loop().time()
+        self.version = version
         self.leaving = False
         self.stopping = False
         # The orders it is carrying out: "take", "give".
         self.busy: set[str] = set()
-        # What it has been told to take, and has not said yet whether it could.
+        # What it has been told to take, until it has said what it owns since.
         self.taking: frozenset[int] = frozenset()
 
 
@@ -195,6 +216,7 @@ class Supervisor:
         try:
             for handle in await self._fleet.existing():
                 self._adopt(handle)
+            await self._ask_all(None)
             while True:
                 self._wake.clear()
                 delay_s = _LOOK_AGAIN_S if await self._look() else _LOOK_S
@@ -222,12 +244,11 @@ class Supervisor:
     def is_settled(self) -> bool:
         """Every partition is owned, by hosts of the version that is wanted."""
         reports = self.reports()
-        owned = {p for report in reports for p in report.owned}
-        return (
-            bool(reports)
-            and len(owned) == reports[0].partitions
-            and all(report.version == self.wanted.version for report in reports)
-        )
+        return self._is_all_owned(reports) and all(report.version == self.wanted.version for report in reports)
+
+    @staticmethod
+    def _is_all_owned(reports: Sequence[Report]) -> bool:
+        return bool(reports) and len({p for report in reports for p in report.owned}) == reports[0].partitions
 
     @property
     def wanted_serving(self) -> int:
@@ -266,40 +287,74 @@ class Supervisor:
             self._nodes = await self._fleet.nodes()
         except Exception as error:
             log.warning("the nodes of the cluster are not known just now: %s", error)
-        await self._ask_all()
+        await self._ask_all(_LOOK_AGAIN_S)
         leaving_nodes = {node.id for node in self._nodes if node.leaving}
         for known in self._hosts.values():
-            if known.report is not None and known.report.node in leaving_nodes:
+            if known.node in leaving_nodes:
                 known.leaving = True
         self._start_missing()
         self._replace_old()
+        self._retire_surplus()
         return self._order() | self._end_leaving() | bool(self._starting)
 
-    async def _ask_all(self) -> None:
+    async def _ask_all(self, wait_s: float | None) -> None:
+        """Whoever has not answered after `wait_s` is not waited for: what it said last will do for this time."""
         for known in self._hosts.values():
             if known.asked is None or known.asked.done():
                 known.asked = self._run(self._ask(known))
         if questions := [known.asked for known in self._hosts.values() if known.asked and not known.silent]:
-            await asyncio.wait(questions)
+            await asyncio.wait(questions, timeout=wait_s)
 
     async def _ask(self, known: _Known) -> None:
+        # The answer says whether it has what it was told to take, if it is not still about to.
+        told = frozenset() if "take" in known.busy else known.taking
         try:
             async with asyncio.timeout(_REPORT_S):
-                known.report = await known.handle.report()
-            if known.silent:
-                known.silent = False
-                self._wake.set()
-            known.node = known.report.node
-            if known.report.version > self.wanted.version:  # asked of a supervisor before this one
-                self.wanted = self.wanted._replace(version=known.report.version)
+                report = await known.handle.report()
         except PeerGone:
             self._forget(known)
         except Exception as error:
-            if known.report is not None:
-                log.warning("host %s does not answer: %s", known.handle.name, error or type(error).__name__)
-            known.report, known.silent = None, True
-            if not known.node and asyncio.get_running_loop().time() - known.since_s > _NEVER_STARTED_S:
-                known.handle.kill()  # whoever was starting it is gone
+            self._unheard(known, str(error) or type(error).__name__)
+        else:
+            known.node, known.version = report.node, report.version
+            if report.is_blocked:
+                self._unheard(known, "its event loop is blocked, its lease is over", blocked=True)
+            else:
+                self._heard(known, report, told)
+
+    def _heard(self, known: _Known, report: Report, told: frozenset[int]) -> None:
+        known.report = report
+        known.taking -= told
+        if known.silent:
+            known.silent = False
+            self._wake.set()
+        if report.version > self.wanted.version:  # asked of a supervisor before this one
+            self.wanted = self.wanted._replace(version=report.version)
+
+    def _unheard(self, known: _Known, reason: str, *, blocked: bool = False) -> None:
+        """It claims nothing until it answers."""
+        now_s = asyncio.get_running_loop().time()
+        if known.report is not None:
+            log.warning("host %s does not answer: %s", known.handle.name, reason)
+        if not known.silent:
+            known.silent, known.silent_since_s = True, now_s
+            self._wake.set()
+        known.report = None
+        silent_s = now_s - known.silent_since_s
+        if self._is_given_up(known, silent_s, blocked):
+            log.warning("host %s has been silent for %.0f s, and is ended", known.handle.name, silent_s)
+            known.leaving = True  # its place is another one's, whenever it goes
+            known.handle.kill()
+
+    def _is_given_up(self, known: _Known, silent_s: float, blocked: bool) -> bool:
+        """Soon, when others own everything: it can record nothing any more. One that may only not hear us, may still be
+        started by somebody, or may be in a turn that ends is given time; a turn of the only host there is, any time."""
+        if blocked and len(self._hosts) == 1:
+            return False
+        if silent_s > _LONGEST_SILENCE_S:
+            return True
+        is_up = bool(known.version) and not blocked
+        return is_up and silent_s > _SILENT_LEASES * self.wanted.lease_s and self._is_all_owned(self.reports())
 
     def _order(self) -> bool:
         reports = self.reports()
@@ -308,17 +363,17 @@ class Supervisor:
         orders = plan(reports[0].partitions, [self._view(report) for report in reports], self.wanted_serving)
         for name, partitions in orders.take.items():
             if "take" not in self._hosts[name].busy:
-                self._hosts[name].taking = frozenset(partitions)
+                self._hosts[name].taking |= frozenset(partitions)
             self._send(self._hosts[name], "take", self._hosts[name].handle.take(partitions, [*self._hosts]))
         owned = {report.name: report.owned for report in reports}
         for name, partitions in orders.give.items():
             if had := [partition for partition in partitions if partition in owned[name]]:
                 self._send(self._hosts[name], "give", self._hosts[name].handle.give(had, self.wanted.drain_s))
-        return not orders.is_empty or any(known.busy for known in self._hosts.values())
+        return not orders.is_empty or any(k.busy or (k.taking and k.report) for k in self._hosts.values())
 
     def _view(self, report: Report) -> HostView:
-        """What a host was told to take counts as its own until it has answered: told to two hosts, of which one does
-        not know of the other yet, it would be taken from the first as from one that has ended."""
+        """What a host was told to take counts as its own until it has said what it owns since: told to two hosts, of
+        which one does not know of the other yet, it would be taken from the first as from one that has ended."""
         known = self._hosts[report.name]
         owned = known.taking | report.owned.keys()
         return HostView(report.name, owned, report.since_ms, known.leaving or known.stopping)
@@ -349,8 +404,6 @@ class Supervisor:
             known.busy.discard(kind)
             if kind == "give":
                 self._wake.set()
-            else:
-                known.taking = frozenset()
 
     # -- hosts come and go --------------------------------------------------------------------------------------------
 
@@ -386,22 +439,24 @@ class Supervisor:
 
     async def _start(self, node: str | None) -> None:
         if self._failures:
-            await asyncio.sleep(min(2.0**self._failures, _LONGEST_BACKOFF_S))
+            await asyncio.sleep(min(2.0 ** min(self._failures, _MOST_DOUBLINGS), _LONGEST_BACKOFF_S))
+        version = self.wanted.version
         try:
-            handle = await self._fleet.start_host(self.wanted.version, node)
+            handle = await self._fleet.start_host(version, node)
         except Exception as error:
             self._failures += 1
             self.last_error = f"{type(error).__name__}: {error}"
             log.warning("a host cannot be started: %s", self.last_error)
         else:
             self._failures = 0
-            self._adopt(handle, node or "")
+            self._adopt(handle, node or "", version)
         self._wake.set()
 
-    def _adopt(self, handle: HostHandle, node: str = "") -> None:
-        """`node`: where it was told to run. Before its first answer nothing else says that the node has its host."""
+    def _adopt(self, handle: HostHandle, node: str = "", version: str = "") -> None:
+        """`node`: where it was told to run; `version`: with what. Before its first answer nothing else says that the
+        node has its host, and that it is one of the new ones."""
         if handle.name not in self._hosts:
-            known = self._hosts[handle.name] = _Known(handle, node)
+            known = self._hosts[handle.name] = _Known(handle, node, version)
             self._run(self._watch(known))
 
     async def _watch(self, known: _Known) -> None:
@@ -417,14 +472,17 @@ class Supervisor:
     def _replace_old(self) -> None:
         """One host of a former version leaves at a time, once there is one of the new version to take its place; where
         there is no room for one more, before that."""
-        old = [k for k in self._hosts.values() if k.report is not None and k.report.version != self.wanted.version]
-        if not old or any(known.leaving or known.stopping for known in self._hosts.values()):
+        old = [known for known in self._hosts.values() if known.version not in ("", self.wanted.version)]
+        if not old or self._is_one_going():
             return
-        ready = sum(k.report is not None and k.report.version == self.wanted.version for k in self._hosts.values())
-        # Those that own least first: spares are gone before anything has to move.
-        first = min(old, key=lambda known: len(known.report.owned) if known.report else 0)
-        if ready + len(old) > self.wanted.total(self._nodes):
+        new = [known for known in self._hosts.values() if known.version == self.wanted.version]
+        total = self.wanted.total(self._nodes)
+        # Those that own least first: spares are gone before anything has to move. Of silent ones nobody knows.
+        first = min(old, key=lambda known: (known.report is None, _load(known)))
+        if sum(known.report is not None for known in new) + len(old) > total:
             first.leaving = True
+        elif len(new) + len(old) > total:  # it will answer in a moment, or be ended
+            return
         elif not self._starting and self._has_room_beside(first):
             self._start_host(first.node if self.wanted.per_node else None)
         elif not self._starting and len(self._hosts) > 1:
@@ -432,6 +490,24 @@ class Supervisor:
         elif not self._starting:  # nobody can take what it has: calls wait for its successor
             first.stopping = True
             self._run(self._end(first.handle))
+
+    def _retire_surplus(self) -> None:
+        """More hosts than are wanted: somebody else was starting some of them, as a supervisor before this one. Those
+        that own least leave, one at a time, the youngest first. Only hosts that answer count."""
+        there = [known for known in self._hosts.values() if known.report is not None]
+        if not there or self._starting or self._is_one_going() or any(k.version != self.wanted.version for k in there):
+            return
+        if self.wanted.per_node:
+            crowds = [([k for k in there if k.node == node.id], self.wanted.on_node(node)) for node in self._nodes]
+        else:
+            crowds = [(there, self.wanted.total(self._nodes))]
+        for crowd, most in crowds:
+            if len(crowd) > most:
+                min(crowd, key=lambda known: (_load(known), -_since_ms(known))).leaving = True
+                return
+
+    def _is_one_going(self) -> bool:
+        return any(known.leaving or known.stopping for known in self._hosts.values())
 
     def _has_room_beside(self, known: _Known) -> bool:
         if not self.wanted.per_node:
@@ -441,7 +517,7 @@ class Supervisor:
     def _end_leaving(self) -> bool:
         leaving = [known for known in self._hosts.values() if known.leaving and not known.stopping]
         for known in leaving:
-            if known.report is not None and not known.report.owned and not known.busy:
+            if known.report is not None and not known.report.owned and not known.busy and not known.taking:
                 known.stopping = True
                 self._run(self._end(known.handle))
         return bool(leaving)
@@ -461,3 +537,11 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _load(known: _Known) -> int:
+    return len(known.report.owned) if known.report is not None else 0
+
+
+def _since_ms(known: _Known) -> int:
+    return known.report.since_ms if known.report is not None else 0

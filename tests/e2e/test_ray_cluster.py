@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from statestores.model import partition_of
 from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
 from tests.e2e.verifier import FAULTS, Verifier
@@ -133,6 +134,13 @@ class Tally:
     @method(read_only=True)
     async def version(self) -> int:
         return VERSION
+
+    @method
+    async def block(self, mark: str) -> None:
+        if not Path(mark + ".begun").exists():
+            Path(mark + ".begun").touch()
+            while not Path(mark + ".over").exists():
+                time.sleep(0.05)
 """
 KEYS = [f"k{n}" for n in range(24)]
 
@@ -229,6 +237,10 @@ async def wait_hosts(port: int, ready: Callable[[list[dict[str, Any]]], bool]) -
 def is_whole(hosts: list[dict[str, Any]]) -> bool:
     """Two serve half of it each, and a spare is there."""
     return [len(host["owned"]) for host in hosts] == [16, 16, 0]
+
+
+def owned_by_others(hosts: list[dict[str, Any]], victim: dict[str, Any]) -> int:
+    return sum(len(host["owned"]) for host in hosts if host["name"] != victim["name"])
 
 
 async def settled(port: int) -> list[dict[str, Any]]:
@@ -351,11 +363,46 @@ async def test_a_frozen_host_is_passed_by(cluster: ClusterProcess) -> None:
         victim = (await hosts_of(cluster.port))[0]
         os.kill(victim["pid"], signal.SIGSTOP)
         try:
-            await wait_hosts(cluster.port, lambda hosts: sum(len(h["owned"]) for h in hosts if h != victim) == 32)
+            await wait_hosts(cluster.port, lambda hosts: owned_by_others(hosts, victim) == 32)
         finally:
             os.kill(victim["pid"], signal.SIGCONT)
 
     await under_load(cluster.port, "freeze", freeze)
+
+
+async def test_a_host_whose_loop_is_blocked_is_passed_by(cluster: ClusterProcess, tmp_path: Path) -> None:
+    """Code that blocks the event loop loses the host's actors when its lease ends, as being frozen does, although the
+    controller is still answered. What it has not recorded is run again elsewhere."""
+    mark = tmp_path / "turn"
+
+    async def block() -> None:
+        partition = str(partition_of(f"Tally/{KEYS[0]}", 32))
+        victim = next(host for host in await hosts_of(cluster.port) if partition in host["owned"])
+        connection = Connection(cluster.port, answer_s=60.0)
+        path = f"/v1.0/actors/Tally/{KEYS[0]}/method/block"
+        blocking = asyncio.create_task(connection.insist("POST", path, json.dumps(str(mark)).encode(), key="block"))
+        try:
+            while not mark.with_suffix(".begun").exists():  # noqa: ASYNC110  # of another process
+                await asyncio.sleep(0.05)
+            await wait_hosts(cluster.port, lambda hosts: owned_by_others(hosts, victim) == 32)
+            assert not mark.with_suffix(".over").exists()
+        finally:
+            mark.with_suffix(".over").touch()
+        await blocking
+        connection.close()
+
+    await under_load(cluster.port, "block", block)
+
+
+async def test_a_host_that_is_frozen_for_good_is_replaced(cluster: ClusterProcess) -> None:
+    """Others have what it had, and it never comes back: it is ended, and a spare is there again."""
+    victim = (await settled(cluster.port))[0]
+    os.kill(victim["pid"], signal.SIGSTOP)
+    try:
+        await wait_hosts(cluster.port, lambda hosts: is_whole(hosts) and owned_by_others(hosts, victim) == 32)
+    except BaseException:
+        os.kill(victim["pid"], signal.SIGCONT)
+        raise
 
 
 async def test_a_killed_controller_comes_back(cluster: ClusterProcess) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from actors.placement import supervisor as supervisor_module
 from actors.placement.supervisor import Node, Report, Supervisor, Wanted
 from tests.actors.worlds import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pytest
 
     from actors.placement.supervisor import HostHandle
 
@@ -89,3 +92,16 @@ async def test_spares_do_not_delay_those_that_serve() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert len(fleet.hosts) == 3
+
+
+async def test_starts_that_have_failed_for_hours_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a host could not be started: when what was wrong has been put right, the next one serves."""
+    monkeypatch.setattr(supervisor_module, "_LONGEST_BACKOFF_S", 0.0)
+    fleet = Idlers(deaf=0)
+    supervisor = Supervisor(fleet, Wanted(hosts=1, spares=0))
+    supervisor._failures = 5_000
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(supervisor.reports()) == 1)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert fleet.ordered == 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime_api.loader import LoadError, default_app_id, find_application, load_application
+from runtime_api.loader import LoadError, absolute_target, default_app_id, find_application, load_application
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +55,17 @@ def test_what_is_decorated_is_found(shop: Path) -> None:
     assert sorted(d.name for d in application.actors) == ["Cart", "Stock"]
     assert [w.name for w in application.workflows] == ["order"]
     assert [a.name for a in application.activities] == ["charge"]
+
+
+def test_files_are_named_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For processes with another working directory. Modules are named as they are, also those with a dot and "py" in
+    their names."""
+    monkeypatch.chdir(tmp_path)
+    assert absolute_target("shop.py") == f"{tmp_path}/shop.py"
+    assert absolute_target("a/../shop.py:chosen.first") == f"{tmp_path}/shop.py:chosen.first"
+    assert absolute_target("sub.pyx/shop.py") == f"{tmp_path}/sub.pyx/shop.py"
+    for module in ("acme.pyservice", "acme.pyservice:app", "acme.shop", "acme"):
+        assert absolute_target(module) == module
 
 
 def test_a_name_chooses(shop: Path) -> None:

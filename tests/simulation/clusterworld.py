@@ -13,7 +13,7 @@ from actors import Host, LoopClock
 from actors.hostneeds import NOTHING
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
-from actors.placement.supervisor import Node, Report, Supervisor, Wanted
+from actors.placement.supervisor import LONGEST_LAG_S, Node, Report, Supervisor, Wanted
 from tests.actors.worlds import definitions
 from tests.simulation import simloop
 from tests.simulation.faultystore import Faults, FaultyJournal
@@ -31,7 +31,7 @@ PARTITIONS = 4
 LEASE_S = 3.0
 FAULTS = Faults(delay_s=0.002, slow=0.01, slow_s=0.5, fail=0.005, lose_answer=0.01)
 # A living owner that is robbed may answer reads until its lease ends, so not every scenario has it.
-DISASTERS = ("freeze", "kill", "zombie", "supervisor", "outage")
+DISASTERS = ("freeze", "block", "kill", "zombie", "supervisor", "outage")
 ROBBERY = "rob"
 
 
@@ -53,6 +53,9 @@ class Machine:
             placement=self._place,
         )
         self.gone = world.loop.create_future()
+        self._blocked_until_s = 0.0
+        # It does not hear the supervisor.
+        self.is_deaf = False
 
     def _place(self, host: Host) -> ClusterPlacement:
         self.placements.append(ClusterPlacement(host, self._world))
@@ -75,23 +78,36 @@ class Machine:
         await self._there(receive())
 
     async def report(self) -> Report:
+        await asyncio.sleep(10_000 if self.is_deaf else self._world.answer_s)
+        if self._world.loop.time() < self._blocked_until_s:
+            await asyncio.sleep(LONGEST_LAG_S)
+            return self._report(LONGEST_LAG_S)
+
         async def look() -> Report:
-            owned = {p: epoch for p, epoch in enumerate(self.host.epochs) if epoch}
-            return Report(
-                self.name,
-                self.node,
-                0,
-                self.since_ms,
-                self.version,
-                PARTITIONS,
-                owned,
-                0.0,
-                len(self.host.activations),
-                "",
-            )
+            return self._report(0.0)
 
         report: Report = await self._there(look())
         return report
+
+    def block(self, seconds: float) -> None:
+        """Its event loop does nothing for so long. It answers all the same what it is asked by the supervisor."""
+        self._blocked_until_s = self._world.loop.time() + seconds
+        self._world.loop.freeze(self.name, seconds)
+
+    def _report(self, lag_s: float) -> Report:
+        return Report(
+            self.name,
+            self.node,
+            0,
+            self.since_ms,
+            self.version,
+            PARTITIONS,
+            {p: epoch for p, epoch in enumerate(self.host.epochs) if epoch},
+            lag_s,
+            len(self.host.activations),
+            "",
+            self.host.lease_holds(),
+        )
 
     async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:
         await self._there(self.placements[0].take_free(partitions, alive))
@@ -137,6 +153,8 @@ class World:
     wanted: Wanted = field(default_factory=Wanted)
     # Hosts that were to be made where there is no room for them.
     misplaced: int = 0
+    # How long questions of the supervisor are on their way.
+    answer_s: float = 0.0
     kept: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -179,7 +197,7 @@ class World:
         """A supervisor on a node of its own; the former one, if it lives, is killed."""
         self.loop.kill(f"supervisor{self.supervisors}")
         self.supervisors += 1
-        self.wanted = Wanted(hosts, per_node, spares, drain_s=2.0, needs=needs)
+        self.wanted = Wanted(hosts, per_node, spares, drain_s=2.0, needs=needs, lease_s=LEASE_S)
         supervisor = Supervisor(self, self.wanted)
         self.kept += [supervisor, self.loop.spawn(f"supervisor{self.supervisors}", supervisor.run())]
         return supervisor
@@ -227,6 +245,8 @@ class World:
         victim = self.luck.choice(machines)
         if kind == "freeze":
             self.loop.freeze(victim.name, self.luck.uniform(0.1, 8.0))
+        elif kind == "block":
+            victim.block(self.luck.uniform(0.1, 8.0))
         elif kind == "kill":
             victim.kill()
         elif kind == "zombie" and victim.name in self.machines:

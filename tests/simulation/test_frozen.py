@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tests.simulation.clusterworld import Machine
 
 SEEDS = range(20)
-_FROZEN_S = 20.0
+# Not so long that it is ended.
+_FROZEN_S = 8.0
 # After so long the supervisor knows, and the lease has not ended.
 _NOTICED_S = 1.7
 _LONGEST_S = 300.0
@@ -80,6 +81,57 @@ def test_a_frozen_hosts_actor_answers_again_within_its_lease_and_a_second(seed: 
         world.loop.freeze(victim.name, _FROZEN_S)
         assert [await add_by(world, asker, cell) for cell in cells] == [2] * len(cells)
         assert world.loop.time() - frozen_s < LEASE_S + 1.0
+
+    run(seed, [Cell], scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_blocked_hosts_actor_answers_again_within_its_lease_and_two_seconds(seed: int) -> None:
+    """A host whose event loop is blocked still answers the supervisor. Its lease ends all the same, which the
+    supervisor learns a little later than that it is silent."""
+
+    async def scenario(world: World) -> None:
+        victim, asker = await two_that_serve(world)
+        lost = victim.host.owned()
+        cells = [cell_of(partition) for partition in lost]
+        assert [await add_by(world, asker, cell) for cell in cells] == [1] * len(cells)
+        blocked_s = world.loop.time()
+        victim.block(_FROZEN_S)
+        assert [await add_by(world, asker, cell) for cell in cells] == [2] * len(cells)
+        assert world.loop.time() - blocked_s < LEASE_S + 2.0
+        await asyncio.sleep(_FROZEN_S)
+        assert [await add_by(world, victim, cell) for cell in cells] == [3] * len(cells)
+        assert not set(victim.host.owned()) & set(lost)
+
+    run(seed, [Cell], scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_that_is_blocked_for_less_than_its_lease_keeps_what_it_has(seed: int) -> None:
+    """A busy event loop is nothing to take a host's actors for."""
+
+    async def scenario(world: World) -> None:
+        victim, _ = await two_that_serve(world)
+        before = list(victim.host.epochs)
+        for _ in range(3):
+            victim.block(LEASE_S * 0.5)
+            await asyncio.sleep(LEASE_S)
+        assert victim.host.epochs == before
+
+    run(seed, [Cell], scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_store_that_is_away_moves_nothing(seed: int) -> None:
+    """No lease can be renewed, and nobody's loop is blocked: everybody keeps what it has."""
+
+    async def scenario(world: World) -> None:
+        await two_that_serve(world)
+        before = {machine.name: list(machine.host.epochs) for machine in world.machines.values()}
+        for machine in world.machines.values():
+            machine.journal.outage(3 * LEASE_S)
+        await asyncio.sleep(6 * LEASE_S)
+        assert {machine.name: list(machine.host.epochs) for machine in world.machines.values()} == before
 
     run(seed, [Cell], scenario)
 
