@@ -193,7 +193,7 @@ def forget_work_in_doubt(patch: Patch) -> None:
 MOVE_MARKER = WorkflowInstance._move_marker
 TOKENS = ("tokens",) * 4
 SLOW = Faults(delay_s=0.3)
-DEAF = Faults(delay_s=0.02, lose_answer=0.9)
+DEAF = Faults(delay_s=0.02, lose_answer=0.6)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ DEAF = Faults(delay_s=0.02, lose_answer=0.9)
         (let_turns_interleave, "INV-5", Focus((), TOKENS)),
         (forget_reminders, "INV-9", Focus(("kill", "kill"), ("chores",) * 3)),
         (remove_the_marker_early, "INV-9", Focus(("kill", "kill"), ("errands",) * 3)),
-        (forget_work_in_doubt, "INV-9", Focus((), ("errands",) * 4, DEAF)),
+        (forget_work_in_doubt, "INV-9", Focus((), ("errands",) * 6, DEAF)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
