@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -48,7 +49,9 @@ def test_answers_its_question(results: dict[str, Any], name: str) -> None:
     found = next(benchmark for benchmark in results["benchmarks"] if benchmark["name"] == name)
     ours = {series.name for series in BENCHMARKS[name].series if not series.peer}
     assert {s["name"] for s in found["series"] if "missing" not in s} == ours
-    assert all(len(s["samples"]) == 1 and s["median"] >= 0 for s in found["series"] if s["name"] in ours)
+    # A few activations weigh less than what the interpreter happens to take or give back meanwhile.
+    least = -math.inf if name == "memory" else 0
+    assert all(len(s["samples"]) == 1 and s["median"] >= least for s in found["series"] if s["name"] in ours)
 
 
 def test_the_machine_is_told(results: dict[str, Any]) -> None:
