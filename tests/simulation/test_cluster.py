@@ -10,7 +10,6 @@ A failing seed prints the command that runs it again:
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from actors.placement.cluster import ClusterPlacement
 from tests.simulation.clusterworld import DISASTERS, ROBBERY, World, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "30"))
@@ -66,13 +65,6 @@ class Cell:
     @method(read_only=True)
     async def read(self) -> int:
         return self.value
-
-
-@pytest.fixture(autouse=True)
-def _hush() -> Iterator[None]:
-    logging.disable(logging.NOTSET if "MECHA_SEED" in os.environ else logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 async def scenario(world: World) -> None:

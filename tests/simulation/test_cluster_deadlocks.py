@@ -6,7 +6,6 @@ MECHA_SEED=17 pytest tests/simulation/test_cluster_deadlocks.py -k one_seed
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from tests.simulation.clusterworld import DISASTERS, World, run
 from tests.simulation.simloop import NodeDied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 
 SEEDS = int(os.environ.get("MECHA_CLUSTER_SEEDS", "30")) // 3
@@ -42,13 +41,6 @@ class Cell:
             await context().actor(Cell, way[0]).walk(way[1:], pause_s)
         self.value += 1
         return self.value
-
-
-@pytest.fixture(autouse=True)
-def _hush() -> Iterator[None]:
-    logging.disable(logging.NOTSET if "MECHA_SEED" in os.environ else logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 class Walks:

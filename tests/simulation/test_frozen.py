@@ -8,19 +8,16 @@ a promise: one lease, and less than a second.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import pytest
 
-from actors import actor, method
 from statestores.model import partition_of
+from tests.simulation.cells import Cell, wait_until
 from tests.simulation.clusterworld import LEASE_S, PARTITIONS, World, run
 from tests.simulation.faultystore import Faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.simulation.clusterworld import Machine
 
 SEEDS = range(20)
@@ -28,24 +25,6 @@ SEEDS = range(20)
 _FROZEN_S = 8.0
 # After so long the supervisor knows, and the lease has not ended.
 _NOTICED_S = 1.7
-_LONGEST_S = 300.0
-
-
-@actor
-class Cell:
-    value: int = 0
-
-    @method
-    async def add(self) -> int:
-        self.value += 1
-        return self.value
-
-
-@pytest.fixture(autouse=True)
-def _hush() -> Iterator[None]:
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def cell_of(partition: int) -> str:
@@ -57,9 +36,7 @@ async def two_that_serve(world: World) -> tuple[Machine, Machine]:
     world.faults = Faults(delay_s=0.01)
     world.supervise()
     half = PARTITIONS // 2
-    async with asyncio.timeout(_LONGEST_S):
-        while sorted(len(m.host.owned()) for m in world.machines.values()) != [0, half, half]:  # noqa: ASYNC110  # free
-            await asyncio.sleep(0.05)
+    await wait_until(lambda: sorted(len(m.host.owned()) for m in world.machines.values()) == [0, half, half])
     await asyncio.sleep(world.luck.uniform(1.0, 3.0))
     first, second = (machine for machine in world.machines.values() if machine.host.owned())
     return first, second

@@ -11,7 +11,6 @@ may be unknown. A failing seed prints the command that runs it again:
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from tests.simulation.clusterworld import DISASTERS, World, run
 from tests.simulation.simloop import NodeDied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from statestores.model import Ownership
     from tests.linearizability import RegisterOp
@@ -57,13 +56,6 @@ class Register:
             return False
         self.value = value
         return True
-
-
-@pytest.fixture(autouse=True)
-def _hush() -> Iterator[None]:
-    logging.disable(logging.NOTSET if "MECHA_SEED" in os.environ else logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 async def attempt(world: World, op: RegisterOp, patience_s: float) -> None:

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import pytest
 
-from actors import actor, method
 from actors.placement.supervisor import Node
+from tests.simulation.cells import Cell, wait_until
 from tests.simulation.clusterworld import LEASE_S, PARTITIONS, Machine, World, run
 from tests.simulation.faultystore import Faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from actors.placement.supervisor import Supervisor
 
 SEEDS = range(5)
-_LONGEST_S = 300.0
-
-
-@actor
-class Cell:
-    value: int = 0
-
-    @method
-    async def add(self) -> int:
-        self.value += 1
-        return self.value
-
-
-@pytest.fixture(autouse=True)
-def _hush() -> Iterator[None]:
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
-
-
-async def wait_until(condition: Callable[[], object], step_s: float = 0.05) -> None:
-    async with asyncio.timeout(_LONGEST_S):
-        while not condition():  # noqa: ASYNC110  # time is free here
-            await asyncio.sleep(step_s)
 
 
 def calm(world: World) -> None:

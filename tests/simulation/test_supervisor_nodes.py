@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import actor, method
 from actors.hostneeds import host_needs
 from actors.placement.supervisor import Node
+from tests.simulation.cells import Cell, wait_until
 from tests.simulation.clusterworld import World, run
 from tests.simulation.faultystore import Faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from actors.placement.supervisor import Supervisor
 
@@ -26,23 +25,6 @@ FAR = Node("far", leaving=False, resources={"special": 9.0}, labels={"zone": "b"
 
 def good(name: str, room: int) -> Node:
     return Node(name, leaving=False, resources={"special": float(room)}, labels={"zone": "a"})
-
-
-@actor
-class Cell:
-    value: int = 0
-
-    @method
-    async def add(self, amount: int = 1) -> int:
-        self.value += amount
-        return self.value
-
-
-@pytest.fixture(autouse=True)
-def _hush() -> Iterator[None]:
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def play(nodes: list[Node], scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
@@ -59,13 +41,13 @@ def play(nodes: list[Node], scenario: Callable[[World], Coroutine[Any, Any, None
 
 
 async def settled(supervisor: Supervisor, count: int, version: str = "1") -> None:
-    async with asyncio.timeout(60):
-        while not (  # noqa: ASYNC110  # simulated
+    await wait_until(
+        lambda: (
             supervisor.is_settled
             and [report.version for report in supervisor.reports()] == [version] * count
             and supervisor.silent() == []
-        ):
-            await asyncio.sleep(0.05)
+        )
+    )
 
 
 def where(world: World) -> list[str]:
