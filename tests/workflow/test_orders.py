@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from actors import Host, OutcomeUnknown, outbox
+from actors import Host, OutcomeUnknown, room
 from statestores.memory import MemoryJournal
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, TurnCommit, partition_of
 from tests.histories.test_histories import FILES, load
@@ -284,7 +284,7 @@ async def test_no_marker_while_waiting_for_a_retry(world: World) -> None:
 
 async def test_more_instances_than_may_work_wait_in_their_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """INV-9: instances beyond the limit of a host are not begun from memory, and none of them is forgotten."""
-    monkeypatch.setattr(outbox, "_MOST_WORK", 2)
+    monkeypatch.setattr(room, "_MOST_WORK", 2)
     running, most = 0, 0
 
     @activity
