@@ -63,17 +63,17 @@ async def test_one_row_stands_for_all_open_orders(world: World) -> None:
 
     @workflow
     async def fans_out(_: None) -> int:
-        await asyncio.gather(*(gate.pass_gate(f"slow{n}") for n in range(200)))
+        await asyncio.gather(*(gate.pass_gate(f"slow{n}") for n in range(100)))
         return int(await wait_event("go")) + await double(1)
 
     client = await world.start([fans_out], [gate.pass_gate])
     instance = await client.start(fans_out)
-    await gate.has_begun(*(f"slow{n}" for n in range(200)))
+    await gate.has_begun(*(f"slow{n}" for n in range(100)))
     assert await rows(world.store.journal) == [MARKER_KIND]
     gate.open.set()
 
     async def waits_for_the_event() -> bool:
-        return len(await client.history(instance)) == 201
+        return len(await client.history(instance)) == 101
 
     await eventually(waits_for_the_event)
     assert await rows(world.store.journal) == []
