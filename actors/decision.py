@@ -165,6 +165,8 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
         snapshot = _snapshot(activation)
     activation.indexed = activation.indexed or listing is not None
     _note_marks(activation, turn)
+    if turn.timers is not None or turn.deleting:
+        host.timers.withdraw(activation.stream, None if turn.deleting else turn.timers, call)
     commit: TurnCommit = _new(
         TurnCommit,
         (
