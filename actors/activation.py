@@ -27,25 +27,21 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from actors.decision import decide, decide_failure, result_for
+from actors.decision import as_actor_error, decide, decide_failure
 from actors.definition import versioned_name
 from actors.errors import (
     ActorError,
     ActorFailed,
-    ActorMoved,
-    CallerError,
     DeadlineExceeded,
     Deadlock,
     HostStopping,
-    InvalidState,
     MailboxFull,
     NotOwner,
     OutcomeUnknown,
-    ReentrancyDepthExceeded,
 )
-from actors.errortext import message_of, trace_of
+from actors.joined import comes_back
 from actors.message import Call
-from actors.state import capture, changed_names, fold, new_instance, restore
+from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
 from statestores.errors import DuplicateTurn, ImpossibleTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
@@ -157,7 +153,7 @@ class Activation:
                 if begun is not None:  # calls that come meanwhile wait in the mailbox
                     self.pump = self.host.create_task_for(call, self._pump(begun))
                 return
-        elif self.running is not None and call.chain_id is not None and self._comes_back(call):
+        elif self.running is not None and call.chain_id is not None and comes_back(self, self.running, call):
             return
         if method.read_only and self._may_read_now(call, method):
             if self.readers and len(self.readers) >= self.limit and not method.interleave and self._is_full(call):
@@ -248,30 +244,6 @@ class Activation:
     def _refuse(self, call: Call) -> None:
         self.host.fail(call, MailboxFull(f"{self.stream} has {self._waiting()} calls waiting: try again later"))
 
-    def _comes_back(self, call: Call) -> bool:
-        """A call of the chain the running turn belongs to cannot wait for that turn. True: it was dealt with."""
-        turn = self.running
-        assert turn is not None
-        if (turn._chain_id or turn.call.chain_id) != call.chain_id:
-            return False
-        options = self.definition.options
-        if not options.reentrant:
-            if self.stream not in call.chain:
-                return False  # same id, given by a client twice: not waiting for itself
-            start = call.chain.index(self.stream)
-            self.host.fail(call, Deadlock((*call.chain[start:], self.stream)))
-        elif turn.depth >= options.max_depth:
-            self.host.fail(
-                call, ReentrancyDepthExceeded(f"maximum stack depth exceeded: {self.stream} at {turn.depth}")
-            )
-        else:
-            turn.depth += 1
-            task = self.host.create_task_for(call, self._run_joined(turn, call))
-            turn.joined = turn.joined or set()
-            turn.joined.add(task)
-            task.add_done_callback(turn.joined.discard)
-        return True
-
     async def _load_and_pump(self, after_commits: bool) -> None:
         if await self._loaded(after_commits):
             await self._pump()
@@ -299,7 +271,7 @@ class Activation:
         elif isinstance(error, asyncio.CancelledError):
             failure = HostStopping("this host has stopped")
         else:
-            failure = _as_actor_error(error)
+            failure = as_actor_error(error)
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.fail(call, failure)
@@ -513,52 +485,6 @@ class Activation:
         self._roll_back(turn)
         self.host.fail(turn.call, HostStopping(f"{self.stream}: this host stopped before the turn had ended"))
 
-    async def _run_joined(self, outer: Turn, call: Call) -> None:
-        """A call that came back to the turn that caused it: part of that turn, answered at once inside its chain. Its
-        effects are committed, or rolled back, with the outer turn (the documented exception to INV-7).
-
-        A read has a context of its own, which refuses what a read may not do. Fields it has changed are put back, if
-        nobody else can have changed them meanwhile: it cannot suspend."""
-        method = call.method
-        assert method is not None
-        turn = Turn(self, call, method) if method.read_only else outer
-        token = _current.set(turn)
-        scope = asyncio.timeout(method.timeout_s)
-        try:
-            async with scope:
-                result = await self._joined_result(call, method)
-            result = result_for(call, method, result)
-            if turn is not outer:
-                for callback in turn.callbacks or ():
-                    outer.after_commit(callback)
-            self.host.answer(call, result)
-        except asyncio.CancelledError:
-            self.host.fail(call, ActorMoved(f"the turn of {self.stream} this call had joined was cancelled"))
-            raise
-        except Exception as error:
-            if isinstance(error, TimeoutError) and scope.expired():
-                error = DeadlineExceeded(f"{self.stream}.{method.name} ran longer than {method.timeout_s:g} s")
-            self.host.fail(call, _as_actor_error(error))
-        finally:
-            turn.closed = turn.closed or turn is not outer
-            _current.reset(token)
-            outer.depth -= 1
-
-    async def _joined_result(self, call: Call, method: Method) -> Any:
-        definition, instance = self.definition, self.instance
-        if not (method.read_only and method.inline) or definition.event_sourced:
-            result = method.function(instance, *call.args)
-            return await result if method.is_async else result
-        before = capture(definition, instance)
-        try:
-            result = method.function(instance, *call.args)
-            return await result if method.is_async else result
-        finally:
-            changed = changed_names(definition, instance, before)
-            if changed:
-                restore(definition, instance, before)
-                raise InvalidState(f"{definition.name}.{method.name} is read_only, but changed {', '.join(changed)}")
-
     def _start_reader(self, call: Call, method: Method) -> None:
         task: asyncio.Task[Any] = self.host.create_task_for(call, self._run(call, method, alone=False))
         if method.interleave:  # overlaps writers, so nobody waits for it
@@ -712,7 +638,7 @@ class Activation:
     def _failed(self, turn: Turn, error: BaseException) -> ActorError:
         turn.closed = True
         self._roll_back(turn)
-        failure = _as_actor_error(error, turn.method)
+        failure = as_actor_error(error, turn.method)
         self._answer_failure(turn, failure)
         return failure
 
@@ -761,16 +687,3 @@ def cancel_turn(turn: Turn, reason: BaseException) -> None:
     if turn.activation.running is turn or turn.method.read_only:
         turn.cancelled_by = reason
         task.cancel()
-
-
-def _as_actor_error(error: BaseException, method: Method | None = None) -> ActorError:
-    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, except
-    in the built-in methods, which pass their caller's mistakes on."""
-    built_in = method is not None and method.name.startswith("$")
-    if isinstance(error, ActorError) and (built_in or not isinstance(error, CallerError)):
-        return error
-    if isinstance(error, StoreError):  # a turn that could not look for its receipt, say: no fault of the method
-        return OutcomeUnknown(f"the store did not answer: {error}")
-    failed = ActorFailed(type(error).__name__, message_of(error), trace_of(error))
-    failed.__cause__ = error
-    return failed

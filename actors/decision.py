@@ -15,19 +15,19 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import ActorFailed, InvalidState
-from actors.errortext import message_of
+from actors.errors import ActorError, ActorFailed, CallerError, InvalidState, OutcomeUnknown
+from actors.errortext import message_of, trace_of
 from actors.message import Envelope
 from actors.reminders import advance_reminder
 from actors.state import advance, changes, encode_changes, encode_snapshot
 from actors.turn import Turn
 from statestores.codec import CodecError, encode
+from statestores.errors import StoreError
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, Receipt, TurnCommit
 
 if TYPE_CHECKING:
     from actors.activation import Activation
     from actors.definition import Method
-    from actors.errors import ActorError
     from actors.message import Call
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,19 @@ def result_for(call: Call, method: Method, result: Any) -> Any:
     return method.signature.encode_result(result) if call.raw else method.signature.copy_result(result)
 
 
+def as_actor_error(error: BaseException, method: Method | None = None) -> ActorError:
+    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, except
+    in the built-in methods, which pass their caller's mistakes on."""
+    built_in = method is not None and method.name.startswith("$")
+    if isinstance(error, ActorError) and (built_in or not isinstance(error, CallerError)):
+        return error
+    if isinstance(error, StoreError):  # a turn that could not look for its receipt, say: no fault of the method
+        return OutcomeUnknown(f"the store did not answer: {error}")
+    failed = ActorFailed(type(error).__name__, message_of(error), trace_of(error))
+    failed.__cause__ = error
+    return failed
+
+
 def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | None, result: Any) -> TurnCommit:
     host, call, definition = activation.host, turn.call, activation.definition
     now_ms = host.clock.now_ms()
@@ -152,6 +165,8 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
         snapshot = _snapshot(activation)
     activation.indexed = activation.indexed or listing is not None
     _note_marks(activation, turn)
+    if turn.timers is not None or turn.deleting:
+        host.timers.withdraw(activation.stream, None if turn.deleting else turn.timers, call)
     commit: TurnCommit = _new(
         TurnCommit,
         (

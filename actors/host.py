@@ -271,12 +271,14 @@ class Host:
         self._loop.call_later(_RETRY_S * (call.attempt - 1), self.placement.submit, call)
 
     def answer(self, call: Call, result: Any) -> None:
+        call.turn = None  # which refers to the call: a circle would be left to the garbage collector
         if call.timer is not None:
             call.timer.cancel()
         if not call.future.done():
             call.future.set_result(result)
 
     def fail(self, call: Call, error: BaseException) -> None:
+        call.turn = None
         if call.timer is not None:
             call.timer.cancel()
         if not call.future.done():

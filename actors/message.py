@@ -156,6 +156,10 @@ class Envelope(NamedTuple):
     reply_method: str = ""
     reply_token: str = ""
 
+    @property
+    def is_work(self) -> bool:
+        return self.kind != "turn"
+
     def encode(self) -> bytes:
         if self.payload and not self.stream and not self.trace_id:  # posted work: most of what goes through here
             return b'{"k":%b,"p":%b}' % (orjson.dumps(self.kind), self.payload)

@@ -22,6 +22,7 @@ BENCHMARKS = {
         clusters.RATE,
         clusters.HOPS,
         clusters.GAPS,
+        clusters.SPARES,
         clusters.START,
         clusters.PLACES,
     )

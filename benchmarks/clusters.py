@@ -1,7 +1,8 @@
-"""Two hosts on Ray, a store on Redis, everything on this machine: rates, hops, fail-over, start.
+"""Hosts on Ray, a store on Redis, everything on this machine: rates, hops, fail-over, start.
 
-Every cluster is made for its measurement, by ``mecha run --placement ray``, with two hosts that serve and one spare,
-and a Redis of its own with AOF, fsynced every second. Counters are added up at the end, as everywhere.
+Every cluster is made for its measurement, by ``mecha run --placement ray``, with two hosts that serve and one spare
+unless said otherwise, and a Redis of its own with AOF, fsynced every second. Counters are added up at the end, as
+everywhere.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _MILLION = 1 << 20
 _WATCHED = 32
 _CALM_S = 2.0
 _AFTER_S = 6.0
+# Without a spare host: a process has to be started, with all that it loads.
+_AFTER_COLD_S = 25.0
 _WARM_ROUNDS = 3
 _ROUNDS = 5
 
@@ -79,9 +82,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(setting: Setting) -> Iterator[Cluster]:
+def cluster(setting: Setting, hosts: int = 2, spares: int = 1) -> Iterator[Cluster]:
     port = free_port()
     options = ["--placement", "ray", "--port", str(port), "--lease", f"{LEASE_S}s"]
+    options += ["--hosts", str(hosts), "--spares", str(spares)]
     with RedisServer(aof="everysec") as redis:
         command = [sys.executable, "-m", "runtime_api.cli", "run", "benchmarks.apps", "--store", redis.url, *options]
         begun = time.perf_counter()
@@ -89,7 +93,8 @@ def cluster(setting: Setting) -> Iterator[Cluster]:
             made = Cluster(port, 0.0)
             made.add("first", 0)
             made.started_s = time.perf_counter() - begun
-            while [len(host["owned"]) for host in made.serving()] != [16, 16] or len(made.hosts()) < 3:
+            shares = [32 // hosts] * hosts
+            while [len(host["owned"]) for host in made.serving()] != shares or len(made.hosts()) < hosts + spares:
                 time.sleep(0.05)
             yield made
 
@@ -154,14 +159,14 @@ def _ids_on(host: dict[str, Any], actor_type: str, prefix: str, count: int) -> l
     return found
 
 
-def gap_after(setting: Setting, number: int) -> Sample:
+def gap_after(setting: Setting, number: int, hosts: int = 2, spares: int = 1, after_s: float = _AFTER_S) -> Sample:
     """The longest time between two answers of any actor of the host that gets the signal, in ms. Each is called by one
-    caller over a connection to another host, under a key, again until it is answered."""
-    with cluster(setting) as made:
+    caller over a connection of its own, under a key, again until it is answered."""
+    with cluster(setting, hosts, spares) as made:
         victim = made.serving()[0]
         keys = _ids_on(victim, "Counter", "g", _WATCHED)
         try:
-            gaps, calls = asyncio.run(_watch(made, keys, victim["pid"], number))
+            gaps, calls = asyncio.run(_watch(made, keys, victim["pid"], number, after_s))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim["pid"], signal.SIGCONT)
@@ -169,8 +174,8 @@ def gap_after(setting: Setting, number: int) -> Sample:
     return Sample(max(gaps) * 1000, f"{calls:,} calls, {_WATCHED} actors watched, all exact")
 
 
-async def _watch(made: Cluster, keys: list[str], pid: int, number: int) -> tuple[list[float], int]:
-    end = time.monotonic() + _CALM_S + _AFTER_S
+async def _watch(made: Cluster, keys: list[str], pid: int, number: int, after_s: float) -> tuple[list[float], int]:
+    end = time.monotonic() + _CALM_S + after_s
     made_calls = 0
 
     async def watch(key: str) -> float:
@@ -249,6 +254,18 @@ GAPS = Benchmark(
         Series("frozen (SIGSTOP)", lambda setting: gap_after(setting, signal.SIGSTOP)),
     ),
     targets=(Target("kill -9", "<=", 2000), Target("frozen (SIGSTOP)", "<=", (LEASE_S + 1) * 1000)),
+)
+SPARES = Benchmark(
+    name="cluster-spares",
+    question="How long is the longest silence when the only host that serves is killed under load, with a spare host"
+    " beside it and without?",
+    unit="ms",
+    series=(
+        Series("warm: one spare", lambda setting: gap_after(setting, signal.SIGKILL, 1, 1)),
+        Series("cold: none", lambda setting: gap_after(setting, signal.SIGKILL, 1, 0, _AFTER_COLD_S)),
+    ),
+    # What a published runtime of functions reached by prewarmed pools (from 5 s without).
+    targets=(Target("warm: one spare", "<=", 1000), Target("cold: none", "<=", 5000)),
 )
 PLACES = Benchmark(
     name="cluster-places",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import gc
 import os
 import statistics
@@ -37,8 +38,7 @@ def write_actors(file: str, count: int, events: int) -> dict[str, Any]:
                 for number in range(count):
                     ref = runtime.actor(Reading, f"r{number}")
                     for event in range(events):
-                        # mypy does not infer lambdas whose defaults bind loop variables.
-                        yield lambda ref=ref, number=number, event=event: ref.record(f"sensor {number}", event / 7)  # type: ignore[misc]
+                        yield functools.partial(ref.record, f"sensor {number}", event / 7)
 
             await spread(turns(), _AT_A_TIME)
             return {}
@@ -76,8 +76,7 @@ def weigh_activations(file: str, count: int) -> dict[str, Any]:
         async with Runtime([Reading], store=f"sqlite:///{file}") as runtime:
 
             async def activate(numbers: range) -> None:
-                # mypy: as above.
-                await spread((lambda n=n: runtime.actor(Reading, f"r{n}").show() for n in numbers), _AT_A_TIME)  # type: ignore[misc]
+                await spread((runtime.actor(Reading, f"r{number}").show for number in numbers), _AT_A_TIME)
 
             def make_dormant() -> None:
                 for activation in tuple(runtime.host.activations.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -39,8 +40,7 @@ def leave_unfinished(file: str, count: int) -> None:
             async def one(number: int) -> None:
                 await runtime.workflows.start(apps.gated, number, instance_id=f"w{number}")
 
-            # mypy does not infer lambdas whose defaults bind loop variables.
-            await spread((lambda n=n: one(n) for n in range(count)), _AT_A_TIME)  # type: ignore[misc]
+            await spread((functools.partial(one, number) for number in range(count)), _AT_A_TIME)
             os.kill(os.getpid(), signal.SIGKILL)
 
     asyncio.run(run())
@@ -54,8 +54,7 @@ def resume_all(file: str, count: int) -> dict[str, Any]:
         begin = time.perf_counter()
         async with Runtime(apps, store=f"sqlite:///{file}") as runtime:
             started = time.perf_counter()
-            # Polled: a step that told of itself would be measured with it.
-            while len(apps.passed) < count:  # noqa: ASYNC110
+            while len(apps.passed) < count:  # noqa: ASYNC110  # a step that told of itself would be measured with it
                 await asyncio.sleep(0.01)
             resumed = time.perf_counter()
             results = await asyncio.gather(*(runtime.workflows.wait(f"w{number}") for number in range(count)))
@@ -78,8 +77,9 @@ def write_history(file: str, rounds: int) -> dict[str, Any]:
             await spread(ticks, _AT_A_TIME)
             # All events are recorded. Wait for the activities, too, so that only the last event is missing.
             expected = 1 + 2 * rounds * _PER_ROUND
-            # Polled, before the measurement: nothing tells that a history has grown.
-            while (recorded := len(await runtime.workflows.history("long", after=expected - 1))) == 0:  # noqa: ASYNC110
+            recorded = 0
+            while not recorded:  # polled, before the measurement: nothing tells that a history has grown
+                recorded = len(await runtime.workflows.history("long", after=expected - 1))
                 await asyncio.sleep(0.05)
             return {"events": expected - 1 + recorded}
 

@@ -319,7 +319,7 @@ class _HostServer(Server):
 
     def _protocol(self) -> asyncio.Protocol:
         """As `uvicorn.Server.startup` makes one for each connection."""
-        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]  # uvicorn says any protocol
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made

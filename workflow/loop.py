@@ -110,7 +110,7 @@ class _Handle(asyncio.Handle):
 
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
-    """See the module. Owned by one `Program`; used by one thread at a time."""
+    """See the module. Owned by one `Program`, which it has until it is killed; used by one thread at a time."""
 
     def __init__(self, program: Program, context: contextvars.Context) -> None:
         self.program = program
@@ -181,6 +181,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._tasks = []
         self._timers.clear()
         self._armed.clear()
+        # The one circle: without it a run is freed when it is let go of. Left to the garbage collector, runs that have
+        # ended were most of what set it off under load.
+        del self.program
 
     def let_go(self) -> None:
         """Of tasks that have ended. Those whose error nobody has looked at say so now."""

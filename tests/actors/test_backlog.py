@@ -95,7 +95,7 @@ async def until_delivered_to(world: World, stream: str) -> None:
 
 async def caught_up(client: ActorClient) -> None:
     """All that stands in the rows is in flight."""
-    await until(lambda: not client._host.outbox._backlogs)
+    await until(lambda: not client._host.outbox._backlogs._standing)
 
 
 def batches_of(world: World, stream: str) -> list[int]:
@@ -266,7 +266,7 @@ async def test_caller_that_is_busy_hears_of_a_failure_later(world: World, monkey
     """The outcome of a durable call is not given up because its caller's mailbox has been full for long."""
     monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 0.001)
     monkeypatch.setattr("actors.outbox._LONGEST_RETRY_S", 0.002)
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 0.001)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 0.001)
     close_gates("a", "busy")
     host = await world.host(Busy, Poster, Stuck, max_in_flight_messages=1)
     await host.client.actor(Poster, "p").tell(["a"])
@@ -362,7 +362,7 @@ async def test_receivers_that_are_stuck_leave_room(world: World, monkeypatch: py
     """Whatever waits for three actors that do not take it, messages to others leave at once, also of the same sender;
     and afterwards those three get theirs, in the order they were sent."""
     stuck = ["a", "b", "c"]
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 0.001)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 0.001)
     close_gates(*stuck)
     client = await world.client(Sender, Receiver, Poster, Stuck, max_in_flight_messages=64)
     for _ in range(5):
@@ -384,7 +384,7 @@ async def test_what_waits_to_be_tried_again_leaves_room(world: World, monkeypatc
     """A receiver whose turns fail holds no more room than its share while they wait for their next attempt."""
     monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 60.0)
     monkeypatch.setattr("actors.outbox._LONGEST_RETRY_S", 60.0)
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 0.001)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 0.001)
     client = await world.client(Sender, Receiver, max_in_flight_messages=16)
     for _ in range(40):
         await client.actor(Sender, "s").tell_by_name("Receiver", "bad", "refuse")
@@ -400,7 +400,7 @@ async def test_order_holds_while_receivers_come_and_go(
     """Of each sender and receiver: all messages, once, in the order of their commit, however many wait in rows, who is
     stuck for a while, which scans are begun anew, and across crashes."""
     random = Random(seed)
-    monkeypatch.setattr("actors.outbox._PAGE", random.choice([3, 10, 1000]))
+    monkeypatch.setattr("actors.backlogs._PAGE", random.choice([3, 10, 1000]))
     names, senders = [f"x{number}" for number in range(random.choice([2, 6]))], ["p", "q", "r"]
     close_gates(*names)
     most = random.choice([1, 4, 16])
@@ -438,12 +438,12 @@ async def test_order_holds_while_receivers_come_and_go(
 
 async def test_message_that_is_sent_while_the_last_page_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """INV-9: it is left to the rows, as others wait before it, and stands in no page: the scan goes on to find it."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 0.001)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 0.001)
     close_gates("a")
     client = await world.client(Poster, Stuck, max_in_flight_messages=8)
     await caught_up(client)
     await client.actor(Poster, "p").tell(["a"] * 5)
-    assert [*client._host.outbox._backlogs] == ["Stuck/a"]
+    assert [*client._host.outbox._backlogs._standing] == ["Stuck/a"]
     scan = world.journal.outbox
 
     async def scan_and_then(*args: Any, **options: Any) -> list[OutboxMessage]:
@@ -461,7 +461,7 @@ async def test_message_that_is_sent_while_the_last_page_is_read(world: World, mo
 async def test_rows_of_the_stuck_are_not_read_again_and_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long backlog of one receiver that is stuck costs those of others no reading: rows that are read grow with the
     number of rows, not with that times the number of scans."""
-    monkeypatch.setattr("actors.outbox._PAGE", 20)
+    monkeypatch.setattr("actors.backlogs._PAGE", 20)
     close_gates("a", "b")
     client = await world.client(Poster, Stuck, max_in_flight_messages=16)
     world.lever.hold()
@@ -495,7 +495,7 @@ async def test_rows_of_the_stuck_are_not_read_again_and_again(world: World, monk
 
 async def test_work_that_takes_long_does_not_hold_up_messages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work has no room left, and rows wait for it: messages leave at once, also of those who wait with work."""
-    monkeypatch.setattr("actors.outbox._MOST_WORK", 4)
+    monkeypatch.setattr("actors.room._MOST_WORK", 4)
     close_gates("a")
     client = await world.client(Poster, Stuck, workers={"job": lambda _: None})
     ids = [await client.actor(Poster, "p").post() for _ in range(10)]
@@ -529,7 +529,7 @@ async def test_messages_that_are_stuck_do_not_hold_up_work(world: World) -> None
 
 async def test_work_that_nobody_does_takes_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits in its row for a host that has a worker for it, and work behind it does not."""
-    monkeypatch.setattr("actors.outbox._MOST_WORK", 2)
+    monkeypatch.setattr("actors.room._MOST_WORK", 2)
     begun: list[str] = []
     host = await world.host(Poster, workers={"job": lambda work: begun.append(work.id)})
     others = [await host.client.actor(Poster, "p").post("other") for _ in range(3)]
@@ -550,7 +550,7 @@ async def test_work_that_nobody_does_takes_no_room(world: World, monkeypatch: py
 
 async def test_work_that_is_finished_while_it_waits_is_not_begun(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn may finish what has had no room yet. It is left out, and what waits behind it is not."""
-    monkeypatch.setattr("actors.outbox._MOST_WORK", 1)
+    monkeypatch.setattr("actors.room._MOST_WORK", 1)
     begun: list[str] = []
     client = await world.client(Poster, workers={"job": lambda work: begun.append(work.id)})
     await caught_up(client)
@@ -567,7 +567,7 @@ async def test_work_that_is_finished_while_it_waits_is_not_begun(world: World, m
 
 async def test_scan_that_fails_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """INV-9: the store does not answer a scan: it is asked again, after a pause and not before."""
-    monkeypatch.setattr("actors.outbox._PAUSE_S", 60.0)
+    monkeypatch.setattr("actors.backlogs._PAUSE_S", 60.0)
     await leave_behind(world, "s", count=10)
     scan, failed = world.journal.outbox, 0
 
@@ -581,19 +581,19 @@ async def test_scan_that_fails_is_made_again(world: World, monkeypatch: pytest.M
     world.lever.outbox = fail  # type: ignore[attr-defined]
     client = await world.client(Sender, Receiver)
     await until(lambda: failed == 4)
-    outbox = client._host.outbox
-    outbox._wake.set()
+    backlogs = client._host.outbox._backlogs
+    backlogs._wake.set()
     await settled()
     assert failed == 4
-    for backlog in tuple(outbox._backlogs["all"].values()):
-        outbox._end_pause(backlog)
+    for backlog in tuple(backlogs._standing["all"].values()):
+        backlogs._end_pause(backlog)
     await until_delivered(world)
     assert await client.actor(Receiver, "r").all() == list(range(10))
 
 
 async def test_little_room_is_filled_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the room may be taken for ever: the little that becomes free is given to who waits."""
-    monkeypatch.setattr("actors.outbox._MOST_WORK", 10)
+    monkeypatch.setattr("actors.room._MOST_WORK", 10)
     begun: list[str] = []
     client = await world.client(Poster, workers={"job": lambda work: begun.append(work.id)})
     await caught_up(client)
@@ -677,7 +677,7 @@ async def crowd(world: World, gate: asyncio.Event) -> tuple[ActorClient, asyncio
 
 async def test_caller_from_outside_waits_for_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who feeds faster than messages can be delivered is answered when there is room again; the turn is durable."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     await settled()
@@ -693,7 +693,7 @@ async def test_caller_from_outside_waits_for_room(world: World, monkeypatch: pyt
 async def test_turns_do_not_wait_for_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs inside a turn is answered at once, or what room depends on could wait for room. A turn that asks, and
     is asked from outside, sends nothing itself."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     async with asyncio.timeout(10):
@@ -708,7 +708,7 @@ async def test_turns_do_not_wait_for_room(world: World, monkeypatch: pytest.Monk
 
 async def test_nobody_waits_for_room_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room that never comes, since it depends on the caller who waits, is not waited for."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 0.01)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 0.01)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     async with asyncio.timeout(10):
@@ -719,25 +719,25 @@ async def test_nobody_waits_for_room_for_long(world: World, monkeypatch: pytest.
 
 async def test_who_waits_later_waits_as_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What limits the wait of one caller, who has had room since, does not end that of the next."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
-    ((first, _),) = client._host.outbox._paced.values()
+    ((first, _),) = client._host.outbox._pacing._waiting.values()
     gate.set()
     await told
     await until_delivered(world)
     assert first.cancelled()
-    assert not client._host.outbox._paced
+    assert not client._host.outbox._pacing._waiting
 
 
 async def test_caller_of_a_receiver_that_is_full_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who feeds it is answered when it has room again; who sends to others is answered at once."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     close_gates("a")
     client = await world.client(Sender, Receiver, Poster, Stuck, max_in_flight_messages=8)
     await caught_up(client)
     feeding = asyncio.ensure_future(client.actor(Poster, "p").tell(["a"] * 10))
-    await until(lambda: client._host.outbox._paced)
+    await until(lambda: client._host.outbox._pacing._waiting)
     await client.actor(Sender, "s").tell("r", [1])
     await until_delivered_to(world, "Receiver/r")
     await settled()
@@ -750,7 +750,7 @@ async def test_caller_of_a_receiver_that_is_full_waits(world: World, monkeypatch
 
 async def test_host_that_drains_answers_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for room for which nothing will be made any more: neither who waits already, nor who comes last."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     world.lever.hold()
@@ -767,7 +767,7 @@ async def test_host_that_drains_answers_at_once(world: World, monkeypatch: pytes
 
 async def test_who_waits_is_answered_when_the_partition_is_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The turn is durable, whoever delivers its messages."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     partition = partition_of("Sender/s", 4)
@@ -779,7 +779,7 @@ async def test_who_waits_is_answered_when_the_partition_is_lost(world: World, mo
 
 async def test_host_that_stops_answers_who_waits_for_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A durable turn is answered, though nothing will be delivered any more."""
-    monkeypatch.setattr("actors.outbox._LONGEST_PACE_S", 60.0)
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     client._host.abort()

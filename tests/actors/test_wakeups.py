@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import InvalidName, InvalidSchedule, ReminderExists, actor, context, method
+from actors import InvalidName, InvalidSchedule, OutcomeUnknown, ReminderExists, actor, context, method
 from actors.reminders import encode_reminder
 from actors.schedule import Every, Schedule
+from statestores.errors import StoreUnavailable
 from statestores.model import Reminder, TurnCommit, partition_of
 from tests.actors.worlds import settled, until
 
@@ -72,6 +73,10 @@ class Alarm:
         self.rings.append(["ring", data])
 
     @method
+    def ring_inline(self, data: Any = None) -> None:
+        self.rings.append(["inline", data])
+
+    @method
     async def ring_and_clear(self) -> None:
         self.rings.append(["last"])
         context().clear_reminder("r")
@@ -93,6 +98,18 @@ class Alarm:
         self._gate = asyncio.Event()
         self.rings.append(["slow"])
         await self._gate.wait()
+
+    @method
+    async def hold_and(self, change: str) -> None:
+        self._gate = asyncio.Event()
+        await self._gate.wait()
+        match change:
+            case "clear":
+                context().clear_timer("t")
+            case "replace":
+                context().set_timer("t", due=3600)
+            case "delete":
+                context().delete()
 
     @method(interleave=True)
     async def let_go(self) -> None:
@@ -396,6 +413,47 @@ async def test_reminders_from_outside(world: World) -> None:
         await client.set_reminder("Alarm", "a", "r", {})
     with pytest.raises(InvalidName):
         await client.set_reminder("Alarm", "a", "r/s", {"due": 1})
+
+
+@pytest.mark.parametrize("callback", ["ring", "ring_inline"])
+@pytest.mark.parametrize("change", ["clear", "replace", "delete"])
+async def test_tick_that_waits_while_its_timer_is_changed_never_runs(world: World, change: str, callback: str) -> None:
+    """The next turn begins when the one that changes the timer is decided, before that is committed."""
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set_timer("t", {"due": 0, "period": 0.001, "callback": callback})
+    holding = asyncio.ensure_future(alarm.hold_and(change))
+    activation = client._host.activations["Alarm/a"]
+    await until(lambda: activation.running is not None and activation.running.method.name == "hold_and")
+    await until(lambda: activation.mailbox)
+    before = rings(world)
+    world.lever.hold()
+    await alarm.let_go()
+    await settled()
+    world.lever.let_go()
+    await holding
+    await wait_witness(world, client)
+    assert rings(world) == before
+
+
+async def test_tick_of_a_timer_that_was_not_changed_after_all_comes(world: World) -> None:
+    """The turn that cleared it is refused, and not made again: the one tick it has is still to come."""
+    client = await world.client(Alarm, store_patience_s=0)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set_timer("t", {"due": 0.001, "callback": "ring"})
+    holding = asyncio.ensure_future(alarm.hold_and("clear"))
+    activation = client._host.activations["Alarm/a"]
+    await until(lambda: activation.running is not None and activation.mailbox)
+
+    def fail_once(_: object) -> None:
+        world.lever.on_commit = None
+        raise StoreUnavailable("not now")
+
+    world.lever.on_commit = fail_once
+    await alarm.let_go()
+    with pytest.raises(OutcomeUnknown):
+        await holding
+    await until(lambda: rings(world) == 1)
 
 
 async def test_deletion_takes_reminders_and_timers_along(world: World) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import actor, context, method, outbox
+from actors import actor, context, method, room
 from tests.actors.test_wakeups import Wall
 from tests.actors.worlds import until
 from tests.placement.network import Cluster, cluster_of, ids_in
@@ -138,7 +138,7 @@ async def test_a_chain_that_holds_nothing_up_waits_for_the_next_owner(cluster: C
 
 async def test_work_of_a_partition_that_left_takes_no_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has under way for it is another host's to finish; other work, which had no room, is begun."""
-    monkeypatch.setattr(outbox, "_MOST_WORK", 2)
+    monkeypatch.setattr(room, "_MOST_WORK", 2)
     begun: list[str] = []
 
     def never(work: Work) -> None:

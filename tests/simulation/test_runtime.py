@@ -18,6 +18,7 @@ import pytest
 
 import statestores.groupcommit as groupcommit
 from actors.activation import Activation
+from actors.backlogs import Backlogs
 from actors.outbox import Outbox
 from actors.ownership import Ownership
 from actors.reminders import Reminders
@@ -105,10 +106,10 @@ def forget_receipts(patch: Patch) -> None:
 def lose_the_outbox(patch: Patch) -> None:
     """A new owner does not look for messages that were left undelivered."""
 
-    async def scan(self: Outbox, backlog: Any) -> None:
-        self._drop_backlog(backlog)
+    async def scan(self: Backlogs, backlog: Any) -> None:
+        self._drop(backlog)
 
-    patch.setattr(Outbox, "_scan", scan)
+    patch.setattr(Backlogs, "_scan", scan)
 
 
 def drop_messages_at_commit(patch: Patch) -> None:
@@ -185,7 +186,7 @@ def forget_work_in_doubt(patch: Patch) -> None:
     def sure(self: Outbox, partitions: list[int]) -> None:
         recover(self, partitions)
         for partition in partitions:
-            self._backlogs["all"][partition].unsure = False
+            self._backlogs._standing["all"][partition].unsure = False
 
     patch.setattr(Outbox, "recover", sure)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from actors import Host, OutcomeUnknown, outbox
+from actors import Host, OutcomeUnknown, room
 from statestores.memory import MemoryJournal
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, TurnCommit, partition_of
 from tests.histories.test_histories import FILES, load
@@ -63,17 +63,17 @@ async def test_one_row_stands_for_all_open_orders(world: World) -> None:
 
     @workflow
     async def fans_out(_: None) -> int:
-        await asyncio.gather(*(gate.pass_gate(f"slow{n}") for n in range(200)))
+        await asyncio.gather(*(gate.pass_gate(f"slow{n}") for n in range(100)))
         return int(await wait_event("go")) + await double(1)
 
     client = await world.start([fans_out], [gate.pass_gate])
     instance = await client.start(fans_out)
-    await gate.has_begun(*(f"slow{n}" for n in range(200)))
+    await gate.has_begun(*(f"slow{n}" for n in range(100)))
     assert await rows(world.store.journal) == [MARKER_KIND]
     gate.open.set()
 
     async def waits_for_the_event() -> bool:
-        return len(await client.history(instance)) == 201
+        return len(await client.history(instance)) == 101
 
     await eventually(waits_for_the_event)
     assert await rows(world.store.journal) == []
@@ -284,7 +284,7 @@ async def test_no_marker_while_waiting_for_a_retry(world: World) -> None:
 
 async def test_more_instances_than_may_work_wait_in_their_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """INV-9: instances beyond the limit of a host are not begun from memory, and none of them is forgotten."""
-    monkeypatch.setattr(outbox, "_MOST_WORK", 2)
+    monkeypatch.setattr(room, "_MOST_WORK", 2)
     running, most = 0, 0
 
     @activity

@@ -1,0 +1,87 @@
+"""Calls that come back: of the chain that the running turn of an actor belongs to, so that they cannot wait for it.
+
+Where the type is reentrant such a call *joins* the turn: it is part of it, and answered at once inside its chain. Its
+effects are committed, or rolled back, with that turn (the documented exception to INV-7). Otherwise it is a deadlock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from actors.decision import as_actor_error, result_for
+from actors.errors import ActorMoved, DeadlineExceeded, Deadlock, InvalidState, ReentrancyDepthExceeded
+from actors.state import capture, changed_names, restore
+from actors.turn import Turn, _current
+
+if TYPE_CHECKING:
+    from actors.activation import Activation
+    from actors.definition import Method
+    from actors.message import Call
+
+
+def comes_back(activation: Activation, running: Turn, call: Call) -> bool:
+    """True: it does, and was dealt with."""
+    if (running._chain_id or running.call.chain_id) != call.chain_id:
+        return False
+    host, stream, options = activation.host, activation.stream, activation.definition.options
+    if not options.reentrant:
+        if stream not in call.chain:
+            return False  # same id, given by a client twice: not waiting for itself
+        start = call.chain.index(stream)
+        host.fail(call, Deadlock((*call.chain[start:], stream)))
+    elif running.depth >= options.max_depth:
+        host.fail(call, ReentrancyDepthExceeded(f"maximum stack depth exceeded: {stream} at {running.depth}"))
+    else:
+        running.depth += 1
+        task = host.create_task_for(call, _join(activation, running, call))
+        running.joined = running.joined or set()
+        running.joined.add(task)
+        task.add_done_callback(running.joined.discard)
+    return True
+
+
+async def _join(activation: Activation, outer: Turn, call: Call) -> None:
+    """A read has a context of its own, which refuses what a read may not do."""
+    host, stream, method = activation.host, activation.stream, call.method
+    assert method is not None
+    turn = Turn(activation, call, method) if method.read_only else outer
+    token = _current.set(turn)
+    scope = asyncio.timeout(method.timeout_s)
+    try:
+        async with scope:
+            result = await _result(activation, call, method)
+        result = result_for(call, method, result)
+        if turn is not outer:
+            for callback in turn.callbacks or ():
+                outer.after_commit(callback)
+        host.answer(call, result)
+    except asyncio.CancelledError:
+        host.fail(call, ActorMoved(f"the turn of {stream} this call had joined was cancelled"))
+        raise
+    except Exception as error:
+        if isinstance(error, TimeoutError) and scope.expired():
+            error = DeadlineExceeded(f"{stream}.{method.name} ran longer than {method.timeout_s:g} s")
+        host.fail(call, as_actor_error(error))
+    finally:
+        turn.closed = turn.closed or turn is not outer
+        _current.reset(token)
+        outer.depth -= 1
+
+
+async def _result(activation: Activation, call: Call, method: Method) -> Any:
+    """Fields that a read has changed are put back, if nobody else can have changed them meanwhile: it cannot
+    suspend."""
+    definition, instance = activation.definition, activation.instance
+    if not (method.read_only and method.inline) or definition.event_sourced:
+        result = method.function(instance, *call.args)
+        return await result if method.is_async else result
+    before = capture(definition, instance)
+    try:
+        result = method.function(instance, *call.args)
+        return await result if method.is_async else result
+    finally:
+        changed = changed_names(definition, instance, before)
+        if changed:
+            restore(definition, instance, before)
+            raise InvalidState(f"{definition.name}.{method.name} is read_only, but changed {', '.join(changed)}")
