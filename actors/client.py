@@ -9,8 +9,8 @@ from actors.activation import Phase
 from actors.definition import definition_of
 from actors.errors import InvalidName, UnknownActorType
 from actors.message import Call, Heard
-from actors.names import check_name, check_text, stream_of
-from actors.ref import ActorRef, target_of
+from actors.names import check_key, check_name, check_text, stream_of
+from actors.ref import ActorRef, keyed_target_of
 from actors.state import fold, new_instance, plain_state
 from statestores.codec import ATOMS, encode
 from statestores.model import partition_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from actors.outbox import DeadLetter
     from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
+    from actors.schedule import Duration
     from statestores.model import Event, IndexEntry, IndexQuery, StreamState
 
 _BREATHE_EVERY = 64
@@ -43,12 +44,18 @@ class ActorClient:
 
     @property
     def actor(self) -> MakeReference:
-        """A reference. `timeout` in seconds bounds each call made through it; `idempotency_key` makes its call take
-        effect once, however often it is made (use one reference per keyed call)."""
+        """A reference. `timeout` (seconds, or a duration like ``"1.5s"``) bounds each call made through it;
+        `idempotency_key` makes its call take effect once, however often it is made (use one reference per keyed call).
+        Raises `InvalidName`, `InvalidSchedule`, `UnknownActorType`."""
         return self._refer
 
     def _refer(
-        self, actor_type: type | str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+        self,
+        actor_type: type | str,
+        actor_id: str,
+        *,
+        timeout: Duration | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         if isinstance(actor_type, str):
             definition, name = None, actor_type
@@ -59,8 +66,6 @@ class ActorClient:
                 raise UnknownActorType(f"{actor_type.__qualname__} is not an actor: decorate it with @actor")
             name = definition.name
         check_name("actor id", actor_id)
-        if idempotency_key is not None:
-            check_text("idempotency key", idempotency_key)
         return ActorRef(self, definition, stream_of(name, actor_id), timeout, idempotency_key)
 
     def call_method(
@@ -139,7 +144,7 @@ class ActorClient:
         call.raw = True
         try:
             if idempotency_key is not None:
-                check_text("idempotency key", idempotency_key)
+                check_key(idempotency_key)
                 call.key = idempotency_key
             if caller:
                 check_text("caller", caller)
@@ -160,10 +165,11 @@ class ActorClient:
 
     async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Send a durable one-way message from outside an actor: ``await client.send(client.actor(Airport,
-        "JFK").departed, 10)``. Returns when it is durably accepted, before it takes effect."""
-        stream, name, payload = target_of(method, args, kwargs)
+        "JFK").departed, 10)``. Returns when it is durably accepted, before it takes effect. With a reference that has
+        an idempotency key, however often it is sent, one message."""
+        stream, name, payload, key = keyed_target_of(method, args, kwargs)
         actor_type, _, actor_id = stream.partition("/")
-        await self.send_raw(actor_type, actor_id, name, payload)
+        await self.send_raw(actor_type, actor_id, name, payload, idempotency_key=key)
 
     async def send_raw(
         self,
@@ -336,7 +342,7 @@ class ActorClient:
         self, actor_type: str, actor_id: str, method: str, arguments: list[Any], key: str | None = None
     ) -> Any:
         if key is not None:
-            check_text("idempotency key", key)
+            check_key(key)
         call = self._host.new_call(_stream(actor_type, actor_id), method)
         call.key = key
         call.payload = encode(arguments)

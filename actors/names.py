@@ -13,6 +13,8 @@ _LONGEST = 1024
 
 def check_name(what: str, name: str) -> None:
     """Raise `InvalidName` unless `name` can be an actor type, actor id, reminder or timer name."""
+    if not isinstance(name, str):
+        raise InvalidName(f"{what} must be a text, not {type(name).__name__}")
     if not name or name in {".", ".."}:
         raise InvalidName(f"{what} must not be empty, '.' or '..'")
     if len(name) > _LONGEST:
@@ -30,6 +32,14 @@ def check_text(what: str, text: str) -> None:
         raise InvalidName(f"{what} must be a text, not {type(text).__name__}")
     if not text.isascii() and (found := _HALF_A_PAIR.search(text)):
         raise InvalidName(f"{what} contains {found.group()!r}, half a surrogate pair, which no store can hold")
+
+
+def check_key(key: str) -> None:
+    """Raise `InvalidName` unless `key` can be an idempotency key. An empty one is a mistake: what has it by accident
+    would be one and the same call."""
+    check_text("idempotency key", key)
+    if not key:
+        raise InvalidName("idempotency key must not be empty: leave it out for none")
 
 
 def stream_of(actor_type: str, actor_id: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from actors.definition import HOOKS
+from actors.names import check_key
+from actors.schedule import parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import ATOMS, decode, encode
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from actors.definition import ActorDefinition, Method
     from actors.message import Call
+    from actors.schedule import Duration
     from actors.turn import Turn
 
 
@@ -30,11 +33,11 @@ class MakeReference(Protocol):
 
     @overload
     def __call__(
-        self, actor_type: type[T], actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+        self, actor_type: type[T], actor_id: str, *, timeout: Duration | None = None, idempotency_key: str | None = None
     ) -> T: ...
     @overload
     def __call__(
-        self, actor_type: str, actor_id: str, *, timeout: float | None = None, idempotency_key: str | None = None
+        self, actor_type: str, actor_id: str, *, timeout: Duration | None = None, idempotency_key: str | None = None
     ) -> Any: ...
 
 
@@ -56,13 +59,15 @@ class ActorRef:
         client: Caller,
         definition: ActorDefinition | None,
         stream: str,
-        timeout: float | None,
+        timeout: Duration | None,
         idempotency_key: str | None,
     ) -> None:
+        if idempotency_key is not None:
+            check_key(idempotency_key)
         self._mecha_client = client
         self._mecha_definition = definition
         self._mecha_stream = stream
-        self._mecha_timeout = timeout
+        self._mecha_timeout = None if timeout is None else parse_duration_s(timeout)
         self._mecha_key = idempotency_key
 
     def __getattr__(self, name: str) -> BoundMethod:
@@ -149,9 +154,19 @@ def encode_loose(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
 
 
 def target_of(bound: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str, bytes]:
-    """(stream, method, payload) of a reference's method and its arguments. Raises `TypeError` for anything else."""
+    """(stream, method, payload) of a reference's method and its arguments, for a message out of a turn: that is sent
+    once as it is, with the turn, so the reference cannot have a key. Raises `TypeError` for anything else."""
+    stream, name, payload, key = keyed_target_of(bound, args, kwargs)
+    if key is not None:
+        raise TypeError("a message out of a turn is sent once as it is: refer to the actor without idempotency_key")
+    return stream, name, payload
+
+
+def keyed_target_of(bound: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str, bytes, str | None]:
+    """(stream, method, payload, idempotency key) of a reference's method and its arguments. Raises `TypeError` for
+    anything else."""
     if not isinstance(bound, BoundMethod):
         raise TypeError("send takes a method of an actor reference: send(context().actor(Airport, 'JFK').departed, 10)")
-    if bound.method is None:
-        return bound.ref._mecha_stream, bound.name, encode_loose(args, kwargs)
-    return bound.ref._mecha_stream, bound.name, bound.method.signature.encode_arguments(args, kwargs)
+    ref, method = bound.ref, bound.method
+    payload = encode_loose(args, kwargs) if method is None else method.signature.encode_arguments(args, kwargs)
+    return ref._mecha_stream, bound.name, payload, ref._mecha_key

@@ -179,9 +179,12 @@ class Signature:
         try:
             return (parameter.from_json(value),)
         except InvalidArguments:
-            # Some SDKs always send the array of arguments. Accepted only where the value itself does not fit.
+            # Some SDKs always send the array of arguments, and a call by keyword is an object. Accepted only where the
+            # value itself does not fit.
             if isinstance(value, list) and len(value) == 1:
                 return (parameter.from_json(value[0]),)
+            if isinstance(value, dict) and value.keys() == {parameter.name}:
+                return (parameter.from_json(value[parameter.name]),)
             raise
 
     def _bind_values(self, values: list[Any]) -> tuple[Any, ...]:
@@ -208,7 +211,8 @@ class Signature:
         for name, value in kwargs.items():
             position = self._names.get(name)
             if position is None or position < len(args):
-                raise InvalidArguments(f"{self.function_name} takes {self._describe()}, not {name} (again)")
+                again = "" if position is None else " again"
+                raise InvalidArguments(f"{self.function_name} takes {self._describe()}, not {name}{again}")
             values[position] = value
         missing = [p.name for p, v in zip(self.parameters, values, strict=True) if v is _REQUIRED]
         if missing:

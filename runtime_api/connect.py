@@ -26,7 +26,7 @@ from actors.errors import ActorError, ActorFailed, OutcomeUnknown, UnknownActorT
 from actors.message import Call
 from actors.names import check_name, stream_of
 from actors.placement.hop import PeerGone, PeerUnsure, asked, decode_error, result_of
-from actors.ref import ActorRef, target_of
+from actors.ref import ActorRef, keyed_target_of
 from runtime_api.problems import TABLE
 from statestores.codec import decode, encode
 from workflow.errors import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from actors import MakeReference
     from actors.placement.ray import RayCluster, RayHost
+    from actors.schedule import Duration
     from workflow.definition import Workflow
 
 PATIENCE_S = 30.0
@@ -128,13 +129,12 @@ class Connection:
 
     async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """A durable one-way message: ``await runtime.send(runtime.actor(Airport, "JFK").departed, 10)``. Returns when
-        it is durably accepted."""
-        stream, name, payload = target_of(method, args, kwargs)
+        it is durably accepted. With a reference that has an idempotency key, however often it is sent, one message."""
+        stream, name, payload, key = keyed_target_of(method, args, kwargs)
         actor_type, _, actor_id = stream.partition("/")
         where = f"/v1.0/mecha/actors/{_escaped(actor_type, actor_id)}/send/{_escaped(name)}"
-        key = str(uuid.uuid4())
-        http = self._opened
-        await _insist(lambda: http.request("POST", where, payload, key), PATIENCE_S)
+        given, http = key or str(uuid.uuid4()), self._opened
+        await _insist(lambda: http.request("POST", where, payload, given), PATIENCE_S)
 
     @property
     def workflows(self) -> RemoteWorkflows:
@@ -151,7 +151,7 @@ class Connection:
         actor_type: type[Any] | str,
         actor_id: str,
         *,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
         definition = None if isinstance(actor_type, str) else definition_of(actor_type)

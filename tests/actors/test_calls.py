@@ -12,6 +12,7 @@ from actors import (
     DeadlineExceeded,
     InvalidArguments,
     InvalidName,
+    InvalidSchedule,
     LoopClock,
     MailboxFull,
     UnknownActorType,
@@ -484,6 +485,23 @@ async def test_names_with_forbidden_characters(world: World, name: str) -> None:
     assert await client.actor(Till, "t").pay(1) == 1
 
 
+async def test_references_that_cannot_be(world: World) -> None:
+    """An id that is no text, a timeout that is no length of time, an empty key: told where the reference is made."""
+    client: Any = await world.client(Till)
+    with pytest.raises(InvalidName, match="actor id must be a text, not int"):
+        client.actor(Till, 5)
+    for timeout in (-1, float("nan"), "soon", [1]):
+        with pytest.raises(InvalidSchedule):
+            client.actor(Till, "t", timeout=timeout)
+    with pytest.raises(InvalidName, match="must not be empty"):
+        client.actor(Till, "t", idempotency_key="")
+    with pytest.raises(InvalidName, match="must not be empty"):
+        await client.send_raw("Till", "t", "pay", b"1", idempotency_key="")
+    with pytest.raises(InvalidName, match="must not be empty"):
+        await client.call("Till", "t", "pay", b"1", idempotency_key="")
+    assert await client.actor(Till, "t").read() == 0
+
+
 async def test_texts_that_no_store_can_hold(world: World) -> None:
     """They are refused where they are given, and no other actor's turn fails for them."""
     client = await world.client(Till, Picky)
@@ -560,17 +578,29 @@ async def test_bad_arguments_are_the_callers_error(world: World, payload: bytes,
 
 
 async def test_bad_arguments_in_python(world: World) -> None:
-    """The same by reference."""
+    """The same by reference; what is given twice, and what there is not, are told apart."""
     picky: Any = (await world.client(Picky)).actor(Picky, "p")
     with pytest.raises(InvalidArguments, match="level"):
         await picky.set_level("high")
     with pytest.raises(InvalidArguments, match="missing: level"):
         await picky.set_level()
-    with pytest.raises(InvalidArguments, match="colour"):
+    with pytest.raises(InvalidArguments, match=r"not colour$"):
         await picky.set_level(1, colour=2)
+    with pytest.raises(InvalidArguments, match=r"not level again$"):
+        await picky.set_level(1, level=2)
     with pytest.raises(InvalidArguments, match="level"):
         await picky.set_level(object())
     assert await picky.set_level(1, loud=True) == "1  True"
+
+
+async def test_the_only_argument_by_keyword(world: World) -> None:
+    """By name it is an object on the wire, as with several arguments; where the object itself fits, it is the value."""
+    client = await world.client(Till, Picky)
+    assert await client.actor("Till", "t").pay(amount=5) == 5
+    assert await client.call("Till", "t", "pay", b'{"amount": 5}') == b"10"
+    with pytest.raises(InvalidArguments, match="'amount'"):
+        await client.actor("Till", "t").pay(cash=5)
+    assert await client.call("Picky", "p", "result_of", b'{"value": [2]}') == b'{"value":[2],"seen":[1]}'
 
 
 @pytest.mark.parametrize("name", ["object_result", "infinite_result", "nested_nan"])

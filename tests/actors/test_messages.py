@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import Host, InvalidArguments, UnknownMethod, Work, actor, context, method, send
+from actors import ActorFailed, Host, InvalidArguments, UnknownMethod, Work, actor, context, method, send
 from statestores.errors import StaleEpoch, StoreUnavailable
 from tests.actors.worlds import settled, until
 
@@ -370,6 +370,31 @@ async def test_send_from_outside(world: World) -> None:
         await client.send(client.actor("Receiver", "r").take, "many")
     with pytest.raises(TypeError, match="method of an actor reference"):
         await client.send(print, 6)
+
+
+async def test_send_from_outside_under_a_key(world: World) -> None:
+    """INV-8: sent through references with one idempotency key, typed or by name, it is one message."""
+    client = await world.client(Receiver)
+    for _ in range(2):
+        await client.send(client.actor(Receiver, "r", idempotency_key="once").take, 5)
+        await client.send(client.actor("Receiver", "r", idempotency_key="once").take, 5)
+    await client.send(client.actor(Receiver, "r", idempotency_key="other").take, 6)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == [5, 6]
+
+
+async def test_send_out_of_a_turn_has_no_key(world: World) -> None:
+    """It stands or falls with its turn, and a key, which could do nothing, is refused."""
+
+    @actor
+    class Keyed:
+        @method
+        async def tell(self, who: str) -> None:
+            send(context().actor(Receiver, who, idempotency_key="once").take, 5)
+
+    client = await world.client(Keyed, Receiver)
+    with pytest.raises(ActorFailed, match="without idempotency_key"):
+        await client.actor(Keyed, "k").tell("r")
 
 
 async def test_messages_of_a_deleted_actor_still_leave(world: World) -> None:

@@ -113,6 +113,17 @@ async def test_messages_are_accepted(runtime: Served, name: str) -> None:
         pass
 
 
+async def test_messages_under_a_key(runtime: Served, name: str) -> None:
+    """INV-8: sent again through a reference with the same idempotency key, it is the same message."""
+    keyed = runtime.actor(Account, name, idempotency_key="once")
+    for _ in range(3):
+        await runtime.send(keyed.deposit, 4)
+    await runtime.send(runtime.actor(Account, name, idempotency_key="last").deposit, 1)
+    while await runtime.actor(Account, name).statement() % 4 != 1:
+        pass
+    assert await runtime.actor(Account, name).statement() == 5
+
+
 async def test_workflows(runtime: Served, name: str) -> None:
     """Workflows are started, awaited, looked at and forgotten; a start with one id is one start."""
     assert await runtime.workflows.run(doubling, 21) == 84
