@@ -151,6 +151,12 @@ class Options:
     upcasters: Mapping[int, Upcaster] = dataclasses.field(default_factory=dict)
     needs: HostNeeds = NOTHING
 
+    def __post_init__(self) -> None:
+        for name in ("mailbox_limit", "max_depth", "snapshot_every", "schema"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise TypeError(f"@actor: {name} is {value!r}: write a whole number, 1 or more")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ActorDefinition:
@@ -219,7 +225,7 @@ def actor(
     bytes or as ``"2GiB"``, custom ones) and `labels` (``{"zone": "a"}``): on a Ray cluster, what the nodes of the
     application's hosts must have, see `HostNeeds`; elsewhere ignored.
 
-    Raises `TypeError` for a class that cannot be an actor, at decoration.
+    Raises `TypeError` for a class that cannot be an actor, or options that cannot be, at decoration.
     """
     options = Options(
         idle_timeout_s=parse_duration_s(idle_timeout),
@@ -309,18 +315,29 @@ def definition_of(cls: type | str | object) -> ActorDefinition | None:
 
 def _define(cls: type, name: str, options: Options) -> ActorDefinition:
     check_name("actor type", name)
+    if not isinstance(cls, type):
+        raise TypeError(f"@actor makes a class an actor type: {cls!r} is none")
     if "__slots__" in cls.__dict__:
         raise TypeError(f"{cls.__qualname__}: an actor class cannot have __slots__")
     missing = [v for v in range(1, options.schema) if options.upcasters and v not in options.upcasters]
     if missing:
         raise TypeError(f"{cls.__qualname__}: no upcaster for schema version(s) {missing}")
+    unused = [v for v in options.upcasters if v not in range(1, options.schema)]
+    if unused:
+        raise TypeError(
+            f"{cls.__qualname__}: upcasters {unused} lead from no version before schema={options.schema}: raise it"
+        )
     events = _collect_events(cls)
     fields = _collect_fields(cls)
+    methods = _collect_methods(cls)
+    for field in fields:
+        if field.name in methods or inspect.isfunction(getattr(cls, field.name, None)):
+            raise TypeError(f"{cls.__qualname__}.{field.name} is both a field and a method: rename one")
     definition = ActorDefinition(
         name=name,
         cls=cls,
         fields=fields,
-        methods=_collect_methods(cls),
+        methods=methods,
         events=events,
         options=options,
         field_names=tuple(f.name for f in fields),

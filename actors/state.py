@@ -160,7 +160,13 @@ def encode_snapshot(definition: ActorDefinition, instance: Any) -> bytes:
 def fold(definition: ActorDefinition, instance: Any, history: StreamState) -> None:
     """Bring a new instance to the state its history records. Raises `InvalidState` when the class cannot read it."""
     if history.snapshot is not None:
-        _apply_snapshot(definition, instance, history.snapshot.data)
+        try:
+            _apply_snapshot(definition, instance, history.snapshot.data)
+        except Exception as error:
+            raise InvalidState(
+                f"{definition.name} cannot read its snapshot at version {history.snapshot.version}: {error!r}; "
+                "add an upcaster if the class has changed"
+            ) from error
     if definition.fold is None:
         apply_events(definition, instance, history.events)
     elif history.events:

@@ -465,6 +465,36 @@ async def test_event_upcast_over_two_versions(world: World) -> None:
     assert await host.client.actor(V3, "l").write("e") == ["1:a", "1:b", "1:c", "2:d", "2:e"]
 
 
+async def test_snapshot_that_cannot_be_upcast(world: World) -> None:
+    """The error says what could not be read, and what to do, as for an event."""
+
+    @actor(name="Log", snapshot_every=1)
+    class Old:
+        lines: int = 0
+
+        @event
+        def added(self) -> None:
+            self.lines += 1
+
+        @method
+        async def add(self) -> None:
+            self.added()
+
+    @actor(name="Log", schema=2, upcasters={1: lambda name, data: (name, {"count": data["line"]})})
+    class Careless:
+        count: int = 0
+
+        @method
+        async def read(self) -> int:
+            return self.count
+
+    host = await redeployed(world, Old, lambda h: h.client.actor(Old, "l").add(), Careless)
+    with pytest.raises(ActorFailed, match=r"snapshot at version 1: KeyError\('line'\); add an upcaster"):
+        await host.client.actor(Careless, "l").read()
+    with pytest.raises(InvalidState, match="snapshot at version 1"):
+        await host.client.state("Log", "l")
+
+
 async def test_message_to_an_actor_that_cannot_be_loaded_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A faulty deployment does not turn messages into dead letters at the first attempt."""
 
@@ -571,6 +601,33 @@ def test_mistakes_are_found_at_decoration() -> None:
         @actor
         class Odd:
             thing: Wall
+
+    with pytest.raises(TypeError, match=r"upcasters \[1\] lead from no version before schema=1"):
+
+        @actor(upcasters={1: lambda n, d: (n, d)})
+        class Forgotten:
+            pass
+
+    with pytest.raises(TypeError, match="size is both a field and a method"):
+
+        @actor
+        class Twice:
+            size: int = 0
+
+            @method  # type: ignore[no-redef]  # the mistake
+            async def size(self) -> int:  # noqa: F811
+                return 0
+
+    with pytest.raises(TypeError, match="makes a class an actor type"):
+        actor(lambda: None)  # type: ignore[call-overload]  # the mistake
+
+
+@pytest.mark.parametrize("name", ["mailbox_limit", "max_depth", "snapshot_every", "schema"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_options_that_cannot_be(name: str, value: Any) -> None:
+    """A limit under which no call could ever be taken, and the like, are refused at decoration."""
+    with pytest.raises(TypeError, match=f"{name} is .*: write a whole number, 1 or more"):
+        actor(**{name: value})
 
 
 def test_annotation_that_cannot_be_resolved_is_explained() -> None:
