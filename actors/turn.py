@@ -17,7 +17,8 @@ import contextvars
 import dataclasses
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from actors.errors import ActorMoved, InvalidState
+from actors.definition import HOOKS
+from actors.errors import ActorMoved, InvalidState, UnknownMethod
 from actors.message import Envelope
 from actors.names import check_name, check_text, stream_of
 from actors.schedule import Misfire, make_schedule
@@ -234,11 +235,13 @@ class Turn:
         """A durable wake-up, replacing one of that name. It fires as a turn: ``callback(data)`` when given, else
         ``receive_reminder(name, data)``; the advance of its schedule is recorded with that turn, so each tick takes
         effect once. `misfire` decides what happens to ticks missed while nothing was running. Raises
-        `InvalidSchedule`."""
+        `InvalidSchedule`, `UnknownMethod`."""
         from actors.reminders import encode_reminder
 
         self._check_writing("set_reminder")
         check_name("reminder name", name)
+        if callback is not None and (callback in HOOKS or callback not in self.activation.definition.methods):
+            raise UnknownMethod(f"{self.actor_type} has no method {callback!r} to call back: mark it with @method")
         now_ms = self.now_ms()
         due_ms, schedule = make_schedule(due, period, ttl, repeats, misfire, now_ms, first_fire_immediate=False)
         if self.reminders_set is None:
@@ -336,7 +339,7 @@ class Turn:
         """`record_event` for who has bound and encoded the arguments himself, and applies the event himself. `name` is
         as recorded: see `versioned_name`."""
         if self.method.read_only:
-            raise self._read_only(f"event {name}")
+            raise self._read_only(f"record event {name}")
         event: NewEvent = _new(NewEvent, (name, data))
         if self.events is None:
             self.events = [event]

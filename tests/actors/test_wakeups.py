@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import InvalidName, InvalidSchedule, OutcomeUnknown, ReminderExists, actor, context, method
+from actors import (
+    ActorFailed,
+    InvalidName,
+    InvalidSchedule,
+    OutcomeUnknown,
+    ReminderExists,
+    UnknownMethod,
+    actor,
+    context,
+    method,
+)
 from actors.reminders import encode_reminder
 from actors.schedule import Every, Schedule
 from statestores.errors import StoreUnavailable
@@ -342,10 +352,24 @@ async def test_failing_tick_is_tried_again_then_the_schedule_goes_on(
     assert info.due_ms > due + 3_500_000
 
 
-async def test_reminder_for_a_method_that_does_not_exist(world: World) -> None:
-    """It cannot fire; its schedule goes on, and the others are not held up."""
+@pytest.mark.parametrize("callback", ["no_such", "on_activate", "$delete"])
+async def test_callback_that_does_not_exist_is_refused(world: World, callback: str) -> None:
+    """A reminder that could never fire is its author's mistake, told when it is set."""
     client = await world.client(Alarm)
-    await client.actor(Alarm, "a").set("bad", {"due": 0, "callback": "no_such"})
+    with pytest.raises(ActorFailed, match="Alarm has no method"):
+        await client.actor(Alarm, "a").set("bad", {"due": 0, "callback": callback})
+    with pytest.raises(UnknownMethod, match="Alarm has no method"):
+        await client.set_reminder("Alarm", "a", "bad", {"due": 0, "callback": callback})
+    assert await client.reminders("Alarm", "a") == []
+
+
+async def test_reminder_for_a_method_that_does_not_exist(world: World) -> None:
+    """The class has changed since it was set. It cannot fire; its schedule goes on, and the others are not held up."""
+    host = await world.host(Alarm)
+    row = encode_reminder("Alarm/a", "bad", host.clock.now_ms(), Schedule(), None, "no_such")
+    await commit_rows(world, host.epochs, [row])
+    await world.crash(host)
+    client = await world.client(Alarm)
     await client.actor(Alarm, "a").set("good", {"due": 0, "callback": "ring"})
     await until(lambda: rings(world) == 1)
     await until(lambda: not client._host.reminders._ticking)
