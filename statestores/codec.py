@@ -2,7 +2,8 @@
 
 What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating
 decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; pydantic models and dataclasses are
-written under their own pydantic configuration; bytes become base64, sets lists, Decimals strings, timedeltas ISO 8601
+written under their own pydantic configuration (so bytes in them are UTF-8 text, unless that says ``base64``); bytes
+elsewhere become base64, sets lists, Decimals strings, timedeltas ISO 8601
 durations.
 
 Refused, with `CodecError`: integers beyond 64 bits, NaN and infinities (JSON has none, and null would be a silent
@@ -28,6 +29,11 @@ T = TypeVar("T")
 ATOMS: frozenset[type] = frozenset({int, str, bool, float, type(None)})
 """Types whose values are immutable and are their own JSON value: these need no copy and no validation beyond the
 type."""
+
+_BYTES_AS_BASE64 = (
+    "; bytes in a dataclass or model are text, unless its __pydantic_config__ or model_config is "
+    'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
+)
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_NON_STR_KEYS
 
@@ -147,7 +153,8 @@ def _non_finite(value: Any) -> str | None:
 
 def _explain(value: object, error: Exception) -> str:
     cause = error.__cause__ or error
-    return f"a value of type {type(value).__qualname__} cannot be written as JSON: {cause}"
+    remedy = _BYTES_AS_BASE64 if isinstance(cause, UnicodeDecodeError) else ""
+    return f"a value of type {type(value).__qualname__} cannot be written as JSON: {cause}{remedy}"
 
 
 def _explain_validation(error: ValidationError) -> str:
