@@ -64,8 +64,13 @@ class RetryPolicy:
     overall_ms: int | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 0 or not 1.0 <= self.backoff < math.inf:
-            raise ValueError("RetryPolicy: max_attempts must be >= 0 and backoff >= 1.0, and finite")
+        if type(self.max_attempts) is not int or self.max_attempts < 0 or not 1.0 <= self.backoff < math.inf:
+            raise ValueError("RetryPolicy: max_attempts must be a whole number >= 0 and backoff >= 1.0, and finite")
+        if not isinstance(self.non_retriable, tuple) or not all(map(_names_errors, self.non_retriable)):
+            raise ValueError(
+                "RetryPolicy: non_retriable must be a tuple of exception classes or their names, "
+                f"e.g. (ValueError,), not {self.non_retriable!r}"
+            )
         put = object.__setattr__
         put(self, "initial_ms", round(parse_duration_s(self.initial_interval) * 1000))
         put(self, "max_ms", round(parse_duration_s(self.max_interval) * 1000))
@@ -94,6 +99,10 @@ class RetryPolicy:
         if self.overall_ms is not None and due_ms >= first_ms + self.overall_ms:
             return None
         return due_ms
+
+
+def _names_errors(given: object) -> bool:
+    return isinstance(given, str) or (isinstance(given, type) and issubclass(given, BaseException))
 
 
 ONCE = RetryPolicy(max_attempts=1)

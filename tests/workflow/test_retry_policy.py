@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -44,3 +45,18 @@ def test_backoffs_that_say_nothing_are_refused(backoff: float) -> None:
     """A wait that shrinks, or is no number, is a mistake of the policy's author, told when it is made."""
     with pytest.raises(ValueError, match="backoff"):
         RetryPolicy(backoff=backoff)
+
+
+@pytest.mark.parametrize("attempts", [-1, 1.5, "3", True])
+def test_numbers_of_attempts_that_cannot_be_are_refused(attempts: Any) -> None:
+    """They are counted, so they are whole."""
+    with pytest.raises(ValueError, match="max_attempts"):
+        RetryPolicy(max_attempts=attempts)
+
+
+@pytest.mark.parametrize("errors", [ValueError, "ValueError", [ValueError], (3,), (int,), (ValueError("x"),)])
+def test_non_retriable_is_a_tuple_of_errors(errors: Any) -> None:
+    """One class or name without the tuple, letters of which no error has the name, is refused and not ignored."""
+    with pytest.raises(ValueError, match="non_retriable must be a tuple"):
+        RetryPolicy(non_retriable=errors)
+    assert not RetryPolicy(non_retriable=(ValueError, "KeyError")).retries(UnicodeError())
