@@ -44,6 +44,7 @@ _ACTIVITY = "do it in an @activity"
 _SLEEP = "use await asyncio.sleep(...), a durable timer"
 
 _CLOCK_NAMES = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time")
+_MOMENT_NAMES = ("localtime", "gmtime", "ctime", "asctime", "strftime")
 _RANDOM_NAMES = (
     *(
         "random",
@@ -75,7 +76,7 @@ _Refused = tuple[types.ModuleType | type, dict[str, str]]
 # Called so often elsewhere that the process must not pay for the guard: replaced while workflows step, and put back
 # when the event loop comes round. (To do it for each step would cost as much as the step.)
 _SWAPPED: tuple[_Refused, ...] = (
-    (time, {**dict.fromkeys(_CLOCK_NAMES, _CLOCK), "sleep": _SLEEP}),
+    (time, {**dict.fromkeys((*_CLOCK_NAMES, *_MOMENT_NAMES), _CLOCK), "sleep": _SLEEP}),
     (random, dict.fromkeys(_RANDOM_NAMES, _RANDOM)),
 )
 # Rare and slow by themselves: replaced for good when the first workflow steps. Outside workflows they pass straight on.
@@ -83,8 +84,18 @@ _WRAPPED: tuple[_Refused, ...] = (
     (secrets, dict.fromkeys(("token_bytes", "token_hex", "token_urlsafe", "choice", "randbelow", "randbits"), _RANDOM)),
     (uuid, dict.fromkeys(("uuid1", "uuid4"), _UUID)),
     (os, dict.fromkeys(("urandom", "getrandom"), _RANDOM)),
+    (random.Random, {"seed": _RANDOM + ", or give a seed"}),
+    (random.SystemRandom, dict.fromkeys(("random", "getrandbits", "randbytes"), _RANDOM)),
     (threading.Thread, {"start": _ACTIVITY + " (a plain def activity runs in a thread)"}),
 )
+
+# Refused only when the argument at this place is missing: the moment, which is then the present one, or the seed, which
+# is then the system's. With it they are plain functions.
+_GIVEN_AT: dict[tuple[object, str], int] = {
+    **{(time, name): 0 for name in _MOMENT_NAMES},
+    (time, "strftime"): 1,
+    (random.Random, "seed"): 1,
+}
 
 _AUDITED = {
     "open": "open(): " + _ACTIVITY,
@@ -117,14 +128,24 @@ def _in_workflow() -> bool:
 
 def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callable[..., Any]:
     original = getattr(module, name)
+    given_at = _GIVEN_AT.get((module, name))
 
     @functools.wraps(original)
     def guard(*args: Any, **kwargs: Any) -> Any:
-        if _stepping and _in_workflow() and not _is_trusted(sys._getframe(1).f_globals.get("__name__", "")):
+        if (
+            _stepping
+            and _in_workflow()
+            and not _is_trusted(sys._getframe(1).f_globals.get("__name__", ""))
+            and not (given_at is not None and _is_given(args[given_at:], kwargs))
+        ):
             raise WorkflowGuardError(f"{module.__name__}.{name} inside a workflow: {instead}")
         return original(*args, **kwargs)
 
     return guard
+
+
+def _is_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return any(argument is not None for argument in (*args, *kwargs.values()))
 
 
 class _Swap:
@@ -253,7 +274,7 @@ _BY_ID = {
     id(function): (f"{module.__name__}.{name}", instead)
     for module, refused in (*_SWAPPED, *_WRAPPED)
     for name, instead in refused.items()
-    if (function := getattr(module, name, None)) is not None
+    if (module, name) not in _GIVEN_AT and (function := getattr(module, name, None)) is not None
 }
 _CLASS_CLOCKS = {(datetime, "now"), (datetime, "utcnow"), (datetime, "today"), (date, "today")}
 

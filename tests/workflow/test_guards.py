@@ -32,7 +32,14 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "time.time": lambda: time.time(),
     "time.monotonic": lambda: time.monotonic(),
     "time.sleep": lambda: time.sleep(0),
+    "time.localtime": lambda: time.localtime(),
+    "time.gmtime": lambda: time.gmtime(None),
+    "time.ctime": lambda: time.ctime(),
+    "time.strftime": lambda: time.strftime("%Y"),
     "random.random": lambda: random.random(),
+    "random.Random": lambda: random.Random().random(),
+    "random.Random.seed": lambda: random.Random(1).seed(),
+    "random.SystemRandom": lambda: random.SystemRandom().random(),
     "random.shuffle": lambda: random.shuffle([1, 2]),
     "secrets.token_hex": lambda: secrets.token_hex(),
     "uuid.uuid4": lambda: uuid.uuid4(),
@@ -63,12 +70,27 @@ def test_refused_in_a_workflow(name: str) -> None:
     assert "use" in run.output or "@activity" in run.output
 
 
-@pytest.mark.parametrize("name", ["time.time", "random.random", "uuid.uuid4", "os.urandom", "secrets.token_hex"])
+@pytest.mark.parametrize(
+    "name",
+    ["time.time", "time.ctime", "random.random", "random.Random", "uuid.uuid4", "os.urandom", "secrets.token_hex"],
+)
 def test_allowed_elsewhere(name: str) -> None:
     """Before, after and beside workflows everything is as it was."""
     REFUSED[name]()
     Rehearsal(harmless)
     REFUSED[name]()
+
+
+def test_plain_functions_of_a_moment_or_a_seed_are_allowed() -> None:
+    """They give the same again on replay: it is only without the argument that they look at the clock."""
+
+    @workflow
+    async def computes(_: None) -> list[Any]:
+        generator = random.Random(7)
+        generator.seed(a=8)
+        return [*time.gmtime(0)[:3], time.strftime("%Y", time.gmtime(0)), generator.random()]
+
+    assert Rehearsal(computes).output == [1970, 1, 1, "1970", random.Random(8).random()]
 
 
 @workflow
