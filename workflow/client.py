@@ -11,16 +11,18 @@ import os
 import random
 import time
 import uuid
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 
 from actors import ActorFailed, InvalidSchedule, Retriable
+from actors.names import check_key, check_name
 from actors.schedule import MAX_MS, parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import CodecError, decode, encode
 from statestores.model import IndexEntry, IndexQuery
-from workflow.definition import read, restore
+from workflow.definition import Workflow, read, restore
 from workflow.errors import (
     Failure,
     InstanceExists,
@@ -34,7 +36,7 @@ from workflow.errors import (
     WorkflowStalled,
     WorkflowTerminated,
 )
-from workflow.history import ACTOR_TYPE, COMPLETED, FAILED, TERMINAL, TERMINATED, parse
+from workflow.history import ACTOR_TYPE, COMPLETED, FAILED, STATUSES, TERMINAL, TERMINATED, parse
 from workflow.instance import MISSING, definition_for
 from workflow.payloads import Stored
 
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 
     from actors import ActorClient
     from statestores.model import Event
-    from workflow.definition import Workflow
     from workflow.deployment import Deployment
     from workflow.instance import WorkflowInstance
     from workflow.payloads import Data
@@ -162,6 +163,10 @@ class WorkflowClient:
         `ActorError`.
         """
         definition = self.definition(workflow)
+        if idempotency_key is not None:
+            check_key(idempotency_key)
+        if instance_id is not None:
+            check_name("instance id", instance_id)
         text = _input_text(definition, input)
         request = idempotency_key if idempotency_key is not None else _new_id()
         fresh = False
@@ -239,7 +244,9 @@ class WorkflowClient:
         limit: int = 100,
     ) -> list[IndexEntry]:
         """One page of instances by id; `after` is the last instance id of the page before. `instance_id_of` reads an
-        entry."""
+        entry. Raises `ValueError` for a status there is not."""
+        if unknown := [status for status in statuses if status not in STATUSES]:
+            raise ValueError(f"no status is {unknown[0]!r}: give a tuple of {', '.join(sorted(STATUSES))}")
         query = IndexQuery(
             ACTOR_TYPE,
             id_prefix=prefix,
@@ -265,7 +272,7 @@ class WorkflowClient:
         `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour.
         Raises `InstanceNotFound` (which is not remembered), `CodecError`."""
         text = encode(payload).decode()
-        key = _identity(None if idempotency_key is None else f"{name.casefold()}:{idempotency_key}")
+        key = _identity(idempotency_key, f"{name.casefold()}:")
         if self._is_large(text):
             answer = await self._ask_large(instance_id, "raise_event_large", name, text, key=key)
         else:
@@ -367,7 +374,9 @@ class WorkflowClient:
         return shown
 
     def definition(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
-        """Raises `UnknownWorkflow`."""
+        """Raises `UnknownWorkflow`; `TypeError` for what is no workflow at all."""
+        if not isinstance(workflow, Workflow | str):
+            raise TypeError(f"{workflow!r} is not a workflow: decorate it with @workflow, or give the name of one")
         name = workflow if isinstance(workflow, str) else workflow.name
         found = self._workflows.get(name)
         if found is None:
@@ -426,12 +435,15 @@ class _Identity(NamedTuple):
     is_new: bool
 
 
-def _identity(given: str | None) -> _Identity:
-    """In a turn that has a key itself it follows from that, so that a repeated turn repeats no effects."""
+def _identity(given: str | None, prefix: str = "") -> _Identity:
+    """What is given goes behind the prefix. In a turn that has a key itself the identity follows from that, so that a
+    repeated turn repeats no effects."""
+    if given is not None:
+        check_key(given)
+        return _Identity(prefix + given, False)
     turn = current_turn()
-    if given is None and turn is not None:
-        given = turn.nested_key()
-    return _Identity(_new_id(), True) if given is None else _Identity(given, False)
+    nested = None if turn is None else turn.nested_key()
+    return _Identity(_new_id(), True) if nested is None else _Identity(nested, False)
 
 
 def history_entry(recorded: Event) -> HistoryEntry:
@@ -470,4 +482,7 @@ def _stream(instance_id: str) -> str:
 
 
 def _ms(instant: datetime | None) -> int | None:
-    return None if instant is None else round(instant.timestamp() * 1000)
+    """A naive one is UTC, as it is in a reminder."""
+    if instant is None:
+        return None
+    return round((instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)).timestamp() * 1000)

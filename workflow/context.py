@@ -15,6 +15,7 @@ from actors.ref import target_of
 from actors.schedule import parse_duration_s
 from statestores.codec import adapter, encode
 from workflow.definition import restore
+from workflow.errors import WorkflowGuardError
 from workflow.loop import running_program
 
 if TYPE_CHECKING:
@@ -244,6 +245,14 @@ class Surface:
 
     def send(self, method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         _send(method, args, kwargs)
+
+    @property
+    def activation(self) -> Any:
+        """What references and clients of a runtime ask a turn for, to make their call a part of it."""
+        raise WorkflowGuardError(
+            "a runtime's references and clients do not work inside a workflow: use workflow.actor(...) and "
+            "workflow.send(...), or call from an @activity"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors import InvalidName
 from actors.clock import SystemClock
 from tests.workflow.steps import Ledger, Order, Receipt, charge, double, double_in_thread, issue
 from workflow import (
@@ -228,7 +230,41 @@ async def test_wrong_starts(world: World) -> None:
         await client.start("nothing")
     with pytest.raises(InvalidWorkflowInput, match="cents"):
         await client.start(order, {"card": "x"})
+    with pytest.raises(TypeError, match="decorate it with @workflow"):
+        await client.start(test_wrong_starts)  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(InvalidName, match="instance id 'a/b'"):
+        await client.start(order, Order("x", 1), instance_id="a/b")
+    with pytest.raises(InvalidName, match="must not be empty"):
+        await client.start(order, Order("x", 1), idempotency_key="")
     assert await client.listing() == []
+
+
+async def test_references_of_a_runtime_are_refused_inside(world: World) -> None:
+    """A call by them would be made again by each replay. The instance is stalled, and the remedy is named."""
+
+    @workflow
+    async def calls(_: None) -> None:
+        assert world.host is not None
+        await world.host.client.actor(Ledger, "x").read()
+
+    client = await world.start([calls])
+    with pytest.raises(WorkflowStalled, match=r"use workflow\.actor"):
+        await client.run(calls)
+
+
+async def test_naive_start_time_is_utc(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the host is: as it is in reminders."""
+    client = await world.start([waits])
+    monkeypatch.setenv("TZ", "UTC-12")
+    time.tzset()
+    try:
+        naive = datetime.now(UTC).replace(tzinfo=None)
+        later = await client.start(waits, "go", start_at=naive + timedelta(hours=1))
+        assert (await client.get(later)).status == "PENDING"
+        assert len(await client.listing(created_from=naive - timedelta(hours=1))) == 1
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 async def test_wait_times_out(world: World) -> None:
@@ -252,6 +288,9 @@ async def test_listing(world: World) -> None:
     assert [instance_id_of(e) for e in await client.listing(name="waits")] == ["w0", "w1", "w2"]
     assert [instance_id_of(e) for e in await client.listing(statuses=("FAILED",))] == ["f0"]
     assert [instance_id_of(e) for e in await client.listing(after="f0", limit=2)] == ["w0", "w1"]
+    for statuses in (("WAITING",), "FAILED"):
+        with pytest.raises(ValueError, match="give a tuple of COMPLETED"):
+            await client.listing(statuses=statuses)  # type: ignore[arg-type]  # the mistake
 
 
 # -- activities -------------------------------------------------------------------------------------------------------
