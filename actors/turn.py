@@ -53,9 +53,7 @@ def context() -> Turn:
     if turn is None:
         raise RuntimeError("context() works inside an actor's method only; outside, use the Runtime")
     if turn.closed:
-        raise RuntimeError(
-            f"the turn of {turn.stream} this code belongs to has ended; await all of a turn's work inside it"
-        )
+        raise _ended(turn)
     return turn
 
 
@@ -308,6 +306,8 @@ class Turn:
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call back on the event loop once this turn is durable; never, if it fails. Volatile."""
+        if self.closed:
+            raise _ended(self)
         if self.callbacks is None:
             self.callbacks = []
         self.callbacks.append(callback)
@@ -374,6 +374,8 @@ class Turn:
         self.timers[name] = request
 
     def _check_writing(self, what: str) -> None:
+        if self.closed:
+            raise _ended(self)
         if self.method.read_only:
             raise self._read_only(what)
         self.wrote = True
@@ -406,6 +408,13 @@ def check_assignment(instance: Any, field: str) -> None:
             f"{turn.actor_type}.{field} is event-sourced: change it inside an @event method, or the "
             f"change would be lost"
         )
+
+
+def _ended(turn: Turn) -> RuntimeError:
+    """For code that has outlived its turn: nothing it wants done would be."""
+    return RuntimeError(
+        f"the turn of {turn.stream} this code belongs to has ended; await all of a turn's work inside it"
+    )
 
 
 def _checked_stream(actor_type: str, actor_id: str) -> str:

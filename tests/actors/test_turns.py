@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from pydantic import BaseModel
 
-from actors import ActorFailed, InvalidState, Retriable, actor, context, event, method
+from actors import ActorFailed, InvalidState, Retriable, Turn, actor, context, event, method
 from tests.actors.worlds import settled, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.actors.worlds import World
 
 
@@ -563,6 +565,30 @@ async def test_turn_is_closed_to_code_it_left_behind(world: World) -> None:
     with pytest.raises(ActorFailed):
         await probe.stray_of_read()
     assert "has ended" in await Probe._kept
+
+
+async def test_context_that_was_kept_is_closed(world: World) -> None:
+    """What it is asked for after its turn would never be done: refused, and not lost."""
+    kept: list[Turn] = []
+
+    @actor
+    class Keeper:
+        @method
+        async def keep(self) -> None:
+            kept.append(context())
+
+    client = await world.client(Keeper)
+    await client.actor(Keeper, "k").keep()
+    (turn,) = kept
+    asked: list[Callable[[], object]] = [
+        lambda: turn.send(client.actor(Keeper, "k").keep),
+        lambda: turn.set_reminder("r", due=1),
+        lambda: turn.after_commit(lambda: None),
+        turn.delete,
+    ]
+    for ask in asked:
+        with pytest.raises(RuntimeError, match="has ended"):
+            ask()
 
 
 async def test_history_carries_time_turn_caller_and_trace(world: World) -> None:
