@@ -44,3 +44,11 @@ def test_what_was_answered_is_there_after_a_restart(bank: Path) -> None:
     bank.write_text(bank.read_text().replace('instance_id="june"', 'instance_id="july"'))
     bank.write_text(bank.read_text().replace('wait("june")', 'wait("july")'))
     assert _run(bank) == ["720", "told alice about 1000", "1420"]
+
+
+def test_the_example_is_readable_to_a_type_checker(bank: Path) -> None:
+    """docs/actors.md: "A reference by class is checked by your type checker", which finds what `pip install -e .` has
+    installed, from anywhere."""
+    check = [sys.executable, "-m", "mypy", "--follow-imports=skip", "--cache-dir", os.devnull, bank.name]
+    done = subprocess.run(check, cwd=bank.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
