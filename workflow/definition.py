@@ -142,6 +142,8 @@ class Activity(Generic[P, T]):
         place: Place = "auto",
     ) -> None:
         check_name("activity name", name)
+        if not isinstance(retry, RetryPolicy):
+            raise TypeError(f"activity {name}: retry={retry!r} is not a RetryPolicy(max_attempts=…)")
         self.name = name
         self.function = function
         self.retry = retry

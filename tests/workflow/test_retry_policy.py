@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from workflow import RetryPolicy
+from workflow import RetryPolicy, activity
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -61,3 +61,9 @@ def test_non_retriable_is_a_tuple_of_errors(errors: Any) -> None:
     with pytest.raises(ValueError, match="non_retriable must be a tuple"):
         RetryPolicy(non_retriable=errors)
     assert not RetryPolicy(non_retriable=(ValueError, "KeyError")).retries(UnicodeError())
+
+
+def test_a_number_is_no_policy() -> None:
+    """It could mean attempts or retries: told at decoration."""
+    with pytest.raises(TypeError, match="not a RetryPolicy"):
+        activity(retry=3)(abs)  # type: ignore[call-overload]  # the mistake
