@@ -33,6 +33,7 @@ from workflow import (
     activity,
     activity_info,
     actor,
+    current,
     instance_id_of,
     send,
     set_status,
@@ -474,6 +475,25 @@ async def test_actor_calls_take_effect_once(world: World) -> None:
 
     await eventually(logged)
     assert await world.ledger_history("main") == 1
+
+
+RUNS: list[str] = []
+
+
+@workflow
+async def counts_its_runs(_: None) -> list[str]:
+    RUNS.append(current().instance_id)
+    return [await wait_event("go") for _ in range(3)]
+
+
+async def test_a_hot_instance_runs_once_and_an_evicted_one_for_each_turn(world: World) -> None:
+    """What the worlds of these tests differ in: the code runs through, or from its beginning for each of four turns."""
+    client = await world.start([counts_its_runs])
+    instance = await client.start(counts_its_runs)
+    for word in "abc":
+        await client.raise_event(instance, "go", word)
+    assert await client.wait(instance, 10) == ["a", "b", "c"]
+    assert RUNS.count(instance) == (4 if world.evict_always else 1)
 
 
 # -- recovery ---------------------------------------------------------------------------------------------------------
