@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from statestores import Capability
+from statestores.components import DEFAULT_PURGE_EVERY_S
 
 if TYPE_CHECKING:
     from statestores import StateStore
@@ -14,13 +15,15 @@ _OURS = frozenset({Capability.JOURNAL, Capability.DURABLE, Capability.SHARED, Ca
 
 
 class StateComponent(NamedTuple):
-    """One state component as the API sees it. `key_prefix` goes before every key as it is."""
+    """One state component as the API sees it. `key_prefix` goes before every key as it is. Every `purge_every_s` its
+    expired keys are removed for good; None: never."""
 
     name: str
     type: str
     version: str
     store: StateStore
     key_prefix: str
+    purge_every_s: float | None = DEFAULT_PURGE_EVERY_S
 
     def stored(self, key: str) -> str:
         return self.key_prefix + key

@@ -19,6 +19,7 @@ from actors.placement.local import LocalPlacement
 from runtime_api import collector, switching
 from runtime_api.components import StateComponent
 from runtime_api.loader import Application, AppSource, find_application
+from runtime_api.purging import purge_expired
 from runtime_api.wire import duration_s
 from statestores.components import actor_component, load_resources, make_store, open_url, store_component
 from statestores.errors import StoreError
@@ -46,8 +47,6 @@ OWN_COMPONENT = "statestore"
 
 _log = logging.getLogger("mecha.runtime")
 _NOT_RUNNING = "the runtime is not running: use it inside `async with Runtime(...)`, or call start() first"
-_PURGE_EVERY_S = 60.0
-_PURGE_LIMIT = 10_000
 _COMPONENT_TYPES = {"memory": "in-memory", "rediss": "redis", "unix": "redis"}
 
 
@@ -157,7 +156,7 @@ class Runtime:
         self._switch_interval_s = switching.switch_often()
         self._stopping.clear()
         self._ending = None
-        self._purging = asyncio.create_task(self._purge_expired())
+        self._purging = asyncio.create_task(purge_expired(self.components.values(), self.clock))
 
     def begin_stop(self) -> None:
         """Say that `stop` will come soon: not ready any more, and whoever only waits (for a workflow's end) is let
@@ -299,7 +298,7 @@ class Runtime:
             _log.warning("component %s is left out: %s", component.name, reason)
             return
         self.components[component.name] = StateComponent(
-            component.name, component.type, component.version, store, facts.key_prefix
+            component.name, component.type, component.version, store, facts.key_prefix, facts.purge_every_s
         )
 
     async def _open(self, store: StateStore) -> StateStore:
@@ -311,16 +310,6 @@ class Runtime:
         while self._opened:
             await self._opened.pop().close()
         self._store = None
-
-    async def _purge_expired(self) -> None:
-        """Remove expired keys for good, of each component in turn."""
-        while True:
-            await asyncio.sleep(_PURGE_EVERY_S)
-            for component in tuple(self.components.values()):
-                try:
-                    await component.store.keys.purge_expired(self.clock.now_ms(), _PURGE_LIMIT)
-                except StoreError as error:
-                    _log.warning("expired keys of %s cannot be purged, trying again: %s", component.name, error)
 
 
 def _paths(given: Path | str | Sequence[Path | str]) -> list[Path]:

@@ -3,7 +3,8 @@
     open_url         a URL -> its store, not opened yet
     load_resources   files -> components meant for this app (see `statestores.resources`)
     make_store       a state component -> its store, not opened yet
-    store_component  what the HTTP layer must know of a state component: prefix of keys, whether actors live in it
+    store_component  what the HTTP layer must know of a state component: prefix of keys, whether actors live in it, how
+                     often expired keys are purged
 
 Stores are found by name in the entry point group `mecha.statestores`: the name is the URL's scheme, and follows
 ``state.`` in a component's type. What is wrong with a URL or a component is a `ComponentError` that says what to do.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from statestores.errors import ComponentError
 from statestores.resources import Component, Metadata, actor_component, load_resources, make_secret_store
+from statestores.settingtext import duration_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from statestores.store import StateStore
 
 __all__ = [
+    "DEFAULT_PURGE_EVERY_S",
     "ENTRY_POINT_GROUP",
     "Component",
     "StoreComponent",
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "mecha.statestores"
+
+DEFAULT_PURGE_EVERY_S = 60.0
 
 # Also entry points of ours; named here so that a source tree which was never installed has its stores, and so that no
 # other package can take their names.
@@ -57,6 +62,7 @@ _RUNTIME_METADATA = frozenset(
     for name in (
         "actorStateStore",
         "keyPrefix",
+        "cleanupInterval",
         "outboxPublishPubsub",
         "outboxPublishTopic",
         "outboxPubsub",
@@ -67,11 +73,13 @@ _RUNTIME_METADATA = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class StoreComponent:
-    """What the API in front of a state component has to know of it. `key_prefix` goes before every key, as it is."""
+    """What the API in front of a state component has to know of it. `key_prefix` goes before every key, as it is.
+    `purge_every_s` is None when expired keys are to stay, hidden."""
 
     name: str
     key_prefix: str
     actor_state_store: bool
+    purge_every_s: float | None = DEFAULT_PURGE_EVERY_S
 
 
 class StoreFactory(Protocol):
@@ -134,6 +142,7 @@ def store_component(component: Component, app_id: str, namespace: str = "default
         name=component.name,
         key_prefix=key_prefix(component, app_id, namespace),
         actor_state_store=component.flag("actorStateStore"),
+        purge_every_s=_purge_every_s(component),
     )
 
 
@@ -155,3 +164,12 @@ def key_prefix(component: Component, app_id: str, namespace: str = "default") ->
     if "||" in parts:
         raise ComponentError(f"{component}: keyPrefix {parts!r} must not contain '||', which separates it from the key")
     return f"{parts}||"
+
+
+def _purge_every_s(component: Component) -> float | None:
+    """The component's `cleanupInterval`; zero or less means never, as in Dapr."""
+    if not (text := component.metadata.get("cleanupInterval", "")):
+        return DEFAULT_PURGE_EVERY_S
+    if text.startswith("-"):
+        return None
+    return duration_s(f"{component}: cleanupInterval", text) or None

@@ -79,7 +79,8 @@ class RedisStore:
             found, partitions = (int(number) for number in recorded)
         except (TypeError, ValueError):
             raise FormatError(
-                f"namespace {self._settings.namespace} at {self._settings.address} was made by something else"
+                f"namespace {self._settings.namespace} at {self._settings.address} was made by something else:"
+                " give the store another namespace"
             ) from None
         await self._migrate(found, meta)
         return partitions
@@ -90,7 +91,10 @@ class RedisStore:
             raise FormatError(f"{where} has format {found}, this program knows {FORMAT_VERSION}: upgrade the program")
         for version in range(found, FORMAT_VERSION):
             if version not in MIGRATIONS:
-                raise FormatError(f"{where} has format {found}, which this program cannot migrate")
+                raise FormatError(
+                    f"{where} has format {found}, this program cannot migrate from {version}:"
+                    " migrate it with an earlier release first"
+                )
             log.info("migrating %s from format %d to %d", where, version, version + 1)
             await MIGRATIONS[version](self._link, self._settings)
             await self._link.one(("HSET", meta, "format", version + 1), durable=True)

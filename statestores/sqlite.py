@@ -70,13 +70,11 @@ class SqliteStore:
         synchronous: Synchronous = "FULL",
         wal: bool = True,
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
-        cleanup_interval_s: float | None = None,
         connect: Connect = connect,
     ) -> None:
         """`partitions` counts only when the file is made. With `synchronous` below FULL a power failure may lose the
-        latest turns. `cleanup_interval_s` is a wish to whoever purges expired keys. `connect` is there for tests."""
+        latest turns. `connect` is there for tests."""
         self.path = Path(path)
-        self.cleanup_interval_s = cleanup_interval_s
         self._partitions = partitions
         self._synchronous = synchronous
         self._wal = wal
@@ -103,7 +101,7 @@ class SqliteStore:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
-        """Dapr's names: connectionString (needed), busyTimeout or timeout, disableWAL, cleanupInterval."""
+        """Dapr's names: connectionString (needed), busyTimeout or timeout, disableWAL."""
         return cls(**settings_of(metadata))
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -114,10 +112,11 @@ class SqliteStore:
         return self._partitions
 
     async def open(self) -> None:
-        """Start the threads; make, check or migrate the file. Raises `FormatError`, `StoreUnavailable`."""
+        """Start the threads; make, check or migrate the file. Raises `ComponentError`, `FormatError`,
+        `StoreUnavailable`."""
         if self._writer is not None:
             return
-        writer, reader = _Worker(f"sqlite writer {self.path.name}"), _Worker(f"sqlite reader {self.path.name}")
+        writer, reader = _Worker("writer", self.path), _Worker("reader", self.path)
         try:
             self._partitions = await writer.run(lambda: self._open_writer(writer))
             await reader.run(lambda: self._open_reader(reader))
@@ -135,7 +134,7 @@ class SqliteStore:
                 await worker.stop()
 
     def _open_writer(self, worker: _Worker) -> int:
-        sqlite_format.check_header(self.path)
+        sqlite_format.check_place(self.path)
         worker.connection = connection = self._connect(self.path, self._busy_timeout_s)
         if sqlite_format.is_empty(connection, self.path):
             # Made before the switch to WAL, so that whose file it is stands in the file itself and not in its log.
@@ -196,11 +195,12 @@ def _opened(worker: _Worker | None) -> _Worker:
 class _Worker:
     """A thread that runs functions one after the other, and the connection that only it uses."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, role: str, path: Path) -> None:
         self.connection: sqlite3.Connection | None = None
+        self._path = path
         self._queue: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
         # A daemon: a program that forgets to close the store can still end, and loses nothing that was acknowledged.
-        self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._thread = Thread(target=self._work, name=f"sqlite {role} {path.name}", daemon=True)
         self._thread.start()
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -231,7 +231,7 @@ class _Worker:
             try:
                 result = function()
             except sqlite3.OperationalError as error:
-                _answer(answer, _fail, _unavailable(error))
+                _answer(answer, _fail, _unavailable(self._path, error))
             except BaseException as error:
                 _answer(answer, _fail, error)
             else:
@@ -239,8 +239,8 @@ class _Worker:
             del job, function, answer  # while it waits, a thread keeps nothing alive
 
 
-def _unavailable(error: sqlite3.OperationalError) -> StoreUnavailable:
-    unavailable = StoreUnavailable(f"SQLite: {error}")
+def _unavailable(path: Path, error: sqlite3.OperationalError) -> StoreUnavailable:
+    unavailable = StoreUnavailable(f"SQLite on {path}: {error}")
     unavailable.__cause__ = error
     return unavailable
 

@@ -12,7 +12,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from statestores import sqlite_keys, sqlite_payloads
-from statestores.errors import FormatError
+from statestores.errors import ComponentError, FormatError
 from statestores.model import FORMAT_VERSION
 from statestores.sqlite_transaction import in_transaction
 
@@ -94,8 +94,13 @@ MIGRATIONS: Mapping[int, Sequence[str]] = {}
 """Statements that turn a file of the format that is the key into one of the next format. None is needed yet."""
 
 
-def check_header(path: Path) -> None:
-    """Raises `FormatError` when there is a file and it is no SQLite database, without opening it as one."""
+def check_place(path: Path) -> None:
+    """Raises `ComponentError` when there can be no file, and `FormatError` when there is one and it is no SQLite
+    database, without opening it as one."""
+    if path.is_dir():
+        raise ComponentError(f"{path} is a directory: name a file in it")
+    if not path.parent.is_dir():
+        raise ComponentError(f"{path}: there is no directory {path.parent}: make it, or name another file")
     if not path.is_file():
         return
     with path.open("rb") as file:

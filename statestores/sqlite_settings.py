@@ -16,7 +16,6 @@ class SqliteSettings(TypedDict, total=False):
     path: str
     wal: bool
     busy_timeout_s: float
-    cleanup_interval_s: float | None
 
 
 def settings_of(metadata: Mapping[str, str]) -> SqliteSettings:
@@ -30,12 +29,6 @@ def settings_of(metadata: Mapping[str, str]) -> SqliteSettings:
     for name in ("timeout", "busyTimeout"):
         if given.get(name.lower()):
             settings["busy_timeout_s"] = duration_s(name, given[name.lower()])
-    if given.get("cleanupinterval"):
-        # Zero or less means never, as in Dapr.
-        interval = given["cleanupinterval"]
-        settings["cleanup_interval_s"] = (
-            None if interval.startswith("-") else duration_s("cleanupInterval", interval) or None
-        )
     return settings
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SHOWN_DIFFERENCES = 20
+_LONGEST_PATIENCE_S = 3600
 _REFRESH_S = 0.1
 
 console = Console()
@@ -44,6 +45,8 @@ def arguments() -> argparse.Namespace:
     parsed = parser.parse_args()
     if not 0 < parsed.rows <= ALL_ROWS:
         parser.error(f"--rows: between 1 and {ALL_ROWS}")
+    if not 0 <= parsed.patience <= _LONGEST_PATIENCE_S:
+        parser.error(f"--patience: between 0 and {_LONGEST_PATIENCE_S} seconds")
     return parsed
 
 

@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from examples.flights import app
+from examples.flights.__main__ import arguments
 from examples.flights.app import Airport, Feed
 from examples.flights.check import compare, settle
 from examples.flights.data import ALL_ROWS, count, departures
@@ -80,6 +81,21 @@ def test_complete_store_is_checked_again_at_once(tmp_path: Path) -> None:
     again = run_to_end(store)
     assert "is complete" in again
     assert "calls in flight" not in again
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--rows", "0"), ("--rows", "336777"), ("--rows", "x"), *(("--patience", p) for p in ("-1", "nan", "inf", "x"))],
+)
+def test_wrong_options_are_usage_errors(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be meant is refused before anything runs, by the name of the option."""
+    monkeypatch.setattr(sys, "argv", ["flights", option, value])
+    with pytest.raises(SystemExit) as end:
+        arguments()
+    assert end.value.code == 2
+    assert option in capsys.readouterr().err.splitlines()[-1]
 
 
 async def test_feed_keeps_order_and_bounds() -> None:

@@ -510,12 +510,15 @@ def test_key_prefix_cannot_contain_the_separator() -> None:
 
 
 def test_store_component_holds_what_the_api_needs() -> None:
-    """Name, prefix and the actors' flag, read from one component."""
+    """Name, prefix, the actors' flag and the time between purges, read from one component."""
     component = state_component(actorStateStore="True", keyPrefix="none")
     assert store_component(component, "app") == StoreComponent("store", key_prefix="", actor_state_store=True)
     assert not store_component(state_component(), "app").actor_state_store
+    assert store_component(state_component(cleanupInterval="1h30m"), "app").purge_every_s == 5400.0
     with pytest.raises(ComponentError, match="actorStateStore is 'maybe': write true or false"):
         store_component(state_component(actorStateStore="maybe"), "app")
+    with pytest.raises(ComponentError, match="cleanupInterval is 'often': write a duration"):
+        store_component(state_component(cleanupInterval="often"), "app")
 
 
 def test_actors_live_in_one_store(write: Write) -> None:

@@ -58,6 +58,7 @@ async def versions(store: SqliteStore, streams: Sequence[str]) -> list[int]:
 
 
 async def test_what_queues_up_goes_together(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lone load goes by itself; those that come while one is under way go together, up to a limit."""
     calls = counted(monkeypatch)
     assert await versions(store, STREAMS[:1]) == [0]
     assert calls == []

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 import sys
@@ -69,6 +70,23 @@ async def test_partitions_are_part_of_the_data(path: Path) -> None:
         await store.close()
 
 
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [("", "is a directory: name a file in it"), ("nowhere/store.db", "there is no directory .*nowhere: make it")],
+)
+async def test_a_place_where_no_file_can_be(tmp_path: Path, place: str, remedy: str) -> None:
+    """A path that cannot be a file is refused with a `ComponentError` that names it and says what to do."""
+    with pytest.raises(ComponentError, match=remedy) as refusal:
+        await SqliteStore(tmp_path / place).open()
+    assert str(tmp_path / place) in str(refusal.value)
+
+
+async def test_an_error_of_sqlite_names_the_file(store: SqliteStore, path: Path) -> None:
+    """Whoever has several stores must see which one failed."""
+    with pytest.raises(StoreUnavailable, match=re.escape(str(path))):
+        await store.write(lambda connection: connection.execute("SELECT * FROM nowhere"))
+
+
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"x", b"SQLite format 3\0" + b"\xff" * 5000])
 async def test_a_file_that_is_no_database(path: Path, content: bytes) -> None:
     """A file that is not a SQLite database is refused with a `FormatError` that names it, and left as it was."""
@@ -97,12 +115,6 @@ async def test_an_empty_file_becomes_a_store(path: Path) -> None:
     await store.open()
     assert await store.journal.owners() == []
     await store.close()
-
-
-async def test_a_missing_directory(tmp_path: Path) -> None:
-    """A path that cannot be opened is `StoreUnavailable`: the disk may be mounted later."""
-    with pytest.raises(StoreUnavailable):
-        await SqliteStore(tmp_path / "missing" / "store.db").open()
 
 
 # ---- format versions -----------------------------------------------------------------------------------------------
@@ -195,11 +207,10 @@ async def test_component_metadata(path: Path) -> None:
         "connectionString": f"file:{path}?_txlock=immediate",
         "busytimeout": "1500ms",
         "disableWAL": "true",
-        "cleanupInterval": "1h30m",
         "actorStateStore": "true",
     }
     store = SqliteStore.from_metadata(metadata)
-    assert (store.path, store.cleanup_interval_s) == (path, 5400.0)
+    assert store.path == path
     await store.open()
     assert await store.write(lambda c: c.execute("PRAGMA journal_mode").fetchone()) == ("delete",)
     assert await store.write(lambda c: c.execute("PRAGMA busy_timeout").fetchone()) == (1500,)
@@ -216,7 +227,6 @@ async def test_component_metadata(path: Path) -> None:
         {"connectionString": "file:x.db?mode=memory"},
         {"connectionString": "x.db", "busyTimeout": "soon"},
         {"connectionString": "x.db", "disableWAL": "perhaps"},
-        {"connectionString": "x.db", "cleanupInterval": "often"},
     ],
 )
 def test_wrong_component_metadata(metadata: dict[str, str]) -> None:
@@ -224,12 +234,6 @@ def test_wrong_component_metadata(metadata: dict[str, str]) -> None:
     field = [*metadata][-1] if metadata else "connectionString"
     with pytest.raises(ComponentError, match=field):
         SqliteStore.from_metadata(metadata)
-
-
-@pytest.mark.parametrize("interval", ["0", "-1s"])
-def test_cleanup_can_be_switched_off(interval: str) -> None:
-    """An interval of zero or less means never, as in Dapr."""
-    assert SqliteStore.from_metadata({"connectionString": "x", "cleanupInterval": interval}).cleanup_interval_s is None
 
 
 # ---- life and threads ----------------------------------------------------------------------------------------------
