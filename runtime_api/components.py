@@ -16,7 +16,7 @@ _OURS = frozenset({Capability.JOURNAL, Capability.DURABLE, Capability.SHARED, Ca
 
 class StateComponent(NamedTuple):
     """One state component as the API sees it. `key_prefix` goes before every key as it is. Every `purge_every_s` its
-    expired keys are removed for good; None: never."""
+    expired keys are removed for good; None: never. `ttl_s`: of keys that are written without one."""
 
     name: str
     type: str
@@ -24,6 +24,7 @@ class StateComponent(NamedTuple):
     store: StateStore
     key_prefix: str
     purge_every_s: float | None = DEFAULT_PURGE_EVERY_S
+    ttl_s: int | None = None
 
     def stored(self, key: str) -> str:
         return self.key_prefix + key

@@ -298,7 +298,13 @@ class Runtime:
             _log.warning("component %s is left out: %s", component.name, reason)
             return
         self.components[component.name] = StateComponent(
-            component.name, component.type, component.version, store, facts.key_prefix, facts.purge_every_s
+            component.name,
+            component.type,
+            component.version,
+            store,
+            facts.key_prefix,
+            facts.purge_every_s,
+            facts.ttl_s,
         )
 
     async def _open(self, store: StateStore) -> StateStore:

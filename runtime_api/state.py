@@ -100,7 +100,7 @@ def set_key(component: StateComponent, item: StateItem, raw: str | None, query: 
         _value(item, raw),
         item.etag or None,
         item.options.concurrency == "first-write",
-        _ttl_s({**item.metadata, **query}),
+        _ttl_s({**item.metadata, **query}, component.ttl_s),
     )
 
 
@@ -122,10 +122,10 @@ def _check_options(item: StateItem) -> None:
         raise InvalidRequest(f"unrecognized consistency type {item.options.consistency!r}: use strong or eventual")
 
 
-def _ttl_s(metadata: Mapping[str, str]) -> int | None:
+def _ttl_s(metadata: Mapping[str, str], default: int | None) -> int | None:
     text = next((value for name, value in metadata.items() if name.lower() == _TTL.lower()), "")
     if not text:
-        return None
+        return default
     if not _WHOLE_NUMBER.fullmatch(text) or (ttl_s := int(text)) < -1:
         raise InvalidRequest(f"metadata {_TTL} must be a whole number of seconds, -1 for no expiry; not {text!r}")
     return ttl_s if ttl_s > 0 else None

@@ -63,6 +63,7 @@ _RUNTIME_METADATA = frozenset(
         "actorStateStore",
         "keyPrefix",
         "cleanupInterval",
+        "ttlInSeconds",
         "outboxPublishPubsub",
         "outboxPublishTopic",
         "outboxPubsub",
@@ -74,12 +75,13 @@ _RUNTIME_METADATA = frozenset(
 @dataclass(frozen=True, slots=True)
 class StoreComponent:
     """What the API in front of a state component has to know of it. `key_prefix` goes before every key, as it is.
-    `purge_every_s` is None when expired keys are to stay, hidden."""
+    `purge_every_s` is None when expired keys are to stay, hidden. `ttl_s` is that of keys written without one."""
 
     name: str
     key_prefix: str
     actor_state_store: bool
     purge_every_s: float | None = DEFAULT_PURGE_EVERY_S
+    ttl_s: int | None = None
 
 
 class StoreFactory(Protocol):
@@ -143,6 +145,7 @@ def store_component(component: Component, app_id: str, namespace: str = "default
         key_prefix=key_prefix(component, app_id, namespace),
         actor_state_store=component.flag("actorStateStore"),
         purge_every_s=_purge_every_s(component),
+        ttl_s=_ttl_s(component),
     )
 
 
@@ -173,3 +176,12 @@ def _purge_every_s(component: Component) -> float | None:
     if text.startswith("-"):
         return None
     return duration_s(f"{component}: cleanupInterval", text) or None
+
+
+def _ttl_s(component: Component) -> int | None:
+    """The component's `ttlInSeconds`, as Dapr's Redis has it; zero or less means none."""
+    if not (text := component.metadata.get("ttlInSeconds", "")):
+        return None
+    if not re.fullmatch(r"-?[0-9]{1,12}", text):
+        raise ComponentError(f"{component}: ttlInSeconds must be a whole number of seconds, not {text!r}")
+    return max(0, int(text)) or None

@@ -300,3 +300,19 @@ scopes: [another-app]
             ("fleeting", "state.in-memory"),
         ]
         assert {"ETAG", "TRANSACTIONAL", "ACTOR"} <= set(components[0]["capabilities"])
+
+
+def test_default_time_to_live(serve: Callable[..., Any], tmp_path: Path) -> None:
+    """A component's `ttlInSeconds` is that of keys that are written without one; -1 keeps a key for good."""
+    (tmp_path / "store.yaml").write_text(
+        """
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {name: statestore}
+spec: {type: state.in-memory, version: v1, metadata: [{name: ttlInSeconds, value: "100"}]}
+"""
+    )
+    with serve(resources_path=(tmp_path,)) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        save(client, {"key": "a", "value": 1}, {"key": "b", "value": 1, "metadata": {"ttlInSeconds": "-1"}})
+        assert "metadata.ttlExpireTime" in client.get(f"{STATE}/a").headers
+        assert "metadata.ttlExpireTime" not in client.get(f"{STATE}/b").headers

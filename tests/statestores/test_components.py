@@ -521,6 +521,14 @@ def test_store_component_holds_what_the_api_needs() -> None:
         store_component(state_component(cleanupInterval="often"), "app")
 
 
+def test_default_time_to_live() -> None:
+    """Dapr's `ttlInSeconds` of a component: for keys that are written without one."""
+    assert store_component(state_component(ttlInSeconds="60"), "app").ttl_s == 60
+    assert [store_component(state_component(ttlInSeconds=t), "app").ttl_s for t in ("0", "-1", "")] == [None] * 3
+    with pytest.raises(ComponentError, match="ttlInSeconds must be a whole number of seconds, not '1h'"):
+        store_component(state_component(ttlInSeconds="1h"), "app")
+
+
 def test_actors_live_in_one_store(write: Write) -> None:
     """One component may be the actors' store; a second one is refused, and both are named."""
     first = component_yaml("- {name: actorStateStore, value: 'true'}", name="one")
