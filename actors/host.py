@@ -186,7 +186,7 @@ class Host:
                 await self.group.close()
                 await self.placement.drain()
         except TimeoutError:
-            log.warning("drain took longer than %g s: what still runs is rolled back", timeout_s)
+            log.warning("the %g s left for the drain are over: what still runs is rolled back", timeout_s)
         self.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.ownership.release(self.owned())

@@ -238,8 +238,7 @@ class Turn:
 
         self._check_writing("set_reminder")
         check_name("reminder name", name)
-        if callback is not None and (callback in HOOKS or callback not in self.activation.definition.methods):
-            raise UnknownMethod(f"{self.actor_type} has no method {callback!r} to call back: mark it with @method")
+        self._check_callback(callback)
         now_ms = self.now_ms()
         due_ms, schedule = make_schedule(due, period, ttl, repeats, misfire, now_ms, first_fire_immediate=False)
         if self.reminders_set is None:
@@ -277,9 +276,10 @@ class Turn:
         callback: str | None = None,
     ) -> None:
         """A volatile wake-up, from the commit of this turn on: it is gone when the host stops. Ticks are turns, like
-        those of reminders (`receive_timer(name, data)` without callback)."""
+        those of reminders (`receive_timer(name, data)` without callback). Raises `InvalidSchedule`, `UnknownMethod`."""
         self._check_writing("set_timer")
         check_name("timer name", name)
+        self._check_callback(callback)
         make_schedule(
             due, period, ttl, None, "all", self.now_ms(), first_fire_immediate=True
         )  # refuse it now, not later
@@ -379,6 +379,10 @@ class Turn:
         if self.method.read_only:
             raise self._read_only(what)
         self.wrote = True
+
+    def _check_callback(self, name: str | None) -> None:
+        if name is not None and (name in HOOKS or name not in self.activation.definition.methods):
+            raise UnknownMethod(f"{self.actor_type} has no method {name!r} to call back: mark it with @method")
 
     def _read_only(self, what: str) -> InvalidState:
         return InvalidState(f"{self.actor_type}.{self.method.name} is read_only: it cannot {what}")

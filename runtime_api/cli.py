@@ -41,6 +41,7 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many line
 ActorType = Annotated[str, typer.Argument(metavar="TYPE")]
 ActorId = Annotated[str, typer.Argument(metavar="ID")]
 InstanceId = Annotated[str, typer.Argument(metavar="ID")]
+Method = Annotated[str, typer.Argument(metavar="METHOD")]
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="ARG", help="Arguments in order; each is JSON, or a string when it is not."),
@@ -125,6 +126,12 @@ def body_of(arguments: Sequence[str] | None, data: str | None) -> bytes:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def tell_done(as_json: bool) -> None:
+    """The end of a command that has nothing to show: silence for people, an empty object for programs."""
+    if as_json:
+        print_json({})
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -241,7 +248,7 @@ def run(
 @cluster_cli.command("status")
 def cluster_status(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Hosts, and what each owns."""
-    with remote(url) as server:
+    with cluster(url) as server:
         status = server.json("GET", "/v1.0/mecha/cluster")
     if as_json:
         print_json(status)
@@ -257,10 +264,25 @@ def cluster_status(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 
 @cluster_cli.command("roll")
-def cluster_roll(url: Url = DEFAULT_URL) -> None:
+def cluster_roll(as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Replace every host, one at a time, by one that loads the application anew. Returns at once; see `status`."""
-    with remote(url) as server:
+    with cluster(url) as server:
         server.request("POST", "/v1.0/mecha/cluster/roll")
+    tell_done(as_json)
+
+
+@contextmanager
+def cluster(url: str) -> Iterator[Remote]:
+    """A server to talk to about its cluster. One that has none does not know the paths."""
+    from runtime_api.remote import RemoteError
+
+    with remote(url) as server:
+        try:
+            yield server
+        except RemoteError as error:
+            if error.status != 404:
+                raise
+            fail(f"{url} is one host without a cluster: it was not started with --placement ray")
 
 
 def _host_row(host: dict[str, Any]) -> tuple[Any, ...]:
@@ -278,16 +300,17 @@ def _host_row(host: dict[str, Any]) -> tuple[Any, ...]:
 def actor_call(
     actor_type: ActorType,
     actor_id: ActorId,
-    method: str,
+    method: Method,
     arguments: Arguments = None,
     data: Data = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The call takes effect once, however often it is made.")
     ] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest wait for the answer, e.g. 1.5s.")] = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Call a method and print its result, as JSON."""
+    """Call a method and print its result, as JSON on one line, or laid out with --json."""
     headers = {"content-type": "application/json"}
     if idempotency_key is not None:
         headers["idempotency-key"] = idempotency_key
@@ -298,16 +321,18 @@ def actor_call(
 
     with remote(url) as server:
         where = path("v1.0", "actors", actor_type, actor_id, "method", method)
-        print(server.request("POST", where, content=body, headers=headers).text)
+        result = server.request("POST", where, content=body, headers=headers)
+    print_json(result.json()) if as_json else print(result.text)
 
 
 @actor_cli.command("send")
 def actor_send(
     actor_type: ActorType,
     actor_id: ActorId,
-    method: str,
+    method: Method,
     arguments: Arguments = None,
     data: Data = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Send a durable one-way message; it takes effect exactly once, later."""
@@ -316,6 +341,7 @@ def actor_send(
 
     with remote(url) as server:
         server.request("POST", path("v1.0", "mecha", "actors", actor_type, actor_id, "send", method), content=body)
+    tell_done(as_json)
 
 
 @actor_cli.command("list")
@@ -411,12 +437,13 @@ def _print_events(items: list[dict[str, Any]], as_json: bool) -> None:
 
 
 @actor_cli.command("delete")
-def actor_delete(actor_type: ActorType, actor_id: ActorId, url: Url = DEFAULT_URL) -> None:
+def actor_delete(actor_type: ActorType, actor_id: ActorId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Delete an actor with everything it owns: state, history, reminders."""
     from runtime_api.remote import path
 
     with remote(url) as server:
         server.request("DELETE", path("v1.0", "mecha", "actors", actor_type, actor_id))
+    tell_done(as_json)
 
 
 # -- mecha workflow --------------------------------------------------------------------------------------------------
@@ -424,7 +451,7 @@ def actor_delete(actor_type: ActorType, actor_id: ActorId, url: Url = DEFAULT_UR
 
 @workflow_cli.command("start")
 def workflow_start(
-    name: str,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
     value: Annotated[str | None, typer.Argument(metavar="INPUT", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
     instance_id: Annotated[str, typer.Option("--id", help="The instance's id; default: a random one.")] = "",
@@ -454,19 +481,13 @@ def workflow_get(instance_id: InstanceId, as_json: Json = False, url: Url = DEFA
     from runtime_api.remote import path
 
     with remote(url) as server:
-        found = server.json("GET", path("v1.0", "workflows", "dapr", instance_id))
-    _print_status(found, as_json)
-
-
-def _print_status(found: dict[str, Any], as_json: bool) -> None:
+        found = server.json("GET", path("v1.0", "mecha", "workflows", instance_id))
     if as_json:
         print_json(found)
-        return
-    lines = [
-        (name, found[name]) for name in ("instanceID", "workflowName", "runtimeStatus", "createdAt", "lastUpdatedAt")
-    ]
-    lines += [(name.removeprefix("dapr.workflow."), text) for name, text in found.get("properties", {}).items()]
-    print_table(("FIELD", "VALUE"), lines)
+    else:
+        failure = {f"failure.{name}": text or None for name, text in found.pop("failure", {}).items()}
+        lines = ((name, value) for name, value in {**found, **failure}.items() if value is not None)
+        print_table(("FIELD", "VALUE"), lines)
 
 
 @workflow_cli.command("list")
@@ -560,9 +581,10 @@ def _wait(server: Remote, instance_id: str, timeout: str, as_json: bool) -> None
 @workflow_cli.command("raise-event")
 def workflow_raise_event(
     instance_id: InstanceId,
-    event: str,
+    event: Annotated[str, typer.Argument(metavar="EVENT")],
     value: Annotated[str | None, typer.Argument(metavar="VALUE", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Send an external event to an instance."""
@@ -571,42 +593,45 @@ def workflow_raise_event(
 
     with remote(url) as server:
         server.request("POST", path("v1.0", "workflows", "dapr", instance_id, "raiseEvent", event), content=body)
+    tell_done(as_json)
 
 
-def _command(instance_id: str, verb: str, url: str, *, force: bool = False) -> None:
+def _command(instance_id: str, verb: str, as_json: bool, url: str, *, force: bool = False) -> None:
     from runtime_api.remote import path
 
     with remote(url) as server:
         params = {"force": "true"} if force else {}
         server.request("POST", path("v1.0", "workflows", "dapr", instance_id, verb), params=params)
+    tell_done(as_json)
 
 
 @workflow_cli.command("pause")
-def workflow_pause(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+def workflow_pause(instance_id: InstanceId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Pause an instance: it starts nothing new until it is resumed."""
-    _command(instance_id, "pause", url)
+    _command(instance_id, "pause", as_json, url)
 
 
 @workflow_cli.command("resume")
-def workflow_resume(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+def workflow_resume(instance_id: InstanceId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Resume an instance that was paused, or is stalled."""
-    _command(instance_id, "resume", url)
+    _command(instance_id, "resume", as_json, url)
 
 
 @workflow_cli.command("terminate")
-def workflow_terminate(instance_id: InstanceId, url: Url = DEFAULT_URL) -> None:
+def workflow_terminate(instance_id: InstanceId, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """End an instance where it stands."""
-    _command(instance_id, "terminate", url)
+    _command(instance_id, "terminate", as_json, url)
 
 
 @workflow_cli.command("purge")
 def workflow_purge(
     instance_id: InstanceId,
     force: Annotated[bool, typer.Option("--force", help="Also when it has not ended.")] = False,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Forget an ended instance with its history."""
-    _command(instance_id, "purge", url, force=force)
+    _command(instance_id, "purge", as_json, url, force=force)
 
 
 # -- mecha bench -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -32,9 +32,14 @@ class SettingsError(Exception):
 
 
 def parse_size(value: object) -> object:
-    """Bytes out of ``4Mi``, ``512Ki``, ``1M``, ``4194304``; anything else is left for the model to refuse."""
-    found = re.fullmatch(r"(\d+)\s*([kmg]i?|)b?", value.strip().lower()) if isinstance(value, str) else None
-    return int(found[1]) * _SIZE_UNITS[found[2]] if found else value
+    """Bytes out of ``4Mi``, ``512Ki``, ``1M``, ``4194304``; what is no text is left for the model to judge. Raises
+    `ValueError`."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+)\s*([kmg]i?|)b?", value.strip().lower())
+    if found is None:
+        raise ValueError(f"{value!r} is no size such as 4194304, 512Ki or 4Mi")
+    return int(found[1]) * _SIZE_UNITS[found[2]]
 
 
 def _parse_duration(value: object) -> object:
@@ -71,9 +76,7 @@ class Settings(BaseSettings):
     port: int = Field(3500, ge=0, le=65535, description="0: any free port")
     app_id: str = Field("", description="Default: the name of the application's file")
     namespace: str = "default"
-    placement: str = Field(
-        "local", pattern="^(local|ray)$", description="local: one process; ray: several hosts on Ray"
-    )
+    placement: Literal["local", "ray"] = Field("local", description="local: one process; ray: several hosts on Ray")
     ray_address: str = Field("", description="Ray cluster to join, e.g. auto; default: a small one is started here")
     hosts: int = Field(2, gt=0, description="With placement ray: hosts that serve")
     hosts_per_node: int = Field(0, ge=0, description="With placement ray: so many hosts on each node instead")
@@ -87,7 +90,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(10_000, gt=0)
     keep_alive: Seconds = 75.0
     api_token: SecretStr | None = Field(default_factory=_dapr_token, description="Default: `DAPR_API_TOKEN`")
-    log_level: str = Field("warning", pattern="^(debug|info|warning|error|critical)$")
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "warning"
     access_log: bool = False
 
     @classmethod
@@ -115,7 +118,7 @@ def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Setting
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "settings"
-        reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"]
+        reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"setting {name}: {reason} (got {first['input']!r})") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise SettingsError(f"settings file {file}: {' '.join(str(error).split())}") from None

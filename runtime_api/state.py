@@ -28,7 +28,7 @@ from statestores import Capability, DeleteKey, ETagInvalid, ETagMismatch, Invali
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
-    from runtime_api.bodies import StateItem, StateOperation
+    from runtime_api.bodies import SortKey, StateItem, StateOperation
     from runtime_api.components import StateComponent
     from statestores import KeyItem, StoreError
 
@@ -94,7 +94,7 @@ def _expiry(item: KeyItem) -> str | None:
 def set_key(component: StateComponent, item: StateItem, raw: str | None, query: Mapping[str, str]) -> SetKey:
     """What an item of a save becomes. `raw`: the value's own text. Raises `Problem` 400, `InvalidRequest`."""
     check_key(component, item.key)
-    _check_options(item)
+    check_options(item.options.concurrency, item.options.consistency)
     return SetKey(
         component.stored(item.key),
         _value(item, raw),
@@ -113,13 +113,12 @@ def _value(item: StateItem, raw: str | None) -> bytes:
     return raw.encode() if raw is not None else b"null"
 
 
-def _check_options(item: StateItem) -> None:
-    if item.options.concurrency not in _CONCURRENCY:
-        raise InvalidRequest(
-            f"unrecognized concurrency type {item.options.concurrency!r}: use first-write or last-write"
-        )
-    if item.options.consistency not in _CONSISTENCY:
-        raise InvalidRequest(f"unrecognized consistency type {item.options.consistency!r}: use strong or eventual")
+def check_options(concurrency: str, consistency: str) -> None:
+    """Raises `InvalidRequest` for what is none of Dapr's words."""
+    if concurrency not in _CONCURRENCY:
+        raise InvalidRequest(f"unrecognized concurrency type {concurrency!r}: use first-write or last-write")
+    if consistency not in _CONSISTENCY:
+        raise InvalidRequest(f"unrecognized consistency type {consistency!r}: use strong or eventual")
 
 
 def _ttl_s(metadata: Mapping[str, str], default: int | None) -> int | None:
@@ -170,10 +169,11 @@ async def save(component: StateComponent, body: bytes, query: Mapping[str, str],
         raise _write_problem(component, "ERR_STATE_SAVE", begin, failures)
 
 
-async def delete(component: StateComponent, key: str, etag: str | None, now_ms: int) -> None:
+async def delete(component: StateComponent, key: str, etag: str | None, query: Mapping[str, str], now_ms: int) -> None:
     check_key(component, key)
     begin = f"failed deleting state with key {key}"
     with failing_as(_operation(component, "ERR_STATE_DELETE", begin + ": ")):
+        check_options(query.get("concurrency", ""), query.get("consistency", ""))
         outcome = (await component.store.keys.apply([DeleteKey(component.stored(key), etag)], now_ms))[0]
     if outcome is not None:
         raise _write_problem(component, "ERR_STATE_DELETE", begin, [outcome])
@@ -258,8 +258,10 @@ def _transaction_step(
             item = operation.request
             return set_key(component, item.model_copy(update={"metadata": {**metadata, **item.metadata}}), raw, {})
         case "delete":
-            check_key(component, operation.request.key)
-            return DeleteKey(component.stored(operation.request.key), operation.request.etag or None)
+            item = operation.request
+            check_key(component, item.key)
+            check_options(item.options.concurrency, item.options.consistency)
+            return DeleteKey(component.stored(item.key), item.etag or None)
         case other:
             message = f"operation type {other} not supported"
             details = [error_info("DAPR_STATE_NOT_SUPPORTED_OPERATION"), resource_info("state", component.name)]
@@ -274,21 +276,28 @@ async def query(component: StateComponent, body: bytes, now_ms: int, most_bytes:
         raise Problem(
             500, "ERR_STATE_STORE_NOT_SUPPORTED", message, details=_details(component.name, "QUERYING_NOT_SUPPORTED")
         )
-    wanted = KeyQuery(
-        request.filter,
-        tuple((key.key, key.order.upper() == "DESC") for key in request.sort),
-        request.page.limit or _PAGE,
-        request.page.token,
-        component.key_prefix,
-        most_bytes,
-    )
     begin = f"failed query in state store {component.name}: "
     with failing_as(_operation(component, "ERR_STATE_QUERY", begin)):
+        wanted = KeyQuery(
+            request.filter,
+            tuple((key.key, _is_descending(key)) for key in request.sort),
+            request.page.limit or _PAGE,
+            request.page.token,
+            component.key_prefix,
+            most_bytes,
+        )
         found, token = await component.store.keys.query(wanted, now_ms)
     if not found:
         return None
     results = [_query_line(component, item) for item in found]
     return {"results": results, "token": token} if token else {"results": results}
+
+
+def _is_descending(key: SortKey) -> bool:
+    order = key.order.upper() or "ASC"
+    if order not in ("ASC", "DESC"):
+        raise InvalidRequest(f"unknown order {key.order!r} of sort key {key.key!r}: use ASC or DESC")
+    return order == "DESC"
 
 
 def _query_line(component: StateComponent, item: KeyItem) -> dict[str, Any]:
@@ -341,7 +350,8 @@ def router(api: StateApi) -> APIRouter:
     )
     async def delete_state(store: StoreName, key: Name, request: Request) -> Response:
         etag = (request.headers.get("if-match") or "").strip('"') or None
-        await delete(api.component(store), key, etag, api.now_ms())
+        query = wire.query_of(request.scope["query_string"])
+        await delete(api.component(store), key, etag, query, api.now_ms())
         return Response(status_code=204)
 
     for verb in ("POST", "PUT"):

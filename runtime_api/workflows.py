@@ -24,7 +24,7 @@ from runtime_api.pages import read_events
 from runtime_api.problems import Operation, Problem, failing_as
 from runtime_api.wire import PLAIN, BadParameter, call_options, duration_s, instant
 from statestores.codec import encode
-from workflow import STATUSES, InstanceNotFound
+from workflow import STATUSES, InstanceNotFound, InvalidWorkflowInput
 from workflow.client import history_entry
 from workflow.history import ACTOR_TYPE
 
@@ -137,6 +137,17 @@ def input_of(body: bytes) -> Any:
         return body.decode(errors="replace")
 
 
+def _how_taken(body: bytes) -> str:
+    """Where `input_of` may have made of a body what its sender did not mean: a remark for the end of an error."""
+    if not body:
+        return " (the body is empty, so the input is null)"
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        return f" (the body is no JSON, so it was taken as text: {error})"
+    return ""
+
+
 def check_instance_id(instance_id: str) -> None:
     """Dapr's rule for the ids of new instances. Raises `Problem` 400."""
     if len(instance_id) > _LONGEST_ID:
@@ -212,6 +223,8 @@ class WorkflowApi:
                 )
             except InvalidSchedule as error:
                 raise BadParameter(f"start {start!r}: {error}") from error
+            except InvalidWorkflowInput as error:
+                raise InvalidWorkflowInput(f"{error}{_how_taken(body)}") from error
 
     async def status(self, instance_id: str, app_id: str = "") -> bytes:
         self.check_app(app_id, instance_id, GET)

@@ -158,6 +158,5 @@ def _explain(value: object, error: Exception) -> str:
 
 
 def _explain_validation(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in error.errors(include_url=False)[:5]
-    )
+    faults = error.errors(include_url=False)[:5]
+    return "; ".join(": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"]))) for fault in faults)

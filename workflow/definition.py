@@ -260,8 +260,8 @@ def read(found: Adapter[Any] | None, data: bytes | bytearray) -> Any:
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-# Annotations whose values JSON itself gives: nothing to validate or convert.
-_PLAIN: tuple[Any, ...] = (Any, object, dict[str, Any], list[Any])
+# Annotations that any JSON value satisfies: nothing to validate or convert.
+_PLAIN: tuple[Any, ...] = (Any, object)
 
 
 def _value_adapter(annotation: Any) -> Adapter[Any] | None:

@@ -354,12 +354,15 @@ async def test_failing_tick_is_tried_again_then_the_schedule_goes_on(
 
 @pytest.mark.parametrize("callback", ["no_such", "on_activate", "$delete"])
 async def test_callback_that_does_not_exist_is_refused(world: World, callback: str) -> None:
-    """A reminder that could never fire is its author's mistake, told when it is set."""
+    """A reminder or timer that could never fire is its author's mistake, told when it is set."""
     client = await world.client(Alarm)
-    with pytest.raises(ActorFailed, match="Alarm has no method"):
-        await client.actor(Alarm, "a").set("bad", {"due": 0, "callback": callback})
-    with pytest.raises(UnknownMethod, match="Alarm has no method"):
-        await client.set_reminder("Alarm", "a", "bad", {"due": 0, "callback": callback})
+    alarm, wanted = client.actor(Alarm, "a"), {"due": 0, "callback": callback}
+    for set_inside in (alarm.set, alarm.set_timer):
+        with pytest.raises(ActorFailed, match="Alarm has no method"):
+            await set_inside("bad", wanted)
+    for set_outside in (client.set_reminder, client.set_timer):
+        with pytest.raises(UnknownMethod, match="Alarm has no method"):
+            await set_outside("Alarm", "a", "bad", wanted)
     assert await client.reminders("Alarm", "a") == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from actors import actor, context, event, method
@@ -171,3 +172,9 @@ async def approval(value: dict[str, Any]) -> dict[str, Any]:
 @workflow
 async def echoing(value: Any) -> Any:
     return value
+
+
+@workflow
+async def clockwatching() -> float:
+    """What no replay can repeat: it stalls."""
+    return time.time()

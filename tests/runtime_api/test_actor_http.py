@@ -259,7 +259,10 @@ def test_bad_reminders(api: httpx.Client, account: str, body: dict[str, Any]) ->
 
 
 def test_bad_timers(api: httpx.Client, account: str) -> None:
-    """A timer's bad time, and a type that is not hosted, are 500 ERR_ACTOR_TIMER_CREATE."""
+    """A timer's bad time, a callback and a type that are not there are 500 ERR_ACTOR_TIMER_CREATE."""
+    answer = api.post(f"{account}/timers/t", json={"callback": "nowhere"})
+    assert error_of(answer) == (500, "ERR_ACTOR_TIMER_CREATE")
+    assert "Account has no method 'nowhere'" in answer.json()["message"]
     assert error_of(api.post(f"{account}/timers/t", json={"dueTime": "soon"})) == (500, "ERR_ACTOR_TIMER_CREATE")
     assert error_of(api.post(f"{ACTORS}/Nobody/1/timers/t", json={})) == (500, "ERR_ACTOR_TIMER_CREATE")
     assert api.delete(f"{account}/timers/t").status_code == 204

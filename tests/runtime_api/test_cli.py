@@ -138,6 +138,44 @@ def test_workflow_commands(done: Mecha) -> None:
     assert json.loads(done("workflow", "list", "--prefix", f"{name}-3", "--json")) == []
 
 
+def test_a_stalled_instance_is_shown_as_one(done: Mecha, failed: Callable[..., tuple[int, str]]) -> None:
+    """What a person has to see to is named: the status, and why. Dapr's protocol has no word for it."""
+    name = uuid4().hex
+    done("workflow", "start", "clockwatching", "--id", name)
+    assert "STALLED: WorkflowGuardError" in failed("workflow", "wait", name)[1]
+    lines = dict(line.split(maxsplit=1) for line in done("workflow", "get", name).splitlines())
+    assert lines["runtimeStatus"].strip() == "STALLED"
+    assert "time.time" in lines["failure.message"]
+    shown = json.loads(done("workflow", "get", name, "--json"))
+    assert (shown["runtimeStatus"], shown["failure"]["type"]) == ("STALLED", "WorkflowGuardError")
+
+
+def test_every_command_has_an_answer_for_programs(done: Mecha) -> None:
+    """Whatever a command does, with --json it prints JSON: a result, or an empty object when there is none."""
+    name = uuid4().hex
+    assert json.loads(done("actor", "call", "Account", name, "deposit", "5", "--json")) == 5
+    done("workflow", "start", "approval", "{}", "--id", name, "--json")
+    for command in (
+        ("actor", "send", "Account", name, "deposit", "5"),
+        ("actor", "delete", "Account", name),
+        ("workflow", "pause", name),
+        ("workflow", "resume", name),
+        ("workflow", "raise-event", f"{name}", "ignored"),
+        ("workflow", "terminate", name),
+        ("workflow", "purge", name),
+    ):
+        assert json.loads(done(*command, "--json")) == {}, command
+
+
+def test_no_cluster(serve: Callable[..., Any]) -> None:
+    """One host is not asked for its cluster by a path that nobody knows: the command says that there is none."""
+    with serve() as server:
+        for command in ("status", "roll"):
+            ended = invoke(server.url, "cluster", command)
+            assert (ended.exit_code, ended.stdout) == (1, "")
+            assert "not started with --placement ray" in ended.stderr
+
+
 def test_errors_are_one_line_with_the_code(failed: Callable[..., tuple[int, str]]) -> None:
     """What the server refuses is exit code 1 and its code; wrong usage is 2; unfinished is 4."""
     name = uuid4().hex

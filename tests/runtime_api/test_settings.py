@@ -71,6 +71,22 @@ def test_mistakes_in_the_file_are_one_line_that_names_them(tmp_path: Path, conte
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "remedy"),
+    [
+        ("max_body_size", "4Q", "'4Q' is no size such as 4194304, 512Ki or 4Mi"),
+        ("lease", "soon", "setting lease: 'soon' is neither seconds nor a duration"),
+        ("log_level", "loud", "'debug', 'info', 'warning', 'error' or 'critical'"),
+        ("placement", "mars", "'local' or 'ray'"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_it_could_be(setting: str, value: str, remedy: str) -> None:
+    """Nobody has to read a pattern, or to guess a unit."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings({setting: value})
+    assert remedy in str(caught.value)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Asking for a file that is not there is an error, not a default."""
     with pytest.raises(SettingsError, match=r"nowhere\.yaml"):

@@ -168,6 +168,15 @@ def test_unknown_options(state: httpx.Client) -> None:
         answer = save(state, {"key": "k", "value": 1, "options": options})
         assert error_of(answer) == (500, "ERR_STATE_SAVE")
         assert "unrecognized" in answer.json()["message"]
+        answer = state.delete(f"{STATE}/k", params=options)
+        assert error_of(answer) == (500, "ERR_STATE_DELETE")
+        assert "unrecognized" in answer.json()["message"]
+        operations = [{"operation": "delete", "request": {"key": "k", "options": options}}]
+        answer = state.post(f"{STATE}/transaction", json={"operations": operations})
+        assert error_of(answer) == (500, "ERR_STATE_TRANSACTION")
+    answer = state.post("/v1.0-alpha1/state/statestore/query", json={"sort": [{"key": "n", "order": "UP"}]})
+    assert error_of(answer) == (500, "ERR_STATE_QUERY")
+    assert "use ASC or DESC" in answer.json()["message"]
 
 
 def test_delete(state: httpx.Client) -> None:

@@ -85,6 +85,13 @@ def test_unknown_workflow_and_wrong_input(api: httpx.Client, instance: str) -> N
     """Each has a status and code of its own, and starts nothing."""
     assert error_of(start(api, "nix", instance)) == (404, "ERR_WORKFLOW_UNKNOWN")
     assert error_of(start(api, "doubling", instance, b'"x"')) == (400, "ERR_MALFORMED_REQUEST")
+    refused = start(api, "doubling", instance, b"{x")
+    assert error_of(refused) == (400, "ERR_MALFORMED_REQUEST")
+    assert refused.json()["message"].startswith("doubling: Input should be a valid integer")
+    assert "the body is no JSON, so it was taken as text" in refused.json()["message"]
+    assert error_of(start(api, "approval", instance, b"[1]")) == (400, "ERR_MALFORMED_REQUEST")
+    refused = api.post(f"{DAPR}/approval/start", params={"instanceID": instance})
+    assert "the body is empty, so the input is null" in refused.json()["message"]
     assert error_of(api.get(f"{DAPR}/{instance}")) == (404, "ERR_INSTANCE_ID_NOT_FOUND")
 
 
