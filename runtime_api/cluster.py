@@ -134,11 +134,11 @@ class ClusterHost:
             self._serving.cancel()
         await self._server.end_runtime()
 
-    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool]:
+    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool, bool]:
         host = self._runtime.host
         owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
-        holds = host.lease_holds()
-        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url, holds
+        holds, hears = host.lease_holds(), self.placement.hears_store()
+        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url, holds, hears
 
 
 class RayTasks:

@@ -239,6 +239,7 @@ def _failed(turns: list[TurnCommit], error: BaseException) -> list[Outcome]:
 def _unknown(outcome: Outcome) -> Outcome:
     """What a repeated turn's answer says of its first attempt. The fence is checked before anything is recognised."""
     if isinstance(outcome, StaleEpoch):
+        log.warning("whether a repeated turn was recorded is unknown: %s", outcome)
         return StoreUnavailable(f"first the answer was lost, then the partition: {outcome}")
     return outcome
 

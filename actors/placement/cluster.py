@@ -32,6 +32,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown, Retriable
@@ -89,6 +90,8 @@ class ClusterPlacement:
         # Hosts to tell of what this one takes, and partitions it waits for.
         self._others: set[str] = set()
         self._awaited: set[int] = set()
+        # When the store has answered last.
+        self._heard_s = -math.inf
         # Calls that nobody can take just now.
         self._parked: dict[int, list[Call]] = {}
         # (sender, id) of what this host was asked and has not answered.
@@ -99,6 +102,10 @@ class ClusterPlacement:
         host.when_standing = self._chaser.stands
         self._look = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+
+    def hears_store(self) -> bool:
+        """Whether the store has answered within the length of a lease."""
+        return self._host.clock.monotonic() - self._heard_s < self._host.ownership.lease_ms / 1000
 
     @property
     def _again_ms(self) -> int:
@@ -511,6 +518,7 @@ class ClusterPlacement:
     async def _read_routes(self) -> None:
         self._told.clear()
         owners = await self._host.journal.owners()
+        self._heard_s = self._host.clock.monotonic()
         ends: dict[str, int] = {}
         for ownership in owners:
             partition, name = ownership.partition, host_name(ownership.owner)

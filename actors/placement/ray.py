@@ -75,9 +75,9 @@ class HostProcess(Protocol):
     def placement(self) -> ClusterPlacement: ...
     async def start(self) -> None: ...
     async def stop(self, timeout_s: float) -> None: ...
-    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool]:
-        """(start in ms, partitions, epochs by owned partition, activations, URL, whether the lease holds). Asked on
-        another thread."""
+    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool, bool]:
+        """(start in ms, partitions, epochs by owned partition, activations, URL, whether the lease holds, whether the
+        store is heard of). Asked on another thread."""
 
 
 class ClusterSpec(NamedTuple):
@@ -150,10 +150,8 @@ class _HostActor:
         node = ray.get_runtime_context().get_node_id()
         lag_s = await self._lag_s()
         # After that: a loop that has come to it may have renewed the lease as well.
-        since_ms, partitions, owned, activations, url, holds = self._process.facts()
-        return Report(
-            self._name, node, os.getpid(), since_ms, self._version, partitions, owned, lag_s, activations, url, holds
-        )
+        since_ms, partitions, owned, *rest = self._process.facts()
+        return Report(self._name, node, os.getpid(), since_ms, self._version, partitions, owned, lag_s, *rest)
 
     async def _lag_s(self) -> float:
         """How long the host's event loop takes to get to something."""

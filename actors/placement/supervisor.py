@@ -15,6 +15,8 @@ Failure cases:
   silent when others have all of it is ended, and replaced.
 - *A host's event loop is blocked*, by code that computes or waits: it answers, but not by that loop. When its lease is
   over it is as good as silent; it is given more time to wake up, since a turn may end.
+- *A host is cut off from the store*, and answers by its loop: the store answers others meanwhile, for the length of a
+  lease. Then it is as good as blocked. While the store is away it answers nobody, and nothing is taken from anybody.
 - *A host cannot be started*: tried again, ever more slowly; the reason stands in `status`.
 - *No node has what hosts need*: nothing is tried; what is lacking where stands in `status`, and every look counts anew.
 - *An order fails or hangs*: each runs by itself, with a time limit, and the next look says what became of it.
@@ -58,7 +60,7 @@ LONGEST_LAG_S = 0.5
 class Report(NamedTuple):
     """What a host says of itself. `owned`: epochs by partition. `lag_s`: how late its event loop is, up to
     `LONGEST_LAG_S`. `since_ms`: when it was started. `lease_holds`: whether nobody else can have what it owns;
-    of a host that owns nothing, False."""
+    of a host that owns nothing, False. `hears_store`: whether the store has answered it lately."""
 
     name: str
     node: str
@@ -71,6 +73,7 @@ class Report(NamedTuple):
     activations: int
     url: str
     lease_holds: bool = True
+    hears_store: bool = True
 
     @property
     def is_blocked(self) -> bool:
@@ -186,6 +189,8 @@ class _Known:
         self.asked: asyncio.Task[None] | None = None
         self.silent = False
         self.silent_since_s = 0.0
+        # Since when the store has answered others and not this host; None: it has not been so.
+        self.cut_off_since_s: float | None = None
         self.node = node
         self.version = version
         self.leaving = False
@@ -318,7 +323,9 @@ class Supervisor:
         else:
             known.node, known.version = report.node, report.version
             if report.is_blocked:
-                self._unheard(known, "its event loop is blocked, its lease is over", blocked=True)
+                self._unheard(known, "its event loop is blocked, its lease is over", may_come_back=True)
+            elif self._is_cut_off(known, report):
+                self._unheard(known, "the store answers others, and not this host", may_come_back=True)
             else:
                 self._heard(known, report, told)
 
@@ -331,7 +338,18 @@ class Supervisor:
         if report.version > self.wanted.version:  # asked of a supervisor before this one
             self.wanted = self.wanted._replace(version=report.version)
 
-    def _unheard(self, known: _Known, reason: str, *, blocked: bool = False) -> None:
+    def _is_cut_off(self, known: _Known, report: Report) -> bool:
+        """For a whole lease, since a store that was away does not go and come back for all hosts at one moment."""
+        others = (other.report for other in self._hosts.values() if other is not known)
+        if report.lease_holds or report.hears_store or not any(other and other.hears_store for other in others):
+            known.cut_off_since_s = None
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if known.cut_off_since_s is None:
+            known.cut_off_since_s = now_s
+        return now_s - known.cut_off_since_s > self.wanted.lease_s
+
+    def _unheard(self, known: _Known, reason: str, *, may_come_back: bool = False) -> None:
         """It claims nothing until it answers."""
         now_s = asyncio.get_running_loop().time()
         if known.report is not None:
@@ -341,19 +359,20 @@ class Supervisor:
             self._wake.set()
         known.report = None
         silent_s = now_s - known.silent_since_s
-        if self._is_given_up(known, silent_s, blocked):
+        if self._is_given_up(known, silent_s, may_come_back):
             log.warning("host %s has been silent for %.0f s, and is ended", known.handle.name, silent_s)
             known.leaving = True  # its place is another one's, whenever it goes
             known.handle.kill()
 
-    def _is_given_up(self, known: _Known, silent_s: float, blocked: bool) -> bool:
+    def _is_given_up(self, known: _Known, silent_s: float, may_come_back: bool) -> bool:
         """Soon, when others own everything: it can record nothing any more. One that may only not hear us, may still be
-        started by somebody, or may be in a turn that ends is given time; a turn of the only host there is, any time."""
-        if blocked and len(self._hosts) == 1:
+        started by somebody, may be in a turn that ends, or may reach the store again is given time; a turn of the only
+        host there is, any time."""
+        if may_come_back and len(self._hosts) == 1:
             return False
         if silent_s > _LONGEST_SILENCE_S:
             return True
-        is_up = bool(known.version) and not blocked
+        is_up = bool(known.version) and not may_come_back
         return is_up and silent_s > _SILENT_LEASES * self.wanted.lease_s and self._is_all_owned(self.reports())
 
     def _order(self) -> bool:

@@ -107,6 +107,7 @@ class Machine:
             len(self.host.activations),
             "",
             self.host.lease_holds(),
+            self.placements[0].hears_store(),
         )
 
     async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:

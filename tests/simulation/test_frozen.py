@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SEEDS = range(20)
 # Not so long that it is ended.
 _FROZEN_S = 8.0
+# Longer than it takes to be passed by, and not so long that it is ended.
+CUT_OFF_S = 20.0
 # After so long the supervisor knows, and the lease has not ended.
 _NOTICED_S = 1.7
 
@@ -109,6 +111,45 @@ def test_a_store_that_is_away_moves_nothing(seed: int) -> None:
             machine.journal.outage(3 * LEASE_S)
         await asyncio.sleep(6 * LEASE_S)
         assert {machine.name: list(machine.host.epochs) for machine in world.machines.values()} == before
+
+    run(seed, [Cell], scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_host_that_alone_is_cut_off_from_the_store_is_passed_by(seed: int) -> None:
+    """It answers the supervisor, its loop is not blocked, and it cannot renew its lease, while the store answers others.
+    Back again it is fenced: what it was asked meanwhile counts once."""
+
+    async def scenario(world: World) -> None:
+        victim, asker = await two_that_serve(world)
+        lost = victim.host.owned()
+        cells = [cell_of(partition) for partition in lost]
+        cut_off_s = world.loop.time()
+        victim.journal.outage(CUT_OFF_S)
+        assert [await add_by(world, asker, cell) for cell in cells] == [1] * len(cells)
+        assert world.loop.time() - cut_off_s < 2 * LEASE_S + 2.0
+        await asyncio.sleep(CUT_OFF_S + LEASE_S)
+        assert victim.name in world.machines
+        assert [await add_by(world, victim, cell) for cell in cells] == [2] * len(cells)
+        assert not set(victim.host.owned()) & set(lost)
+
+    run(seed, [Cell], scenario)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_spare_that_is_cut_off_from_the_store_takes_nothing_over(seed: int) -> None:
+    """It could not: whoever can is told to."""
+
+    async def scenario(world: World) -> None:
+        victim, asker = await two_that_serve(world)
+        spare = next(m for m in world.machines.values() if not m.host.owned())
+        spare.journal.outage(100.0)
+        await asyncio.sleep(2 * LEASE_S + 2.0)
+        cells = [cell_of(partition) for partition in victim.host.owned()]
+        killed_s = world.loop.time()
+        victim.kill()
+        assert [await add_by(world, asker, cell) for cell in cells] == [1] * len(cells)
+        assert world.loop.time() - killed_s < LEASE_S + 1.0
 
     run(seed, [Cell], scenario)
 
