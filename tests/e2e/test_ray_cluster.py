@@ -19,6 +19,7 @@ from statestores.model import partition_of
 from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
 from tests.e2e.verifier import FAULTS, Verifier, victim
+from tests.e2e.zombies import Zombies
 from tests.placements import ON_RAY
 from tests.servers import RedisServer
 
@@ -465,6 +466,15 @@ async def test_random_programs_while_it_is_hurt(hurt: Victim, seed: int) -> None
     """Random programs over three layers of actors and workflows, faults at random: at the end every counter and every
     value is what a model says: nothing lost, nothing doubled."""
     assert await Verifier(hurt, seed, programs=1500).run() == {}
+
+
+async def test_zombies_record_nothing(hurt: Victim) -> None:
+    """INV-2, INV-3, INV-8: of a host that was stopped, and of one that was cut off from the store, until others had all
+    of it, the store refuses what it has decided; histories, answers and receipts agree."""
+    await settled(hurt.port)
+    zombies = Zombies(hurt, seed=1)
+    await zombies.run(2)
+    assert min(zombies.refused) > 0
 
 
 async def test_registers_are_linearizable_while_it_is_hurt(hurt: Victim) -> None:

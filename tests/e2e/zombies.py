@@ -4,9 +4,9 @@
 
 In each run a host is stopped (SIGSTOP), or cut off from the store, in the middle of calls to it, until others own all
 it had; then it goes on. A run counts only when the store has refused something of it: its log has a line for each turn.
-So nothing is proven by nothing having happened. Then the histories of all actors are read and compared with what callers
-were answered: versions without gaps, every call that was acknowledged there once, at the place that its answer said;
-and every call, made again under its key, is answered as before, and leaves nothing.
+So nothing is proven by nothing having happened. Then the histories of all actors are read and compared with what
+callers were answered: versions without gaps, every call that was acknowledged there once, at the place that its answer
+said; and every call, made again under its key, is answered as before, and leaves nothing.
 """
 
 from __future__ import annotations

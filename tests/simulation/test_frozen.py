@@ -117,8 +117,8 @@ def test_a_store_that_is_away_moves_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_host_that_alone_is_cut_off_from_the_store_is_passed_by(seed: int) -> None:
-    """It answers the supervisor, its loop is not blocked, and it cannot renew its lease, while the store answers others.
-    Back again it is fenced: what it was asked meanwhile counts once."""
+    """It answers the supervisor, its loop is not blocked, and it cannot renew its lease, while the store answers
+    others. Back again it is fenced: what it was asked meanwhile counts once."""
 
     async def scenario(world: World) -> None:
         victim, asker = await two_that_serve(world)
