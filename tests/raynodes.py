@@ -77,7 +77,8 @@ class RayNodes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=_STOP_S)
+        with self._ordering:
+            self._process.communicate(timeout=_STOP_S)
 
     def add(self) -> None:
         self.workers.append(self._order("add"))

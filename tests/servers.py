@@ -269,13 +269,11 @@ class CuttingProxy:
 
 class Relay:
     """A bad road to a server of this machine, as a process of its own (`tests.relay`). A context manager. Each method
-    returns when it has taken effect."""
+    returns when it has taken effect, which is soon. Not to be used by two threads at a time."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.port = 0
-        # One order at a time: a caller that was cancelled leaves a thread behind that waits for its answer.
-        self._ordering = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -315,11 +313,9 @@ class Relay:
 
     def _order(self, order: str) -> None:
         assert self._process.stdin is not None
-        with self._ordering:
-            self._process.stdin.write(order + "\n")
-            self._process.stdin.flush()
-            answer = self._line()
-        if answer != "done":
+        self._process.stdin.write(order + "\n")
+        self._process.stdin.flush()
+        if (answer := self._line()) != "done":
             raise RuntimeError(f"the relay did not {order}: {answer!r}")
 
     def _line(self) -> str:

@@ -291,11 +291,11 @@ class Verifier:
             for connection in self.connections:
                 connection.close()
             return
-        await asyncio.to_thread(self.victim.relay.drop_answers)
+        self.victim.relay.drop_answers()  # not in a thread: a cancelled one might do it after the end
         try:
             await asyncio.sleep(rng.uniform(0.05, 1.0))
         finally:
-            await asyncio.to_thread(self.victim.relay.cut)
+            self.victim.relay.cut()
 
     async def _lose_raylet(self, rng: random.Random) -> None:
         """None of what lived there is left behind."""
@@ -304,7 +304,7 @@ class Verifier:
         hosts = await hosts_of(self.victim.port)
         node = rng.choice(nodes.workers)
         zombies = [host["pid"] for host in hosts if host["node"] == node]
-        await asyncio.to_thread(nodes.kill_raylet, node)
+        nodes.kill_raylet(node)
         try:
             await asyncio.sleep(rng.uniform(1, 12))
             await asyncio.to_thread(nodes.add)

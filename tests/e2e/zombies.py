@@ -79,14 +79,14 @@ class Run:
         if self.fate == "frozen":
             os.kill(pid, signal.SIGSTOP)
         else:
-            await asyncio.to_thread(self.hurt.relay.hold, pid)
+            self.hurt.relay.hold(pid)
         try:
             yield
         finally:
             if self.fate == "frozen":
                 os.kill(pid, signal.SIGCONT)
             else:
-                await asyncio.to_thread(self.hurt.relay.release)
+                self.hurt.relay.release()
 
     async def _wait_taken(self, name: str) -> None:
         """Others own everything."""
