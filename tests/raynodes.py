@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.servers import end_with_parent
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
@@ -69,7 +67,6 @@ class RayNodes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         self.address = self._line()
         for _ in range(self._workers):

@@ -359,7 +359,11 @@ class Verifier:
 
 
 def is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Running: one that has ended and that nobody has asked about may be listed for ever."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def verify(programs: int, seed: int, faults: Sequence[str] = FAULTS) -> str:

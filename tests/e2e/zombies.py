@@ -60,12 +60,13 @@ class Run:
             async with asyncio.timeout(_TAKEN_S):
                 await self._wait_round()
                 zombie = self.luck.choice([host for host in await hosts_of(self.hurt.port) if host["owned"]])
-                before = refusals(zombie["pid"])
+                log = log_of(zombie["pid"])
+                before = refusals(log)
                 async with self._out_of_this_world(zombie["pid"]):
                     await self._wait_taken(zombie["name"])
                 await self._wait_round()
                 await self._wait_round()
-            self.refused = refusals(zombie["pid"]) - before
+            self.refused = refusals(log) - before
             self._is_over = True
             await asyncio.gather(*callers)
         finally:
@@ -149,9 +150,13 @@ async def history_of(connection: Connection, actor: str) -> AsyncIterator[dict[s
         after = page.get("next") or None
 
 
-def refusals(pid: int) -> int:
-    """How many turns of this host the store has refused because others own the actor by now, as its log says."""
-    log = Path(os.readlink(f"/proc/{pid}/fd/2"))
+def log_of(pid: int) -> Path:
+    """The file that Ray has a host write to."""
+    return Path(os.readlink(f"/proc/{pid}/fd/2"))
+
+
+def refusals(log: Path) -> int:
+    """How many turns of a host the store has refused because others own the actor by now, as its log says."""
     return log.read_text(errors="replace").count(_REFUSED)
 
 

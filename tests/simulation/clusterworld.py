@@ -31,7 +31,7 @@ PARTITIONS = 4
 LEASE_S = 3.0
 FAULTS = Faults(delay_s=0.002, slow=0.01, slow_s=0.5, fail=0.005, lose_answer=0.01)
 # A living owner that is robbed may answer reads until its lease ends, so not every scenario has it.
-DISASTERS = ("freeze", "block", "kill", "zombie", "supervisor", "outage")
+DISASTERS = ("freeze", "block", "kill", "zombie", "supervisor", "outage", "cut off")
 ROBBERY = "rob"
 
 
@@ -254,6 +254,8 @@ class World:
             victim.declare_dead()
         elif kind == "outage":
             victim.journal.outage(self.luck.uniform(0.1, 5.0))
+        elif kind == "cut off":  # for so long that others have what it had
+            victim.journal.outage(self.luck.uniform(2.0, 5.0) * LEASE_S)
         elif kind == ROBBERY:  # taken over although its owner lives and serves: a zombie
             robber = self.luck.choice(list(self.machines.values()))
             stolen = self.luck.sample(range(PARTITIONS), 2)

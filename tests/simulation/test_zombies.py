@@ -1,9 +1,10 @@
 """Zombies alone, many and cheap: a host decides turns under an epoch that is no longer its, and tries to record them.
 
-Two hosts, no supervisor. One serves, under load; it freezes, is declared dead, is robbed, or what it sends to the store
-is late; the other one takes what it had; calls go on coming to both. A run ends only when the store has refused
-something of a former owner: so each seed holds a zombie that tried. That nothing was recorded twice is read from the
-store's log of everything, from the history of every stream, and from what clients were answered.
+Two hosts, no supervisor. One serves, under load; it freezes, is cut off from the store, declared dead, or robbed, and
+what it sends to the store may be late; the other one takes what it had; calls go on coming to both. A run ends only
+when the store has refused something of a former owner: so each seed holds a zombie that tried. That nothing was
+recorded twice is read from the store's log of everything, from the history of every stream, and from what clients were
+answered.
 
 A failing seed prints its number; it is run again, alone, by
 
@@ -45,7 +46,7 @@ LEDGERS = [f"l{n}" for n in range(5)]
 CLIENTS = 4
 # A seed that has not made a zombie try by then never will.
 ROUNDS = 30
-FATES = ("frozen", "deposed", "robbed")
+FATES = ("frozen", "cut off", "deposed", "robbed")
 # Requests that are slow, or arrive although they were given up, may meet the store after a take-over.
 FAULTS = Faults(delay_s=0.01, slow=0.02, slow_s=4.0, fail=0.01, lose_answer=0.02, late=0.02, late_s=4.0)
 
@@ -125,6 +126,8 @@ class Play:
         fate = luck.choice(FATES)
         if fate == "frozen":
             world.loop.freeze(serving.name, LEASE_S + luck.uniform(0.1, 2.0))
+        elif fate == "cut off":
+            serving.journal.outage(LEASE_S + luck.uniform(0.1, 2.0))
         alive = [other.name] if fate == "deposed" else [serving.name, other.name]
         while not await self._has_all(other):
             await self._take(other, alive, force=fate == "robbed")
