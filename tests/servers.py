@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,8 @@ class RedisServer:
         self._aof = aof
         self._options = list(options)
         self._process: subprocess.Popen[str] | None = None
+        # What is to end with its parent ends with the thread that made it. So that is one that stays.
+        self._starter = ThreadPoolExecutor(1)
         self._last_lines: deque[str] = deque(maxlen=50)
 
     @property
@@ -56,8 +59,17 @@ class RedisServer:
 
     def start(self) -> Self:
         """Returns when the server takes connections."""
+        self._process = self._starter.submit(self._spawn).result()
+        ready = threading.Event()
+        threading.Thread(target=self._read_log, args=(self._process, ready), daemon=True).start()
+        if not ready.wait(_START_S) or self._process.poll() is not None:
+            self.kill()
+            raise RuntimeError("the redis server did not start:\n" + "".join(self._last_lines))
+        return self
+
+    def _spawn(self) -> subprocess.Popen[str]:
         persistence = ["--appendonly", "yes", "--appendfsync", self._aof] if self._aof else ["--appendonly", "no"]
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [
                 *(redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
                 *("--save", "", "--daemonize", "no", "--logfile", ""),
@@ -70,12 +82,6 @@ class RedisServer:
             text=True,
             preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
-        ready = threading.Event()
-        threading.Thread(target=self._read_log, args=(self._process, ready), daemon=True).start()
-        if not ready.wait(_START_S) or self._process.poll() is not None:
-            self.kill()
-            raise RuntimeError("the redis server did not start:\n" + "".join(self._last_lines))
-        return self
 
     def kill(self) -> None:
         """kill -9: whatever was not on disk is gone."""
@@ -98,6 +104,7 @@ class RedisServer:
     def stop(self) -> None:
         """End the process and remove its data. Idempotent."""
         self._end(signal.SIGKILL)
+        self._starter.shutdown()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
