@@ -68,9 +68,13 @@ class RayNodes:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.address = self._line()
-        for _ in range(self._workers):
-            self.add()
+        try:
+            self.address = self._line()
+            for _ in range(self._workers):
+                self.add()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,5 +1,5 @@
 """What the verifier itself promises, without a cluster: a seed is its programs, which hold all that they should; and a
-wrong actor is seen."""
+wrong actor is seen. And, for long runs of tests, the one of its faults that `test_ray_cluster.py` leaves out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.verifier import Maker, Model
+from tests.e2e.verifier import Maker, Model, verify
+from tests.placements import ON_RAY
 
 KINDS = {"inc", "set", "get", "clear", "call", "fail", "send", "later", "soon", "maybe"}
 
@@ -104,3 +105,10 @@ def test_what_is_wrong_is_seen(wrong: dict[str, Any], beyond: bool) -> None:
     assert model.faults_of("a", right) == []
     assert len(model.faults_of("a", right | wrong)) == 1
     assert (model.is_beyond("a", right), model.is_beyond("a", right | wrong)) == (False, beyond)
+
+
+@pytest.mark.slow
+@ON_RAY
+def test_random_programs_while_raylets_die() -> None:
+    """Hosts become zombies, nodes come instead, and at the end every counter and every value is right."""
+    verify(2000, 1, ("raylet", "answers"))
