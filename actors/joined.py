@@ -38,6 +38,8 @@ def comes_back(activation: Activation, running: Turn, call: Call) -> bool:
         running.joined = running.joined or set()
         running.joined.add(task)
         task.add_done_callback(running.joined.discard)
+        # Who gives it up goes on with what waited for it: it must not run on beside that (INV-5).
+        call.future.add_done_callback(lambda _: task.cancel())
     return True
 
 

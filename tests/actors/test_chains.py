@@ -259,10 +259,10 @@ class Inn:
     notes: list[str] = field(default_factory=list)
 
     @method
-    async def go(self, name: str) -> str:
+    async def go(self, name: str, timeout: float | None = None) -> str:
         self.value = 1
         try:
-            await context().actor(Guest, "g").come_back(context().actor_id, name)
+            await context().actor(Guest, "g", timeout=timeout).come_back(context().actor_id, name)
         except ActorError as failure:
             return str(failure)
         return f"value={self.value} notes={self.notes}"
@@ -290,6 +290,10 @@ class Inn:
     async def hang(self) -> None:
         await asyncio.Event().wait()
 
+    @method
+    async def hang_on(self) -> None:
+        await asyncio.Event().wait()
+
 
 @actor
 class Guest:
@@ -314,6 +318,13 @@ async def test_joined_calls_keep_to_what_their_methods_say(world: World, name: s
     assert said in await client.actor(Inn, "a").go(name)
     assert await client.state("Inn", "a") == (1, {"value": 1, "notes": []})
     assert await client.reminders("Inn", "a") == []
+
+
+async def test_joined_call_ends_when_it_is_given_up(world: World) -> None:
+    """INV-5: a turn that has gone on without a call of its own chain goes on alone, and can end."""
+    client = await world.client(Inn, Guest)
+    async with asyncio.timeout(10):
+        assert "was not answered before its deadline" in await client.actor(Inn, "a").go("hang_on", 0.1)
 
 
 async def test_other_chains_wait_for_a_reentrant_actor(world: World) -> None:
