@@ -182,10 +182,10 @@ class Outbox:
         of = self._short_of
         return of is not None and not self._stopped and not self._room.is_ample_for(of)
 
-    def pace(self, answer: Callable[[], None]) -> None:
-        """Where it is crowded: call back when there is room again, or when a moment has passed."""
+    def pace(self, answer: Callable[[], None], deadline: float | None) -> None:
+        """Where it is crowded: call back when there is room again, or as soon as `Pacing.wait` says."""
         assert self._short_of is not None
-        self._pacing.wait(self._short_of, answer)
+        self._pacing.wait(self._short_of, answer, deadline)
 
     def end_pacing(self) -> None:
         """Nobody waits for room any longer."""

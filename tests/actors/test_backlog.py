@@ -717,6 +717,17 @@ async def test_nobody_waits_for_room_for_long(world: World, monkeypatch: pytest.
     gate.set()
 
 
+async def test_caller_with_a_deadline_is_answered_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is not waited for until the caller is told that nothing came of a turn that is durable."""
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
+    gate = asyncio.Event()
+    client, told = await crowd(world, gate)
+    await client.actor(Sender, "s", timeout=2.0).tell("r", [20])
+    assert client._host.outbox.crowded
+    gate.set()
+    await told
+
+
 async def test_who_waits_later_waits_as_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What limits the wait of one caller, who has had room since, does not end that of the next."""
     monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
