@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
@@ -264,8 +265,15 @@ class Inn:
         try:
             await context().actor(Guest, "g", timeout=timeout).come_back(context().actor_id, name)
         except ActorError as failure:
-            return str(failure)
+            return f"{failure} notes={self.notes}"
         return f"value={self.value} notes={self.notes}"
+
+    @method
+    async def go_without_oneself(self) -> list[str]:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await context().actor(Inn, context().actor_id).hang_on()
+        return list(self.notes)
 
     @method(read_only=True)
     async def peek(self) -> int:
@@ -292,7 +300,11 @@ class Inn:
 
     @method
     async def hang_on(self) -> None:
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await settled()
+            self.notes.append("let go")
 
 
 @actor
@@ -321,10 +333,19 @@ async def test_joined_calls_keep_to_what_their_methods_say(world: World, name: s
 
 
 async def test_joined_call_ends_when_it_is_given_up(world: World) -> None:
-    """INV-5: a turn that has gone on without a call of its own chain goes on alone, and can end."""
+    """INV-5: a turn whose call has failed goes on alone, when what had joined it by way of that has let go."""
     client = await world.client(Inn, Guest)
     async with asyncio.timeout(10):
-        assert "was not answered before its deadline" in await client.actor(Inn, "a").go("hang_on", 0.1)
+        said = await client.actor(Inn, "a").go("hang_on", 0.1)
+    assert "was not answered before its deadline" in said
+    assert "notes=['let go']" in said
+
+
+async def test_joined_call_of_ones_own_ends_when_it_is_given_up(world: World) -> None:
+    """The same for a call that an actor makes to itself, and stops waiting for."""
+    client = await world.client(Inn, Guest)
+    async with asyncio.timeout(10):
+        assert await client.actor(Inn, "a").go_without_oneself() == ["let go"]
 
 
 async def test_other_chains_wait_for_a_reentrant_actor(world: World) -> None:
