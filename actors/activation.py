@@ -598,7 +598,7 @@ class Activation:
             if turn.wrote or turn.callbacks is not None:
                 self.host.act(turn)
             if turn.outbox is not None and turn.call.is_from_outside and self.host.outbox.crowded:
-                self.host.outbox.pace(lambda: self.host.answer(turn.call, turn.result))
+                self.host.outbox.pace(lambda: self.host.answer(turn.call, turn.result), turn.call.deadline)
             else:
                 self.host.answer(turn.call, turn.result)
         else:

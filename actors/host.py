@@ -25,6 +25,7 @@ from actors.errors import (
     HostStopping,
     NotOwner,
     OutcomeUnknown,
+    Retriable,
     UnknownActorType,
     UnknownMethod,
 )
@@ -265,7 +266,7 @@ class Host:
             return
         if call.attempt > _MOST_ATTEMPTS or self.aborted:
             moved = f"{call.stream} was moved or dropped {call.attempt} times before the call was recorded"
-            self.fail(call, OutcomeUnknown(moved) if call.redelivered else ActorMoved(moved))
+            self.fail(call, ActorMoved(moved))
             return
         assert self._loop is not None
         self._loop.call_later(_RETRY_S * (call.attempt - 1), self.placement.submit, call)
@@ -282,7 +283,7 @@ class Host:
         if call.timer is not None:
             call.timer.cancel()
         if not call.future.done():
-            call.future.set_exception(error)
+            call.future.set_exception(_of_all_attempts(call, error) if call.redelivered else error)
 
     def expire(self, call: Call) -> None:
         """The call's deadline has come: out of the mailbox, or cancelled and rolled back."""
@@ -523,3 +524,14 @@ class Host:
         self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the host failed: this is a bug", exc_info=error)
+
+
+# -- leaves ------------------------------------------------------------------------------------------------------------
+
+
+def _of_all_attempts(call: Call, error: BaseException) -> BaseException:
+    """A refusal says that this attempt was not applied, and nothing of an earlier one whose receipt was not looked for.
+    (A peer knows that itself, and sends elsewhere what is refused here.)"""
+    if call.looked_up or call.from_peer or isinstance(error, OutcomeUnknown) or not isinstance(error, Retriable):
+        return error
+    return OutcomeUnknown(f"{error}; an earlier attempt may have been recorded")

@@ -15,6 +15,8 @@ from actors.state import capture, changed_names, restore
 from actors.turn import Turn, _current
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from actors.activation import Activation
     from actors.definition import Method
     from actors.message import Call
@@ -35,10 +37,32 @@ def comes_back(activation: Activation, running: Turn, call: Call) -> bool:
     else:
         running.depth += 1
         task = host.create_task_for(call, _join(activation, running, call))
-        running.joined = running.joined or set()
-        running.joined.add(task)
-        task.add_done_callback(running.joined.discard)
+        joined = running.joined = running.joined if running.joined is not None else {}
+        joined[task] = call
+        task.add_done_callback(joined.pop)
+        call.future.add_done_callback(lambda _: task.cancel())  # its caller has given it up
     return True
+
+
+async def wait_without(turn: Turn, call: Call, before: Collection[asyncio.Task[Any]]) -> None:
+    """A call that the turn has made has failed, or was given up: what has joined the turn by way of it is cancelled as
+    well, and must not run on beside what the turn does next (INV-5). `before`: what had joined before the call. That it
+    is cancelled itself meanwhile shortens nothing."""
+    way = (*call.chain, call.stream)
+    cancelled = None
+    while turn.cancelled_by is None and turn.joined:  # else whoever ends the turn sees to that
+        joined = [(task, each) for task, each in turn.joined.items() if task not in before]
+        left = [task for task, each in joined if each is call or each.chain[: len(way)] == way]
+        if not left:
+            break
+        try:
+            await asyncio.wait(left)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            for task in left:
+                task.cancel()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _join(activation: Activation, outer: Turn, call: Call) -> None:

@@ -182,10 +182,10 @@ class Outbox:
         of = self._short_of
         return of is not None and not self._stopped and not self._room.is_ample_for(of)
 
-    def pace(self, answer: Callable[[], None]) -> None:
-        """Where it is crowded: call back when there is room again, or when a moment has passed."""
+    def pace(self, answer: Callable[[], None], deadline: float | None) -> None:
+        """Where it is crowded: call back when there is room again, or as soon as `Pacing.wait` says."""
         assert self._short_of is not None
-        self._pacing.wait(self._short_of, answer)
+        self._pacing.wait(self._short_of, answer, deadline)
 
     def end_pacing(self) -> None:
         """Nobody waits for room any longer."""
@@ -462,14 +462,22 @@ class Outbox:
         answer: asyncio.Future[StoreError | None] = asyncio.get_running_loop().create_future()
 
         def settled(outcome: StoreError | None) -> None:
-            if resend:  # whatever the outcome, and whoever still waits: the row may stand
-                self.recover([letter.partition])
+            if resend:  # whoever still waits
+                self._sent_again(letter.partition, message, outcome)
             if not answer.done():
                 answer.set_result(outcome)
 
         host.group.submit(commit, settled)
         if (refusal := await answer) is not None:
             raise refusal
+
+    def _sent_again(self, partition: int, message: OutboxMessage, outcome: StoreError | None) -> None:
+        """Not found by a scan if that can be helped, which would read all rows of the partition for each letter."""
+        envelope = Envelope.decode(message.body)
+        if outcome is None and not envelope.is_work:
+            self.dispatch(partition, [(message, envelope)])
+        else:  # the row may stand
+            self.recover([partition])
 
 
 def _dead_letter(partition: int, row: OutboxMessage) -> DeadLetter:

@@ -25,11 +25,15 @@ class Pacing:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, of: str, answer: Callable[[], None]) -> None:
-        """Call back when there is room, or when a moment has passed."""
+    def wait(self, of: str, answer: Callable[[], None], deadline: float | None) -> None:
+        """Call back when there is room, or when a moment has passed; and once more, perhaps. Before the deadline, on
+        the loop's clock, in any case: who is told that it has passed, though his turn is durable, makes another one."""
+        loop = asyncio.get_running_loop()
         if of not in self._waiting:
-            self._waiting[of] = asyncio.get_running_loop().call_later(_LONGEST_S, self._end, of), []
+            self._waiting[of] = loop.call_later(_LONGEST_S, self._end, of), []
         self._waiting[of][1].append(answer)
+        if deadline is not None and (left_s := deadline - loop.time()) < 2 * _LONGEST_S:
+            loop.call_later(left_s / 2, answer)
 
     def offer(self) -> None:
         """There may be more room."""

@@ -7,9 +7,11 @@ goes, and the target checks.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from actors.definition import HOOKS
+from actors.joined import wait_without
 from actors.names import check_key
 from actors.schedule import parse_duration_s
 from actors.turn import current_turn
@@ -136,8 +138,14 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
         return await client.start(call, timeout)
     waits = turn.activation.host.waits
     waits.add(call.waiter, call.stream)
+    running = turn.activation.running
+    before = tuple(running.joined or ()) if running is not None else ()
     try:
         return await client.start(call, timeout)
+    except (Exception, asyncio.CancelledError):
+        if running is not None and running.joined and running.chain_id == turn.chain_id:
+            await wait_without(running, call, before)
+        raise
     finally:
         waits.remove(call.waiter, call.stream)
 

@@ -1,7 +1,8 @@
 """How many messages, and how much work, a host may have in flight, and how that is shared out.
 
 Messages have room of their own, and so has work, which may take days and must not hold them up. A receiver takes at
-most half of what all the others leave, so that those that are stuck leave some to the rest.
+most half of what all the others leave, so that those that are stuck leave some to the rest. (The first six, at least:
+the last ones take a part that is fixed, so that no more than `_SHARES` are full.)
 """
 
 from __future__ import annotations

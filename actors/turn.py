@@ -106,8 +106,8 @@ class Turn:
     # Why the turn is being cancelled, once it is.
     cancelled_by: BaseException | None = None
     task: asyncio.Task[Any] | None = None
-    # Calls of its own chain that came back and run inside it (reentrancy).
-    joined: set[asyncio.Task[Any]] | None = None
+    # Calls of its own chain that came back and run inside it (reentrancy), in the order in which they came.
+    joined: dict[asyncio.Task[Any], Call] | None = None
     depth: int = 1
     nested_calls: int = 0
     # Decided or failed: code that still holds this context (a stray background task) may no longer use it.

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.1
 _MOST_AT_ONCE = 64
+# At least as many as can wait at a door.
+_ALL = 4096
 _SOCKETS = Path("/proc/net/unix")
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _MESSAGE = b"d"
@@ -148,7 +150,7 @@ class Doors:
         asyncio.get_running_loop().remove_reader(line)
         listener = self._lines[line]
         if listener is not None and self._called is not None:
-            self._take_all(listener)
+            self._take_in(listener, _ALL)
             _shut(listener)
         self._forget(line)
         del self._lines[line]
@@ -166,15 +168,15 @@ class Doors:
         self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_around)
         waiting = _readable([listener for listener in self._lines.values() if listener is not None])
         for listener in waiting & self._waited:
-            self._take_all(listener)
+            self._take_in(listener, _MOST_AT_ONCE)
         self._waited = waiting
 
-    def _take_all(self, listener: socket.socket) -> None:
+    def _take_in(self, listener: socket.socket, most: int) -> None:
         """Only who serves itself can let anyone in."""
         if self._own is None:
             return
         with contextlib.suppress(OSError):  # nobody waits any more; its owner has shut it
-            for _ in range(_MOST_AT_ONCE):
+            for _ in range(most):
                 connection, _ = listener.accept()
                 connection.setblocking(False)
                 self._let_in(connection)

@@ -318,6 +318,8 @@ class Program:
             item = inputs[0]  # as in nearly every turn
             if item[0] not in _CONTROL:
                 self._feed(item)
+                if self._arrived:
+                    self._arrived.clear()
                 return [c for c in commands if c[0]] if self._withdrawn else commands
         for item in inputs:
             if item[0] in _CONTROL:

@@ -35,7 +35,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown, Retriable
+from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown
 from actors.placement.cycles import Chaser
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
 from actors.placement.owners import host_name, is_gone
@@ -128,7 +128,7 @@ class ClusterPlacement:
                 self._host.fail(sent.call, unknown)
         for parked in self._parked.values():
             for call in parked:
-                self._give_up(call, HostStopping("this host has stopped"))
+                self._host.fail(call, HostStopping("this host has stopped"))
         self._parked.clear()
 
     async def drain(self) -> None:
@@ -245,7 +245,7 @@ class ClusterPlacement:
             else:
                 self._park(call, partition)
         elif host.aborted:
-            self._give_up(call, HostStopping("this host has stopped"))
+            host.fail(call, HostStopping("this host has stopped"))
         elif call.reminder is not None or call.from_peer:
             # A reminder's row is found by the new owner, and a peer's call goes there by its own host: two hosts that
             # hold one call under one identity would take each other's answers.
@@ -293,18 +293,12 @@ class ClusterPlacement:
             if call.hop in link.unanswered:
                 link.cancel(call.hop)
 
-    def _give_up(self, call: Call, error: Retriable) -> None:
-        """`error` says that the call was not applied. Of one that was sent before, nobody knows that."""
-        if call.redelivered and not call.from_peer:
-            error = OutcomeUnknown(f"{error}; an earlier attempt may have been recorded")
-        self._host.fail(call, error)
-
     def _park(self, call: Call, partition: int) -> None:
         now_s = asyncio.get_running_loop().time()
         if not call.wait_until:
             call.wait_until = now_s + self._patience_s
         elif now_s >= call.wait_until:
-            self._give_up(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
+            self._host.fail(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
             return
         self._parked.setdefault(partition, []).append(call)
         self._look.set()
@@ -550,7 +544,7 @@ class ClusterPlacement:
         for partition, parked in list(self._parked.items()):
             for call in parked:
                 if now_s >= call.wait_until:
-                    self._give_up(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
+                    self._host.fail(call, NotOwner(f"nobody has owned partition {partition} of {call.stream} so long"))
             self._parked[partition] = [call for call in parked if not call.future.done()]
             if not self._parked[partition]:
                 del self._parked[partition]

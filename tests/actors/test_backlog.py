@@ -654,6 +654,23 @@ async def test_dead_letter_leaves_though_the_answer_is_lost(world: World) -> Non
     assert await client.actor(Receiver, "r").all() == [5]
 
 
+async def test_dead_letters_that_are_sent_again_cost_no_scans(world: World) -> None:
+    """They leave from memory, in order: however many rows wait in the partition, none is read again for each."""
+    host = await world.host(Sender)
+    await host.client.actor(Sender, "s").tell("r", list(range(20)))
+    await until_delivered(world)
+    await host.stop()
+    client = await world.client(Sender, Receiver)
+    await caught_up(client)
+    letters = await client.dead_letters()
+    world.lever.calls.clear()
+    for letter in letters:
+        await client.resend_dead_letter(letter)
+    await until_delivered(world)
+    assert await client.actor(Receiver, "r").all() == list(range(20))
+    assert "outbox" not in world.lever.calls
+
+
 # -- pacing ----------------------------------------------------------------------------------------------------------
 
 
@@ -715,6 +732,17 @@ async def test_nobody_waits_for_room_for_long(world: World, monkeypatch: pytest.
         await told
     assert client._host.outbox.crowded
     gate.set()
+
+
+async def test_caller_with_a_deadline_is_answered_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is not waited for until the caller is told that nothing came of a turn that is durable."""
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
+    gate = asyncio.Event()
+    client, told = await crowd(world, gate)
+    await client.actor(Sender, "s", timeout=2.0).tell("r", [20])
+    assert client._host.outbox.crowded
+    gate.set()
+    await told
 
 
 async def test_who_waits_later_waits_as_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
@@ -259,13 +260,20 @@ class Inn:
     notes: list[str] = field(default_factory=list)
 
     @method
-    async def go(self, name: str) -> str:
+    async def go(self, name: str, timeout: float | None = None) -> str:
         self.value = 1
         try:
-            await context().actor(Guest, "g").come_back(context().actor_id, name)
+            await context().actor(Guest, "g", timeout=timeout).come_back(context().actor_id, name)
         except ActorError as failure:
-            return str(failure)
+            return f"{failure} notes={self.notes}"
         return f"value={self.value} notes={self.notes}"
+
+    @method
+    async def go_without_oneself(self) -> list[str]:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await context().actor(Inn, context().actor_id).hang_on()
+        return list(self.notes)
 
     @method(read_only=True)
     async def peek(self) -> int:
@@ -289,6 +297,14 @@ class Inn:
     @method(timeout="10ms")
     async def hang(self) -> None:
         await asyncio.Event().wait()
+
+    @method
+    async def hang_on(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await settled()
+            self.notes.append("let go")
 
 
 @actor
@@ -314,6 +330,22 @@ async def test_joined_calls_keep_to_what_their_methods_say(world: World, name: s
     assert said in await client.actor(Inn, "a").go(name)
     assert await client.state("Inn", "a") == (1, {"value": 1, "notes": []})
     assert await client.reminders("Inn", "a") == []
+
+
+async def test_joined_call_ends_when_it_is_given_up(world: World) -> None:
+    """INV-5: a turn whose call has failed goes on alone, when what had joined it by way of that has let go."""
+    client = await world.client(Inn, Guest)
+    async with asyncio.timeout(10):
+        said = await client.actor(Inn, "a").go("hang_on", 0.1)
+    assert "was not answered before its deadline" in said
+    assert "notes=['let go']" in said
+
+
+async def test_joined_call_of_ones_own_ends_when_it_is_given_up(world: World) -> None:
+    """The same for a call that an actor makes to itself, and stops waiting for."""
+    client = await world.client(Inn, Guest)
+    async with asyncio.timeout(10):
+        assert await client.actor(Inn, "a").go_without_oneself() == ["let go"]
 
 
 async def test_other_chains_wait_for_a_reentrant_actor(world: World) -> None:

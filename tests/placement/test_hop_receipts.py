@@ -32,7 +32,7 @@ class WallClock:
         return asyncio.get_running_loop().time()
 
 
-@actor
+@actor(mailbox_limit=3)
 class Counter:
     value: int = 0
 
@@ -149,6 +149,24 @@ async def test_a_call_that_waits_too_long_for_its_turn_is_not_run_again(hosts: H
     with pytest.raises(OutcomeUnknown, match="too late"):
         await pending
     assert await busy == 12
+
+
+async def test_a_call_made_again_that_is_refused_may_have_been_recorded(hosts: Hosts) -> None:
+    """The next owner has no room for it, so its receipt is not looked for: nobody says that it was not applied."""
+    pending = await hosts.lose_the_answer()
+    gates["busy"] = asyncio.Event()
+    hosts.cluster.kill("two")
+    three = await hosts.add("three", [2, 3])
+    busy = asyncio.create_task(three.client.actor(Counter, NAME).add_when("busy"))
+    activation = f"Counter/{NAME}"
+    await until(lambda: activation in three.activations and three.activations[activation].running)
+    waiting = [asyncio.create_task(three.client.actor(Counter, NAME).add(0)) for _ in range(3)]
+    await until(lambda: len(three.activations[activation].mailbox or ()) == 3)
+    hosts.cluster.network.thaw("one")
+    with pytest.raises(OutcomeUnknown, match="3 calls waiting"):
+        await pending
+    gates["busy"].set()
+    assert [await busy, *await asyncio.gather(*waiting)] == [12, 12, 12, 12]
 
 
 async def test_long_turns_are_run_again_all_the_same(hosts: Hosts) -> None:

@@ -145,6 +145,20 @@ async def test_the_door_of_the_dead_is_shut(two: tuple[Process, Process]) -> Non
     assert is_refused(dead.port)
 
 
+async def test_everybody_who_waits_at_the_door_of_the_dead_is_let_in(two: tuple[Process, Process]) -> None:
+    """However many they are: who was left there would be cut off when the door is shut."""
+    dead, awake = two
+    dead.serve()
+    awake.serve()
+    await knows(awake)
+    with contextlib.ExitStack() as guests:
+        for _ in range(100):
+            guests.enter_context(client(dead.port))
+        dead.die()
+        await knows(awake, doors=0)
+        assert len(awake.let_in) == 100
+
+
 async def test_a_door_opened_before_its_neighbour_came(two: tuple[Process, Process]) -> None:
     """Who starts later hears of the doors that are open."""
     first, _ = two

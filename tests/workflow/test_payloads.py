@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import weakref
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -20,7 +21,9 @@ from statestores.redis import RedisStore
 from statestores.sqlite import SqliteStore
 from tests.servers import shared_redis
 from workflow import ActivityFailed, Engine, RetryPolicy, WorkflowStalled, activity, wait_event, workflow
-from workflow.payloads import GRACE_MS, Stored, write
+from workflow.history import Start
+from workflow.payloads import GRACE_MS, Stored, digest_of, reference, write
+from workflow.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -676,3 +679,37 @@ async def test_a_gigabyte(world: World) -> None:
     await world.check(instance)
     await client.purge(instance)
     await eventually(lambda: has_none(world, instance), 600)
+
+
+class Watched(bytearray):
+    """Of which it can be told whether somebody has it still."""
+
+
+@activity
+async def lines() -> str:
+    return ""
+
+
+@workflow
+async def counting() -> int:
+    count = 0
+    for _ in range(3):
+        count += len(await lines())
+    await wait_event("go on")
+    return count
+
+
+def test_what_the_code_has_seen_is_let_go_of() -> None:
+    """A live program does not hold the JSON of large results it was given."""
+    program = Program(counting, "i")
+    commands = program.apply(1, [Start("i", "e", "counting", None, None, "", LIMIT).to_input()])
+    given = []
+    for _ in range(3):
+        data = Watched(orjson.dumps(text_of(2 * LIMIT)))
+        given.append(weakref.ref(data))
+        digest, size = digest_of(data), len(data)
+        program.supply(digest, data)
+        del data
+        commands = program.apply(1, [("done", commands[0][1], None, reference(digest, size))])
+    assert [held() for held in given] == [None, None, None]
+    program.close()
