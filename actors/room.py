@@ -1,8 +1,8 @@
 """How many messages, and how much work, a host may have in flight, and how that is shared out.
 
 Messages have room of their own, and so has work, which may take days and must not hold them up. A receiver takes at
-most half of what all the others leave, so that those that are stuck leave some to the rest. (The first six, at least:
-the last ones take a part that is fixed, so that no more than `_SHARES` are full.)
+most an eighth of what all the others leave, so that those that are stuck leave some to the rest. (The first fifteen:
+the next ones take a part that is fixed, so that no more than `_SHARES` are full, and seven of them the last of it.)
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 # Posted work under way at once, on one host.
 _MOST_WORK = 10_000
-# A receiver's share of the room for messages is no less than one part in so many. So no more receivers than that are
-# full at a time: each has backlogs of its own, to be scanned.
+# A receiver's share of what the others leave is one part in so many: enough for full batches.
+_PARTS = 8
+# It is no less than one part in so many of all the room for messages. So no more receivers than that are full at a
+# time: each has backlogs of its own, to be scanned.
 _SHARES = 64
 # What room is for, if not for one receiver, whose stream has a slash.
 ALL = "all"
@@ -82,5 +84,5 @@ class Room:
         if of == MESSAGES:
             return free, self._most
         taken = self._taken.get(of, 0)
-        share = max((free + taken) // 2, self._most // _SHARES, 1)
+        share = max((free + taken) // _PARTS, self._most // _SHARES, 1)
         return min(free, share - taken), share

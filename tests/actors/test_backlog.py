@@ -359,25 +359,25 @@ async def taken_by(client: ActorClient, name: str, sender: str) -> list[int]:
 
 
 async def test_receivers_that_are_stuck_leave_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever waits for three actors that do not take it, messages to others leave at once, also of the same sender;
-    and afterwards those three get theirs, in the order they were sent."""
-    stuck = ["a", "b", "c"]
+    """Whatever waits for a dozen actors that do not take it, messages to others leave at once, also of the same sender;
+    and afterwards those get theirs, in the order they were sent."""
+    stuck = [*"abcdefghijkl"]
     monkeypatch.setattr("actors.pacing._LONGEST_S", 0.001)
     close_gates(*stuck)
-    client = await world.client(Sender, Receiver, Poster, Stuck, max_in_flight_messages=64)
-    for _ in range(5):
-        await client.actor(Poster, "p").tell(stuck * 20)
+    client = await world.client(Sender, Receiver, Poster, Stuck, max_in_flight_messages=128)
+    for name in stuck:
+        await client.actor(Poster, "p").tell([name] * 100)
     await client.actor(Poster, "s").tell(stuck * 20)
     for number in range(50):
         await client.actor(Sender, f"s{number % 5}").tell(f"r{number}", [number])
     await until(lambda: all(f"Receiver/r{number}" in client._host.activations for number in range(50)))
-    assert [await client.state("Stuck", name) for name in stuck] == [None] * 3
-    assert client._host.outbox.in_flight <= 64
+    assert [await client.state("Stuck", name) for name in stuck] == [None] * 12
+    assert client._host.outbox.in_flight <= 128
     open_gates()
     await until_delivered(world)
     for offset, name in enumerate(stuck):
-        assert await taken_by(client, name, "p") == list(range(offset, 300, 3))
-        assert await taken_by(client, name, "s") == list(range(offset, 60, 3))
+        assert await taken_by(client, name, "p") == list(range(offset * 100, offset * 100 + 100))
+        assert await taken_by(client, name, "s") == list(range(offset, 240, 12))
 
 
 async def test_what_waits_to_be_tried_again_leaves_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +463,7 @@ async def test_rows_of_the_stuck_are_not_read_again_and_again(world: World, monk
     number of rows, not with that times the number of scans."""
     monkeypatch.setattr("actors.backlogs._PAGE", 20)
     close_gates("a", "b")
-    client = await world.client(Poster, Stuck, max_in_flight_messages=16)
+    client = await world.client(Poster, Stuck, max_in_flight_messages=64)
     world.lever.hold()
     telling = [
         asyncio.ensure_future(client.actor(Poster, "p").tell(["a"] * 200)),
