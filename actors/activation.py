@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _YIELD_EVERY = 64
-# Failures of a turn like all others, and more: the process is to end.
-_EXITS = (KeyboardInterrupt, SystemExit)
 # How long `on_deactivate` may run when its type does not say: less than a host waits for its actors when it stops.
 _FAREWELL_S = 20.0
 
@@ -394,7 +392,7 @@ class Activation:
         except BaseException as error:
             _current.reset(token)
             self._failed(turn, error)
-            if isinstance(error, _EXITS):
+            if isinstance(error, KeyboardInterrupt):  # not the method's, and meant for the process
                 raise
         else:
             _current.reset(token)
@@ -445,7 +443,7 @@ class Activation:
             raise
         except BaseException as error:
             outcome = await self._end_early(turn, task, error)
-            if isinstance(error, _EXITS):
+            if isinstance(error, KeyboardInterrupt):  # not the method's, and meant for the process
                 raise
             return outcome
         else:

@@ -83,7 +83,7 @@ async def _join(activation: Activation, outer: Turn, call: Call) -> None:
     except asyncio.CancelledError:
         host.fail(call, ActorMoved(f"the turn of {stream} this call had joined was cancelled"))
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, TimeoutError) and scope.expired():
             error = DeadlineExceeded(f"{stream}.{method.name} ran longer than {method.timeout_s:g} s")
         host.fail(call, as_actor_error(error))

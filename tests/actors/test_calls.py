@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -147,6 +148,32 @@ class Shop:
     async def wait_for_till(self, till: str) -> int:
         self.sales += 1
         return await context().actor(Till, till).pay_slowly(1)
+
+
+@actor(reentrant=True)
+class Leaver:
+    """Whose methods want to end the process."""
+
+    stays: int = 0
+
+    @method
+    async def at_once(self) -> None:
+        self.stays += 1
+        sys.exit(3)
+
+    @method
+    async def later(self) -> None:
+        self.stays += 1
+        await asyncio.sleep(0)
+        sys.exit("enough")
+
+    @method
+    async def joined(self) -> None:
+        await context().actor(Leaver, context().actor_id).at_once()
+
+    @method(read_only=True)
+    async def count(self) -> int:
+        return self.stays
 
 
 @actor
@@ -334,6 +361,16 @@ async def test_deadline_of_a_call_that_waits_for_readers(world: World) -> None:
     await client.actor(Till, "t").open_gate()
     assert await reading == 0
     assert await client.actor(Till, "t").pay(1) == 1
+
+
+@pytest.mark.parametrize("name", ["at_once", "later", "joined"])
+async def test_exit_of_a_method_is_the_failure_of_its_turn(world: World, name: str) -> None:
+    """INV-6, and everybody else goes on: one request cannot end the process."""
+    client = await world.client(Leaver)
+    leaver = client.actor(Leaver, "a")
+    with pytest.raises(ActorFailed, match="SystemExit"):
+        await getattr(leaver, name)()
+    assert await leaver.count() == 0
 
 
 async def test_caller_that_is_cancelled_takes_its_turn_along(world: World) -> None:
