@@ -22,7 +22,7 @@ from runtime_api.loader import Application, AppSource, find_application
 from runtime_api.purging import purge_expired
 from runtime_api.wire import duration_s
 from statestores.components import actor_component, load_resources, make_store, open_url, store_component
-from statestores.errors import StoreError
+from statestores.errors import StoreError, StoreUnavailable
 from statestores.store import Capability
 from workflow.engine import Engine
 from workflow.payloads import DEFAULT_LIMIT
@@ -289,13 +289,11 @@ class Runtime:
     async def _open_component(self, component: Component) -> None:
         facts = store_component(component, self.app_id, self.namespace)
         try:
-            async with asyncio.timeout(component.init_timeout_s):
-                store = await self._open(make_store(component))
-        except (StoreError, TimeoutError) as error:
-            reason = str(error) or f"did not open within {component.init_timeout_s:g} s"
+            store = await self._open_in_time(component)
+        except StoreError as error:
             if not component.ignore_errors:
-                raise type(error)(f"component {component.name}: {reason}") from error
-            _log.warning("component %s is left out: %s", component.name, reason)
+                raise type(error)(f"component {component.name}: {error}") from error
+            _log.warning("component %s is left out: %s", component.name, error)
             return
         self.components[component.name] = StateComponent(
             component.name,
@@ -306,6 +304,14 @@ class Runtime:
             facts.purge_every_s,
             facts.ttl_s,
         )
+
+    async def _open_in_time(self, component: Component) -> StateStore:
+        try:
+            async with asyncio.timeout(component.init_timeout_s):
+                return await self._open(make_store(component))
+        except TimeoutError as error:
+            limit = f"its initTimeout, {component.init_timeout_s:g} s"
+            raise StoreUnavailable(f"did not open within {limit}: is its server running, and to be reached?") from error
 
     async def _open(self, store: StateStore) -> StateStore:
         self._opened.append(store)

@@ -207,8 +207,9 @@ class RedisLink:
     def _error(self, failure: Exception) -> StoreError:
         where = f"redis at {self._settings.address}"
         if _is_refused(failure):
+            reason = str(failure).rstrip(".")
             return ComponentError(
-                f"{where} refuses us: {failure}. Check redisUsername, redisPassword and the user's rights"
+                f"{where} refuses us: {reason}. Check redisUsername, redisPassword and the user's rights"
             )
         if isinstance(failure, exceptions.AskError) and not self._settings.cluster:
             return ComponentError(f"{where} is part of a cluster: set redisType to cluster")

@@ -15,7 +15,7 @@ from actors import ActorFailed, actor, method
 from runtime_api import Runtime
 from runtime_api.loader import Application
 from statestores.components import open_url
-from statestores.errors import ComponentError
+from statestores.errors import ComponentError, StoreUnavailable
 from workflow import activity, workflow
 
 if TYPE_CHECKING:
@@ -231,6 +231,25 @@ async def test_resources_for_other_applications_only(
         assert await runtime.actor(Tally, "a").add(1) == 1
     assert "is meant for app-id mine: everything goes to sqlite:///mecha.db" in caplog.text
     assert (tmp_path / "mecha.db").exists()
+
+
+async def test_component_that_does_not_open_in_time(tmp_path: Path) -> None:
+    """A server that takes connections and never answers: said in one line, with what to look at."""
+    async with await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        (tmp_path / "store.yaml").write_text(
+            f"""
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: statestore}}
+spec:
+  type: state.redis
+  initTimeout: 50ms
+  metadata: [{{name: redisHost, value: "127.0.0.1:{port}"}}]
+"""
+        )
+        with pytest.raises(StoreUnavailable, match="component statestore: did not open within its initTimeout"):
+            await Runtime([Tally], resources_path=tmp_path).start()
 
 
 async def test_a_bad_component_closes_what_was_opened(tmp_path: Path) -> None:
