@@ -442,17 +442,23 @@ async def test_reminders_from_outside(world: World) -> None:
         await client.set_reminder("Alarm", "a", "r/s", {"due": 1})
 
 
+async def hold_before_the_first_tick(alarm: Alarm, change: str, options: dict[str, Any]) -> asyncio.Future[None]:
+    """The turn that sets the timer is decided, then the next one begins, then the first one is committed and the timer
+    starts."""
+    setting = asyncio.ensure_future(alarm.set_timer("t", options))
+    holding = asyncio.ensure_future(alarm.hold_and(change))
+    await setting
+    return holding
+
+
 @pytest.mark.parametrize("callback", ["ring", "ring_inline"])
 @pytest.mark.parametrize("change", ["clear", "replace", "delete"])
 async def test_tick_that_waits_while_its_timer_is_changed_never_runs(world: World, change: str, callback: str) -> None:
     """The next turn begins when the one that changes the timer is decided, before that is committed."""
     client = await world.client(Alarm)
     alarm = client.actor(Alarm, "a")
-    await alarm.set_timer("t", {"due": 0, "period": 0.001, "callback": callback})
-    holding = asyncio.ensure_future(alarm.hold_and(change))
-    activation = client._host.activations["Alarm/a"]
-    await until(lambda: activation.running is not None and activation.running.method.name == "hold_and")
-    await until(lambda: activation.mailbox)
+    holding = await hold_before_the_first_tick(alarm, change, {"due": 0, "period": 0.001, "callback": callback})
+    await until(lambda: client._host.activations["Alarm/a"].mailbox)
     before = rings(world)
     world.lever.hold()
     await alarm.let_go()
@@ -467,10 +473,8 @@ async def test_tick_of_a_timer_that_was_not_changed_after_all_comes(world: World
     """The turn that cleared it is refused, and not made again: the one tick it has is still to come."""
     client = await world.client(Alarm, store_patience_s=0)
     alarm = client.actor(Alarm, "a")
-    await alarm.set_timer("t", {"due": 0.001, "callback": "ring"})
-    holding = asyncio.ensure_future(alarm.hold_and("clear"))
-    activation = client._host.activations["Alarm/a"]
-    await until(lambda: activation.running is not None and activation.mailbox)
+    holding = await hold_before_the_first_tick(alarm, "clear", {"due": 0, "callback": "ring"})
+    await until(lambda: client._host.activations["Alarm/a"].mailbox)
 
     def fail_once(_: object) -> None:
         world.lever.on_commit = None

@@ -24,6 +24,7 @@ THERE = "there"
 
 
 def run_for_ever(mark: str) -> tuple[str, None]:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, when tests are run in the background
     Path(mark + ".begun").touch()
     try:
         while True:
