@@ -241,6 +241,8 @@ class Verifier:
             else:
                 await self._start(connection, name, body, delay_ms=number % 3 * 50)
             self.done += 1
+            if self.done % 5000 == 0:
+                print(f"{self.done} programs, faults {dict(self.hurt)}", file=sys.stderr)
         self.retries += len(connection.failures)
         connection.close()
 
