@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -235,13 +236,8 @@ async def test_resources_for_other_applications_only(
 
 async def test_component_that_does_not_open_in_time(tmp_path: Path) -> None:
     """A server that takes connections and never answers: said in one line, with what to look at."""
-
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
         (tmp_path / "store.yaml").write_text(
             f"""
 apiVersion: dapr.io/v1alpha1
