@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from actors.outbox import DeadLetter
     from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
-    from actors.schedule import Duration
+    from actors.timetext import Duration
     from statestores.model import Event, IndexEntry, IndexQuery, StreamState
 
 _BREATHE_EVERY = 64

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, g
 
 from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
-from actors.schedule import parse_duration_s
 from actors.signature import Signature, by_position
+from actors.timetext import parse_duration_s
 from statestores.codec import ATOMS, Adapter, adapter
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from actors.definition import HOOKS
 from actors.joined import wait_without
 from actors.names import check_key
-from actors.schedule import parse_duration_s
+from actors.timetext import parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import ATOMS, decode, encode
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from actors.definition import ActorDefinition, Method
     from actors.message import Call
-    from actors.schedule import Duration
+    from actors.timetext import Duration
     from actors.turn import Turn
 
 

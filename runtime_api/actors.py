@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from actors.names import check_name, stream_of
-from actors.schedule import format_instant, format_period
+from actors.timetext import format_instant, format_period
 from runtime_api import bodies, rawjson
 from runtime_api.openapi import (
     HIGHEST_VERSION,
@@ -72,7 +72,7 @@ def reminder_answer(actor_type: str, actor_id: str, found: ReminderInfo) -> dict
         "actorType": actor_type,
         "data": found.data,
         "dueTime": format_instant(found.due_ms),
-        "period": format_period(found.schedule),
+        "period": format_period(found.schedule.period),
         "ttl": format_instant(ttl) if ttl is not None else None,
     }
     return {name: value for name, value in answer.items() if value not in (None, "")}

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from actors import MakeReference
     from actors.placement.ray import RayCluster, RayHost
-    from actors.schedule import Duration
+    from actors.timetext import Duration
     from workflow.definition import Workflow
 
 PATIENCE_S = 30.0

@@ -15,7 +15,7 @@ from fastapi.responses import Response  # noqa: TC002  # FastAPI reads the annot
 
 from actors import InvalidSchedule
 from actors.names import check_name
-from actors.schedule import format_instant
+from actors.timetext import format_instant
 from runtime_api.actors import json_response, page_of
 from runtime_api.answers import json_answer, response_of
 from runtime_api.edge import while_connected

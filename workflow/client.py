@@ -18,7 +18,8 @@ import orjson
 
 from actors import ActorFailed, InvalidSchedule, Retriable
 from actors.names import check_key, check_name
-from actors.schedule import MAX_MS, parse_duration_s
+from actors.period import MAX_MS
+from actors.timetext import parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import CodecError, decode, encode
 from statestores.model import IndexEntry, IndexQuery

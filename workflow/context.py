@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from actors.definition import definition_of
 from actors.names import check_name
 from actors.ref import target_of
-from actors.schedule import parse_duration_s
+from actors.timetext import parse_duration_s
 from statestores.codec import adapter, encode
 from workflow.definition import restore
 from workflow.errors import WorkflowGuardError

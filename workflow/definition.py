@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, 
 
 from actors.definition import _can_suspend
 from actors.names import check_name
-from actors.schedule import parse_duration_s
+from actors.timetext import parse_duration_s
 from statestores.codec import Adapter, adapter, decode, encode
 from workflow.guards import Scan, scan
 from workflow.loop import WorkflowLoop

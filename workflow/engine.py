@@ -16,7 +16,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from actors import SystemClock
-from actors.schedule import parse_duration_s
+from actors.timetext import parse_duration_s
 from workflow.activities import ActivityWorker
 from workflow.client import WorkflowClient
 from workflow.definition import Activity, Workflow

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from actors.errortext import message_of, trace_of
-from actors.schedule import MAX_MS
+from actors.period import MAX_MS
 from statestores.codec import CodecError, decode, encode
 from workflow.definition import read, restore
 from workflow.errors import (

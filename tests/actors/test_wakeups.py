@@ -21,8 +21,9 @@ from actors import (
     context,
     method,
 )
+from actors.period import Every
 from actors.reminders import encode_reminder
-from actors.schedule import Every, Schedule
+from actors.schedule import Schedule
 from statestores.errors import StoreUnavailable
 from statestores.model import Reminder, TurnCommit, partition_of
 from tests.actors.worlds import settled, until
