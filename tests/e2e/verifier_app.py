@@ -26,7 +26,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from actors import actor, context, event, method, send
+from actors import actor, context, method, send
+from tests.ledger import Ledger  # noqa: F401  # served, for `zombies`
 from workflow import RetryPolicy, activity, activity_info, workflow
 from workflow import actor as actor_of
 
@@ -163,22 +164,6 @@ class Register:
             return False
         self.value = value
         return True
-
-
-@actor
-class Ledger:
-    """Whose history is who added to it; for `zombies`."""
-
-    total: int = 0
-
-    @event
-    def added(self, name: str) -> None:
-        self.total += 1
-
-    @method
-    async def add(self, name: str) -> int:
-        self.added(name)
-        return self.total
 
 
 @activity(retry=RetryPolicy(max_attempts=0, initial_interval="10ms", max_interval="50ms"))

@@ -59,6 +59,7 @@ class Forgetful:
 
 
 NAME = ids_in(2, "Counter")[0]
+STREAM = f"Counter/{NAME}"
 LEASE_S = 300.0
 PATIENCE_S = 5.0
 AGAIN_S = 4 * LEASE_S + 2 * PATIENCE_S
@@ -83,9 +84,18 @@ class Hosts:
         assert await one.client.actor(Counter, NAME).add(1) == 1
         self.cluster.network.hold("two", "one")
         pending = asyncio.create_task(one.client.call("Counter", NAME, "add", b"10"))
-        activation = two.activations[f"Counter/{NAME}"]
+        activation = two.activations[STREAM]
         await until(lambda: activation.version == 2 and not activation.uncommitted)
         return pending
+
+    async def add_a_busy_successor(self) -> tuple[Host, asyncio.Task[int]]:
+        """In place of `two`: the actor is in a turn there, until `gates["busy"]` is set."""
+        gates["busy"] = asyncio.Event()
+        self.cluster.kill("two")
+        three = await self.add("three", [2, 3])
+        busy = asyncio.create_task(three.client.actor(Counter, NAME).add_when("busy"))
+        await until(lambda: STREAM in three.activations and three.activations[STREAM].running)
+        return three, busy
 
 
 @pytest.fixture
@@ -135,14 +145,9 @@ async def test_a_call_that_waits_too_long_for_its_turn_is_not_run_again(hosts: H
     """Time passes in the mailbox of the next owner as well: a call made again is run only while its receipt, if there
     was one, is there."""
     pending = await hosts.lose_the_answer()
-    gates["busy"] = asyncio.Event()
-    hosts.cluster.kill("two")
-    three = await hosts.add("three", [2, 3])
-    busy = asyncio.create_task(three.client.actor(Counter, NAME).add_when("busy"))
-    activation = f"Counter/{NAME}"
-    await until(lambda: activation in three.activations and three.activations[activation].running)
+    three, busy = await hosts.add_a_busy_successor()
     hosts.cluster.network.thaw("one")
-    await until(lambda: three.activations[activation].mailbox)
+    await until(lambda: three.activations[STREAM].mailbox)
     hosts.clock.seconds += 10 * AGAIN_S
     await hosts.purge()
     gates["busy"].set()
@@ -154,14 +159,9 @@ async def test_a_call_that_waits_too_long_for_its_turn_is_not_run_again(hosts: H
 async def test_a_call_made_again_that_is_refused_may_have_been_recorded(hosts: Hosts) -> None:
     """The next owner has no room for it, so its receipt is not looked for: nobody says that it was not applied."""
     pending = await hosts.lose_the_answer()
-    gates["busy"] = asyncio.Event()
-    hosts.cluster.kill("two")
-    three = await hosts.add("three", [2, 3])
-    busy = asyncio.create_task(three.client.actor(Counter, NAME).add_when("busy"))
-    activation = f"Counter/{NAME}"
-    await until(lambda: activation in three.activations and three.activations[activation].running)
+    three, busy = await hosts.add_a_busy_successor()
     waiting = [asyncio.create_task(three.client.actor(Counter, NAME).add(0)) for _ in range(3)]
-    await until(lambda: len(three.activations[activation].mailbox or ()) == 3)
+    await until(lambda: len(three.activations[STREAM].mailbox or ()) == 3)
     hosts.cluster.network.thaw("one")
     with pytest.raises(OutcomeUnknown, match="3 calls waiting"):
         await pending

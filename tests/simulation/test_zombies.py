@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from actors import ActorError, actor, event, method
+from actors import ActorError
 from statestores.errors import LeaseHeld, StaleEpoch, StoreError
 from statestores.memory import MemoryJournal
+from tests.ledger import Ledger
 from tests.simulation.checkers import check_log
 from tests.simulation.clusterworld import LEASE_S, PARTITIONS, World, run
 from tests.simulation.faultystore import Faults
@@ -49,31 +50,6 @@ ROUNDS = 30
 FATES = ("frozen", "cut off", "deposed", "robbed")
 # Requests that are slow, or arrive although they were given up, may meet the store after a take-over.
 FAULTS = Faults(delay_s=0.01, slow=0.02, slow_s=4.0, fail=0.01, lose_answer=0.02, late=0.02, late_s=4.0)
-
-
-@actor
-class Ledger:
-    """Whose history is who added to it."""
-
-    total: int = 0
-
-    @event
-    def added(self, name: str) -> None:
-        self.total += 1
-
-    @method
-    async def add(self, name: str) -> int:
-        self.added(name)
-        return self.total
-
-    @method
-    async def add_slowly(self, name: str, seconds: float) -> int:
-        """A turn that a host may be in the middle of when it loses the actor."""
-        before = self.total
-        await asyncio.sleep(seconds)
-        self.added(name)
-        assert self.total == before + 1
-        return self.total
 
 
 class Witness(Truth):
