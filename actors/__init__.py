@@ -5,6 +5,7 @@ Users need `actor`, `method`, `event`, `context` and `send`; the rest composes a
 
 from actors.client import ActorClient
 from actors.clock import Clock, LoopClock, SystemClock
+from actors.deadletters import DeadLetter
 from actors.definition import ActorDefinition, actor, definition_of, event, method
 from actors.errors import (
     ActorError,
@@ -30,7 +31,7 @@ from actors.errors import (
     UnserializableResult,
 )
 from actors.host import Host
-from actors.outbox import DeadLetter, Work, Worker
+from actors.outbox import Work, Worker
 from actors.placement.local import StoreInUse
 from actors.ref import MakeReference
 from actors.turn import Turn, context, send

@@ -378,6 +378,8 @@ class Activation:
         if call.reminder is not None and self._is_stale(call):
             self.host.answer(call, None)
             return None
+        if call.internal:  # others are not looked for before they are answered
+            call.turn = turn
         token = _current.set(turn)
         try:
             result = method.function(self.instance, *call.args)
@@ -583,6 +585,8 @@ class Activation:
 
     def _hand_over(self, turn: Turn, commit: TurnCommit) -> None:
         self.uncommitted += 1
+        if turn.timers is not None or turn.deleting:
+            self.host.timers.withdraw(self.stream, None if turn.deleting else turn.timers)
         self.host.group.submit(commit, turn)
         if turn.deleting:
             self.retire()
@@ -593,10 +597,9 @@ class Activation:
         """The store's answer to a decided turn."""
         self.uncommitted -= 1
         if outcome is None:
-            if turn.wrote or turn.callbacks is not None:
-                self.host.act(turn)
-            if turn.outbox is not None and turn.call.is_from_outside and self.host.outbox.crowded:
-                self.host.outbox.pace(lambda: self.host.answer(turn.call, turn.result), turn.call.deadline)
+            short_of = self.host.act(turn) if turn.wrote or turn.callbacks is not None else None
+            if short_of is not None and turn.call.is_from_outside:
+                self.host.outbox.pace(short_of, lambda: self.host.answer(turn.call, turn.result), turn.call.deadline)
             else:
                 self.host.answer(turn.call, turn.result)
         else:

@@ -60,8 +60,11 @@ class Backlog:
         # Invariant: `first` is not in flight. So its row stands, unless a turn finishes it (`Backlogs.finished`).
         self.first, self.after = row, row.id
 
-    def go_on_after(self, row: OutboxMessage) -> None:
-        self.first, self.after = None, row.id
+    def go_on_after(self, row: OutboxMessage | None) -> None:
+        """After the last row of a page; None: behind `first` there is none."""
+        self.first = None
+        if row is not None:
+            self.after = row.id
 
 
 class Backlogs:
@@ -108,7 +111,7 @@ class Backlogs:
     def take_in(self, partition: int, message: OutboxMessage, envelope: Envelope) -> str | None:
         """What there is no room in for a message that has just been committed; a backlog stands for it then. None: it
         may be begun."""
-        backlog = self._with(partition, envelope)
+        backlog = self._standing_for(partition, envelope)
         if backlog is None:
             of = self._room.lacking(envelope)
             if of is None:
@@ -128,10 +131,6 @@ class Backlogs:
         if self._scanning:
             self._recently.update(message_ids)
 
-    def may_stand(self, message_ids: list[str]) -> None:
-        """These were said to be gone, but that is not known."""
-        self._recently.difference_update(message_ids)
-
     def offer_room(self) -> None:
         """Something has ended: go on with what waited for that."""
         if self._standing and not self._wake.is_set():
@@ -143,7 +142,7 @@ class Backlogs:
     def _look_later(self) -> None:
         """Room that is worth no scan by itself is filled all the same, many at a time: the rest of it may be taken for
         days."""
-        if self._look is None and any(self._room.is_little_for(of) for of in self._standing):
+        if self._look is None and any(self._room.is_scant_for(of) for of in self._standing):
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_now)
 
     def _look_now(self) -> None:
@@ -152,7 +151,7 @@ class Backlogs:
 
     # -- which stand ---------------------------------------------------------------------------------------------------
 
-    def _with(self, partition: int, envelope: Envelope) -> Backlog | None:
+    def _standing_for(self, partition: int, envelope: Envelope) -> Backlog | None:
         """Which stands for a message."""
         standing = self._standing
         if not standing:
@@ -230,19 +229,22 @@ class Backlogs:
                 if not self._reach(backlog, row):
                     backlog.begin_at(row)
                     return
-            if page:
-                backlog.go_on_after(page[-1])
+            backlog.go_on_after(page[-1] if page else None)
             at_end = len(page) < _PAGE and partition not in self._missed
-            if at_end or all(partition in self._standing.get(of, {}) for of in (MESSAGES, WORK)):
+            if at_end or (backlog.of == ALL and self._stand_for_all(partition)):
                 break
         self._drop(backlog)
+
+    def _stand_for_all(self, partition: int) -> bool:
+        """Whatever comes behind where a scan has got has a backlog that begins before it."""
+        return all(partition in self._standing.get(of, {}) for of in (MESSAGES, WORK))
 
     def _reach(self, backlog: Backlog, row: OutboxMessage) -> bool:
         """Begin a row, if this backlog stands for it. False: there is no room."""
         if self._outbox.is_in_flight(row.id) or row.id in self._recently:
             return True
         partition, envelope = backlog.partition, Envelope.decode(row.body)
-        if self._with(partition, envelope) is not backlog or not self._outbox.has_worker(envelope):
+        if self._standing_for(partition, envelope) is not backlog or not self._outbox.has_worker(envelope):
             return True
         of = self._room.lacking(envelope)
         if of is None:

@@ -12,15 +12,16 @@ from actors.message import Call, Heard
 from actors.names import check_key, check_name, check_text, stream_of
 from actors.ref import ActorRef, keyed_target_of
 from actors.state import fold, new_instance, plain_state
+from actors.turn import current_turn
 from statestores.codec import ATOMS, encode
 from statestores.model import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
+    from actors.deadletters import DeadLetter
     from actors.definition import ActorDefinition, Method
     from actors.host import Host
-    from actors.outbox import DeadLetter
     from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
     from actors.timetext import Duration
@@ -284,14 +285,14 @@ class ActorClient:
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Messages that were given up: they could never succeed, or failed too often."""
-        return await self._host.outbox.dead_letters(limit)
+        return await self._host.dead_letters.listing(limit)
 
     async def resend_dead_letter(self, letter: DeadLetter) -> None:
         """Let a message leave again, once what was wrong with it has been mended."""
-        await self._host.outbox.settle_dead_letter(letter, resend=True)
+        await self._host.dead_letters.settle(letter, resend=True)
 
     async def discard_dead_letter(self, letter: DeadLetter) -> None:
-        await self._host.outbox.settle_dead_letter(letter, resend=False)
+        await self._host.dead_letters.settle(letter, resend=False)
 
     # -- changing from outside: turns like any other -------------------------------------------------------------------
 
@@ -346,6 +347,8 @@ class ActorClient:
         call = self._host.new_call(_stream(actor_type, actor_id), method)
         call.key = key
         call.payload = encode(arguments)
+        if (turn := current_turn()) is not None:
+            call.chain = (*turn.call.chain, turn.stream)
         # A host that is leaving takes no new ones itself, but sends them on.
         call.internal = not (self._host.draining and self._host.owns(call.stream))
         return await self._host.place(call)

@@ -135,7 +135,9 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
     host, call, definition = activation.host, turn.call, activation.definition
     now_ms = host.clock.now_ms()
     events: tuple[NewEvent, ...] = ()
-    if not turn.deleting:
+    if turn.deleting:  # nor does what it has set outlive the actor
+        turn.reminders_set = turn.reminders_cleared = turn.timers = None
+    else:
         if changed is not None:
             events = (NewEvent(definition.state_event, encode_changes(definition, changed)),)
         elif turn.events is not None:
@@ -146,7 +148,7 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
     listing: IndexEntry | None = None
     if (turn.index_name is not None or (exists and not activation.indexed)) and not turn.deleting:
         listing = IndexEntry(activation.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)
-    if call.reminder is not None:
+    if call.reminder is not None and not turn.deleting:
         advance_reminder(turn, call.reminder, now_ms)
     receipt: Receipt | None = None
     if call.outbox_id is not None:
@@ -165,8 +167,6 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
         snapshot = _snapshot(activation)
     activation.indexed = activation.indexed or listing is not None
     _note_marks(activation, turn)
-    if turn.timers is not None or turn.deleting:
-        host.timers.withdraw(activation.stream, None if turn.deleting else turn.timers, call)
     commit: TurnCommit = _new(
         TurnCommit,
         (

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from actors.activation import Activation, cancel_turn
 from actors.builtins import ACTIVE_ONLY, BUILTINS
 from actors.clock import Clock, SystemClock
+from actors.deadletters import DeadLetters
 from actors.definition import HOOKS
 from actors.errors import (
     ActorError,
@@ -108,6 +109,7 @@ class Host:
         self.reminders = Reminders(self)
         self.timers = Timers(self)
         self.outbox = Outbox(self, dict(workers or {}), max_in_flight_messages)
+        self.dead_letters = DeadLetters(self)
         self.placement: Placement = placement(self)
         self.client: ActorClient = ActorClient(self)
         self.draining = False
@@ -269,7 +271,11 @@ class Host:
             self.fail(call, ActorMoved(moved))
             return
         assert self._loop is not None
-        self._loop.call_later(_RETRY_S * (call.attempt - 1), self.placement.submit, call)
+        self._loop.call_later(_RETRY_S * (call.attempt - 1), self._submit_again, call)
+
+    def _submit_again(self, call: Call) -> None:
+        if not call.future.done():  # meanwhile its caller was told that it was not applied, or gave it up
+            self.placement.submit(call)
 
     def answer(self, call: Call, result: Any) -> None:
         call.turn = None  # which refers to the call: a circle would be left to the garbage collector
@@ -333,12 +339,14 @@ class Host:
 
     # -- what a committed turn sets in motion --------------------------------------------------------------------------
 
-    def act(self, turn: Turn) -> None:
-        """Only now does anything leave the turn (INV-7)."""
+    def act(self, turn: Turn) -> str | None:
+        """Only now does anything leave the turn (INV-7). What there was no room in for its messages, or None: see
+        `Outbox.dispatch`."""
+        short_of: str | None = None
         if turn.outbox_done is not None:
             self.outbox.finished(turn.outbox_done)
         if turn.outbox is not None:
-            self.outbox.dispatch(turn.activation.partition, turn.outbox)
+            short_of = self.outbox.dispatch(turn.activation.partition, turn.outbox)
         if turn.deleting:
             self.reminders.forget(turn.stream)
             self.timers.forget(turn.stream)
@@ -351,6 +359,7 @@ class Host:
                 callback()
             except Exception:
                 log.exception("a callback after the commit of %s failed", turn.stream)
+        return short_of
 
     def recover(self, partition: int) -> None:
         """The outcome of a commit is unknown: what it may have left in the store is found there."""

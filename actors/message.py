@@ -99,7 +99,9 @@ class Call:
     @property
     def is_from_outside(self) -> bool:
         """No turn, message, reminder or built-in work waits for the answer."""
-        return not self.chain and self.outbox_id is None and self.reminder is None and not self.internal
+        if self.chain or self.outbox_id is not None or self.reminder is not None:
+            return False
+        return not self.internal or self.method_name == "$accept"
 
     @property
     def may_be_repeated(self) -> bool:

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from actors.backlogs import Backlogs
 from actors.errors import CallerError, OutcomeUnknown, Retriable
 from actors.errortext import message_of
-from actors.message import Envelope
 from actors.pacing import Pacing
 from actors.room import WORK, Room
 from statestores.codec import encode
@@ -36,7 +35,7 @@ from statestores.model import OutboxMessage, TurnCommit
 
 if TYPE_CHECKING:
     from actors.host import Host
-    from actors.message import Call
+    from actors.message import Call, Envelope
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +60,6 @@ class Work(NamedTuple):
     redelivered: bool
     scanned: bool
     failed: Callable[[BaseException], None]
-
-
-class DeadLetter(NamedTuple):
-    """A message that was given up. `actor` and `method` are empty for posted work; `payload` is JSON."""
-
-    id: str
-    partition: int
-    sender: str
-    kind: str
-    actor: str
-    method: str
-    payload: bytes
-    reason: str
-    body: bytes
 
 
 Worker = Callable[[Work], Awaitable[None] | None]
@@ -122,8 +107,6 @@ class Outbox:
         self._room = Room(max_in_flight)
         self._backlogs = Backlogs(host, self, self._room)
         self._pacing = Pacing(self._is_free)
-        # What the messages that were dispatched last had no room in.
-        self._short_of: str | None = None
         # Kinds of work that nobody here does.
         self._undone: set[str] = set()
         self._acks: dict[int, list[str]] = {}
@@ -156,11 +139,12 @@ class Outbox:
         for partition in partitions:
             self._backlogs.begin_anew(partition, doubted=True)
 
-    def dispatch(self, partition: int, messages: list[tuple[OutboxMessage, Envelope]]) -> None:
-        """Deliver messages of a turn that has just been committed."""
-        self._short_of = None
+    def dispatch(self, partition: int, messages: list[tuple[OutboxMessage, Envelope]]) -> str | None:
+        """Deliver messages of a turn that has just been committed. What the last one of those that have to wait had no
+        room in (see `Room`; posted work is not counted), or None."""
+        short_of: str | None = None
         if self._stopped:
-            return
+            return None
         for message, envelope in messages:
             if message.id in self._in_flight or not self.has_worker(envelope):  # in flight: a scan has found its row
                 continue
@@ -168,7 +152,8 @@ class Outbox:
             if of is None:
                 self.begin(partition, message, envelope, redelivered=False, scanned=False)
             elif of != WORK:
-                self._short_of = of
+                short_of = of
+        return short_of
 
     def finished(self, message_ids: list[str]) -> None:
         """A committed turn removed these rows itself."""
@@ -176,16 +161,12 @@ class Outbox:
         self._backlogs.finished(message_ids, not_begun)
         self._offer_room()
 
-    @property
-    def crowded(self) -> bool:
-        """There was no room for messages of the last `dispatch`, and still is little: to be asked right after it."""
-        of = self._short_of
-        return of is not None and not self._stopped and not self._room.is_ample_for(of)
-
-    def pace(self, answer: Callable[[], None], deadline: float | None) -> None:
-        """Where it is crowded: call back when there is room again, or as soon as `Pacing.wait` says."""
-        assert self._short_of is not None
-        self._pacing.wait(self._short_of, answer, deadline)
+    def pace(self, short_of: str, answer: Callable[[], None], deadline: float | None) -> None:
+        """Call back when there is room again for what `dispatch` had none for, or as soon as `Pacing.wait` says."""
+        if self._stopped or self._room.is_ample_for(short_of):
+            answer()
+        else:
+            self._pacing.wait(short_of, answer, deadline)
 
     def end_pacing(self) -> None:
         """Nobody waits for room any longer."""
@@ -230,7 +211,7 @@ class Outbox:
         self._deliver(delivery)
 
     def _let_go(self, message_id: str) -> bool:
-        """False: it was not in flight."""
+        """Whether it was in flight until now."""
         delivery = self._in_flight.pop(message_id, None)
         if delivery is None:
             return False
@@ -429,67 +410,4 @@ class Outbox:
         # A refusal means the partition is another host's now, which has found the rows itself and delivers them.
         self.finished(ids)
         if isinstance(outcome, StoreUnavailable):  # the rows may still stand: delivered again, they find their receipts
-            self._backlogs.may_stand(ids)
             self.recover([partition])
-
-    # -- dead letters --------------------------------------------------------------------------------------------------
-
-    async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """Of the partitions this host owns, at most `limit`."""
-        found: list[DeadLetter] = []
-        for partition in self._host.owned():
-            rows = await self._host.journal.outbox(partition, "", limit - len(found), dead=True)
-            found += [_dead_letter(partition, row) for row in rows]
-            if len(found) >= limit:
-                break
-        return found
-
-    async def settle_dead_letter(self, letter: DeadLetter, *, resend: bool) -> None:
-        """Remove it; with `resend` it leaves again, under a new id (the old one is known to have had no effect), also
-        when the caller does not wait for this. Raises `CommitRefused`, `StoreUnavailable`: it may leave all the
-        same."""
-        host = self._host
-        message = OutboxMessage(f"{host.new_id()}.again", letter.sender, letter.body)
-        commit = TurnCommit(
-            letter.partition,
-            host.epochs[letter.partition],
-            "",
-            host.new_id(),
-            host.clock.now_ms(),
-            outbox=(message,) if resend else (),
-            outbox_done=(letter.id,),
-        )
-        answer: asyncio.Future[StoreError | None] = asyncio.get_running_loop().create_future()
-
-        def settled(outcome: StoreError | None) -> None:
-            if resend:  # whoever still waits
-                self._sent_again(letter.partition, message, outcome)
-            if not answer.done():
-                answer.set_result(outcome)
-
-        host.group.submit(commit, settled)
-        if (refusal := await answer) is not None:
-            raise refusal
-
-    def _sent_again(self, partition: int, message: OutboxMessage, outcome: StoreError | None) -> None:
-        """Not found by a scan if that can be helped, which would read all rows of the partition for each letter."""
-        envelope = Envelope.decode(message.body)
-        if outcome is None and not envelope.is_work:
-            self.dispatch(partition, [(message, envelope)])
-        else:  # the row may stand
-            self.recover([partition])
-
-
-def _dead_letter(partition: int, row: OutboxMessage) -> DeadLetter:
-    envelope = Envelope.decode(row.body)
-    return DeadLetter(
-        row.id,
-        partition,
-        row.stream,
-        envelope.kind,
-        envelope.stream,
-        envelope.method,
-        envelope.payload,
-        row.dead,
-        row.body,
-    )

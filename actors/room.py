@@ -61,7 +61,7 @@ class Room:
         left, limit = self._left(of)
         return left > 0 and 2 * left >= limit
 
-    def is_little_for(self, of: str) -> bool:
+    def is_scant_for(self, of: str) -> bool:
         """Some, but not ample."""
         left, limit = self._left(of)
         return 0 < 2 * left < limit

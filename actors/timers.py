@@ -39,11 +39,10 @@ class _Timer:
         # The one that waits for its turn, or has it.
         self.tick: Call | None = None
 
-    def withdraw(self, but: Call | None = None) -> None:
-        """The tick, unless its turn has begun or it is `but`: a turn that runs without a task has left no mark."""
-        tick = self.tick
-        if tick is not None and tick is not but and tick.turn is None:
-            tick.future.cancel()
+    def withdraw(self) -> None:
+        """The tick, unless its turn has begun."""
+        if self.tick is not None and self.tick.turn is None:
+            self.tick.future.cancel()
 
 
 class Timers:
@@ -59,13 +58,13 @@ class Timers:
                 self._running[stream, name] = timer = _Timer()
                 timer.task = self._host.create_task(self._run(stream, request, timer))
 
-    def withdraw(self, stream: str, names: Iterable[str] | None, but: Call) -> None:
-        """Ticks that wait, of timers that a turn (of the call `but`) has changed; None: of all of the stream."""
+    def withdraw(self, stream: str, names: Iterable[str] | None) -> None:
+        """Ticks that wait, of timers that a turn has changed; None: of all of the stream."""
         for name in self._running.names(stream) if names is None else names:
             timer = self._running.get((stream, name))
             if timer is not None:
                 timer.changing = True
-                timer.withdraw(but)
+                timer.withdraw()
 
     def forget(self, stream: str) -> None:
         for name in self._running.names(stream):

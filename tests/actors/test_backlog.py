@@ -20,6 +20,7 @@ import pytest
 
 from actors import actor, context, method, send
 from actors.errors import MailboxFull
+from actors.room import MESSAGES, WORK
 from statestores.errors import StaleEpoch, StoreUnavailable
 from statestores.model import OutboxMessage, TurnCommit, partition_of
 from tests.actors.test_messages import Receiver, Sender, until_delivered
@@ -527,6 +528,67 @@ async def test_messages_that_are_stuck_do_not_hold_up_work(world: World) -> None
     assert begun == [first]
 
 
+async def test_long_backlogs_of_work_and_of_messages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INV-9: both stand in one partition, over many pages, and neither is dropped because the other one stands."""
+    monkeypatch.setattr("actors.backlogs._PAGE", 2)
+    monkeypatch.setattr("actors.room._MOST_WORK", 1)
+    names = [f"x{number}" for number in range(16)]
+    close_gates(*names)
+    host = await world.host(Poster, Stuck)
+    world.lever.refuse = lambda turn: turn.stream.startswith("Stuck/")
+    await host.client.actor(Poster, "p").tell(names * 3)
+    ids = [await host.client.actor(Poster, "p").post() for _ in range(6)]
+    await world.crash(host)
+    world.lever.refuse = None
+    begun: list[str] = []
+    options: dict[str, Any] = {"workers": {"job": lambda work: begun.append(work.id)}, "max_in_flight_messages": 16}
+    host = await world.host(Poster, Stuck, **options)
+    backlogs = host.outbox._backlogs
+    await until(lambda: MESSAGES in backlogs and WORK in backlogs)
+    open_gates()
+    for number in range(len(ids)):
+        await until(lambda number=number: len(begun) == number + 1)  # type: ignore[misc]  # mypy sees no default there
+        await host.client.actor(Poster, "p").finish(begun[-1])
+    await until_delivered(world)
+    assert begun == ids
+    for number, name in enumerate(names):
+        assert await taken_by(host.client, name, "p") == list(range(number, 48, 16))
+
+
+async def test_row_that_was_begun_before_a_scan_failed_is_not_begun_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been delivered when the store answers again: no second turn is tried (INV-8 would refuse it)."""
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 0.001)
+    monkeypatch.setattr("actors.backlogs._PAUSE_S", 60.0)
+    close_gates("a")
+    client = await world.client(Poster, Stuck, max_in_flight_messages=8)
+    await caught_up(client)
+    await client.actor(Poster, "p").tell(["a"] * 2)
+    scan, backlogs = world.journal.outbox, client._host.outbox._backlogs
+
+    async def scan_and_then(*args: Any, **options: Any) -> list[OutboxMessage]:
+        page = await scan(*args, **options)
+        assert page == []
+        world.lever.outbox = fail  # type: ignore[attr-defined]  # the lever passes everything on
+        await client.actor(Poster, "p").tell(["a"])
+        return page
+
+    async def fail(*_: Any, **__: Any) -> list[OutboxMessage]:
+        del world.lever.outbox
+        raise StoreUnavailable("not now")
+
+    world.lever.outbox = scan_and_then  # type: ignore[attr-defined]  # the lever passes everything on
+    open_gates()
+    await until(lambda: any(each.paused for each in backlogs._standing.get("Stuck/a", {}).values()))
+    await until(lambda: client._host.outbox.in_flight == 0)
+    for backlog in tuple(backlogs._standing["Stuck/a"].values()):
+        backlogs._end_pause(backlog)
+    await until_delivered(world)
+    assert await taken_by(client, "a", "p") == [0, 1, 2]
+    assert len([turn for turn in world.lever.commits if turn.stream == "Stuck/a"]) == 3
+
+
 async def test_work_that_nobody_does_takes_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits in its row for a host that has a worker for it, and work behind it does not."""
     monkeypatch.setattr("actors.room._MOST_WORK", 2)
@@ -674,7 +736,7 @@ async def test_dead_letters_that_are_sent_again_cost_no_scans(world: World) -> N
 # -- pacing ----------------------------------------------------------------------------------------------------------
 
 
-async def crowd(world: World, gate: asyncio.Event) -> tuple[ActorClient, asyncio.Future[None]]:
+async def crowd(world: World, gate: asyncio.Event, *others: type) -> tuple[ActorClient, asyncio.Future[None]]:
     """A host whose room for messages is taken by receivers that wait for the gate, with more in the rows; and the first
     caller who waits for room."""
 
@@ -684,11 +746,11 @@ async def crowd(world: World, gate: asyncio.Event) -> tuple[ActorClient, asyncio
         async def take(self, _: int) -> None:
             await gate.wait()
 
-    client = await world.client(Sender, Receiver, Asker, Gate, max_in_flight_messages=8)
+    client = await world.client(Sender, Receiver, Asker, Gate, *others, max_in_flight_messages=8)
     await caught_up(client)
     await asyncio.gather(*(client.actor(Sender, "s").tell_by_name("Gate", f"g{n}", "take") for n in range(8)))
     told = asyncio.ensure_future(client.actor(Sender, "s").tell("r", list(range(20))))
-    await until(lambda: client._host.outbox.crowded)
+    await until(lambda: client._host.outbox._pacing)
     return client, told
 
 
@@ -715,12 +777,37 @@ async def test_turns_do_not_wait_for_room(world: World, monkeypatch: pytest.Monk
     client, told = await crowd(world, gate)
     async with asyncio.timeout(10):
         await client.actor(Asker, "a").ask("r", [20])
-    assert client._host.outbox.crowded
+    assert MESSAGES in client._host.outbox._backlogs
     gate.set()
     async with asyncio.timeout(10):
         await told
     await until_delivered(world)
     assert sorted(await client.actor(Receiver, "r").all()) == list(range(21))
+
+
+async def test_send_from_outside_waits_for_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends in a closed loop is slowed down like who calls; not so a turn that sends by way of the client."""
+    monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
+
+    @actor(name="Mailer")
+    class Mailer:
+        @method
+        async def mail(self) -> None:
+            await client.send(client.actor(Receiver, "r").take, 30)
+
+    gate = asyncio.Event()
+    client, told = await crowd(world, gate, Mailer)
+    sent = asyncio.ensure_future(client.send(client.actor(Receiver, "r").take, 20))
+    async with asyncio.timeout(10):
+        await client.actor(Mailer, "m").mail()
+    await settled()
+    assert not sent.done()
+    assert MESSAGES in client._host.outbox._backlogs
+    gate.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(told, sent)
+    await until_delivered(world)
+    assert sorted(await client.actor(Receiver, "r").all()) == [*range(21), 30]
 
 
 async def test_nobody_waits_for_room_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -730,7 +817,7 @@ async def test_nobody_waits_for_room_for_long(world: World, monkeypatch: pytest.
     client, told = await crowd(world, gate)
     async with asyncio.timeout(10):
         await told
-    assert client._host.outbox.crowded
+    assert MESSAGES in client._host.outbox._backlogs
     gate.set()
 
 
@@ -740,7 +827,7 @@ async def test_caller_with_a_deadline_is_answered_before_it(world: World, monkey
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
     await client.actor(Sender, "s", timeout=2.0).tell("r", [20])
-    assert client._host.outbox.crowded
+    assert MESSAGES in client._host.outbox._backlogs
     gate.set()
     await told
 

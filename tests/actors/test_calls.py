@@ -689,3 +689,18 @@ async def test_reads_that_are_answered_at_once_let_others_run(world: World) -> N
     for _ in range(200):
         assert await till.pay(0) == 1
     assert others == ["ran"]
+
+
+async def test_call_whose_deadline_came_is_not_run_again(world: World) -> None:
+    """Its caller was told that it was not applied, while it waited to be run again (its first turns were refused)."""
+    host = await world.host(Till)
+    till = host.client.actor(Till, "t")
+    assert await till.pay(1) == 1
+    late, next_one = host.new_call("Till/t", "pay"), host.new_call("Till/t", "pay")
+    for call in (late, next_one):  # in the order of their timers
+        call.payload, call.attempt = b"1", 1
+        host.resubmit(call)
+    host.expire(late)
+    with pytest.raises(DeadlineExceeded):
+        await late.future
+    assert await next_one.future == 2

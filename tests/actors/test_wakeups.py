@@ -140,6 +140,17 @@ class Alarm:
     async def remove(self) -> None:
         context().delete()
 
+    @method
+    async def ring_and_delete(self) -> None:
+        self.rings.append(["gone"])
+        context().delete()
+
+    @method
+    async def set_and_delete(self) -> None:
+        context().set_timer("t", due=0.01, callback="ring")
+        context().set_reminder("r", due=0.01, callback="ring")
+        context().delete()
+
     @method(read_only=True)
     async def rung(self) -> list[list[Any]]:
         return self.rings
@@ -500,6 +511,49 @@ async def test_deletion_takes_reminders_and_timers_along(world: World) -> None:
     assert await alarm.rung() == []
     assert await alarm.names() == []
     assert await client.delete("Alarm", "a") is False
+
+
+async def test_actor_that_deletes_itself_in_a_tick_stays_away(world: World) -> None:
+    """The schedule of the tick ends with its actor."""
+    client = await world.client(Alarm)
+    await client.set_reminder("Alarm", "a", "r", {"due": 0, "period": 0.01, "callback": "ring_and_delete"})
+    await client.set_timer("Alarm", "b", "t", {"due": 0, "period": 0.01, "callback": "ring_and_delete"})
+
+    def deleted(name: str) -> int:
+        return sum(1 for c in world.lever.commits if c.stream == f"Alarm/{name}" and c.delete)
+
+    await until(lambda: deleted("a") and deleted("b"))
+    await wait_witness(world, client)
+    assert (deleted("a"), deleted("b")) == (1, 1)
+    assert await client.reminders("Alarm", "a") == []
+    assert await client.history("Alarm", "a") == await client.history("Alarm", "b") == []
+
+
+async def test_what_a_turn_sets_that_deletes_its_actor_is_moot(world: World) -> None:
+    """Neither a reminder nor a timer outlives it."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set_and_delete()
+    await wait_witness(world, client)
+    assert rings(world) == 0
+    assert await client.reminders("Alarm", "a") == []
+
+
+async def test_tick_that_is_decided_is_not_withdrawn(world: World) -> None:
+    """A turn that clears the timer is decided after the tick, and is not recorded: the tick is, and does not come
+    again."""
+    client = await world.client(Alarm)
+    activations = client._host.activations
+    alarm = client.actor(Alarm, "a")
+    await alarm.set_timer("t", {"due": 0, "callback": "ring_inline"})
+    world.lever.hold()
+    await until(lambda: activations["Alarm/a"].uncommitted == 1)
+    clearing = asyncio.ensure_future(alarm.clear_timer("t"))
+    await until(lambda: activations["Alarm/a"].uncommitted == 2)
+    clearing.cancel()
+    world.lever.refuse = lambda turn: turn.stream == "Alarm/a" and not turn.events
+    world.lever.let_go()
+    await wait_witness(world, client)
+    assert rings(world) == 1
 
 
 async def test_actor_that_has_only_a_reminder_can_be_deleted(world: World) -> None:
