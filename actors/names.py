@@ -1,4 +1,4 @@
-"""Names on the wire and in the store. The rule is Dapr's (protocol, section 1.0, `ValidateName`)."""
+"""Names on the wire and in the store. The rule is Dapr's (`ValidateName` in its source)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from actors import actor, method
 from runtime_api import Runtime
-from workflow import RetryPolicy, activity, activity_info, external_event, set_status, workflow
+from workflow import RetryPolicy, activity, activity_info, set_status, wait_event, workflow
 from workflow import actor as actor_of
 
 
@@ -75,7 +75,7 @@ async def fulfil(order: Order) -> Outcome:
     charged = await charge(order.cents)
     set_status("waiting for the warehouse")
     try:
-        parcel = await external_event("shipped", str, timeout=order.patience_s)
+        parcel = await wait_event("shipped", str, timeout=order.patience_s)
     except TimeoutError:
         given_back, _ = await asyncio.gather(refund(charged), stock.put_back(order.quantity))
         return Outcome("refunded", given_back)

@@ -1,5 +1,4 @@
-"""The actor API: ``/v1.0/actors`` as Dapr has it (protocol, section 1.1), and what we add under
-``/v1.0/mecha/actors``."""
+"""The actor API: ``/v1.0/actors`` as Dapr has it, and what we add under ``/v1.0/mecha/actors``."""
 
 from __future__ import annotations
 

@@ -170,30 +170,54 @@ def run(
         str, typer.Argument(metavar="APP", help="app.py, app.py:name, package.module or package.module:name")
     ],
     store: Annotated[
-        str | None, typer.Option(help="Store URL: sqlite:///file.db, memory://, redis://host:6379 …")
+        str | None,
+        typer.Option(
+            help="Store URL: sqlite:///file.db, memory://, redis://host:6379 … "
+            "Without it: the component with actorStateStore, else sqlite:///mecha.db."
+        ),
     ] = None,
     resources_path: Annotated[
         list[Path] | None, typer.Option(help="File or directory of component YAML; may be repeated.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
-    app_id: Annotated[str | None, typer.Option(help="Default: the name of the application's file.")] = None,
-    namespace: Annotated[str | None, typer.Option()] = None,
-    placement: Annotated[str | None, typer.Option(help="local: one process; ray: several hosts on Ray.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: start one here.")] = None,
-    hosts: Annotated[int | None, typer.Option(help="On Ray: hosts that serve.")] = None,
-    hosts_per_node: Annotated[int | None, typer.Option(help="On Ray: so many hosts on each node instead.")] = None,
-    spares: Annotated[int | None, typer.Option(help="On Ray: further hosts, ready to take over.")] = None,
-    lease: Annotated[str | None, typer.Option(help="How long a vanished host is waited for, e.g. 10s.")] = None,
-    drain: Annotated[str | None, typer.Option(help="How long a graceful stop may take, e.g. 30s.")] = None,
-    max_body_size: Annotated[str | None, typer.Option(help="Longest request body, e.g. 4Mi.")] = None,
-    large_value_bytes: Annotated[
-        str | None, typer.Option(help="Values of workflows larger than this stand beside the history, e.g. 256Ki.")
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one. Default: 3500")] = None,
+    app_id: Annotated[str | None, typer.Option(help="Without it: the name of the application's file.")] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of keyPrefix: namespace, of {namespace} in components, and of the application's name on Ray; it "
+            "divides no store. Default: default"
+        ),
     ] = None,
-    max_connections: Annotated[int | None, typer.Option()] = None,
-    keep_alive: Annotated[str | None, typer.Option(help="How long an idle connection is kept.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error or critical.")] = None,
-    access_log: Annotated[bool | None, typer.Option("--access-log/--no-access-log", help="Log each request.")] = None,
+    placement: Annotated[
+        str | None, typer.Option(help="local: one process; ray: several hosts on Ray. Default: local")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; without it, one is started here.")
+    ] = None,
+    hosts: Annotated[int | None, typer.Option(help="On Ray: hosts that serve. Default: 2")] = None,
+    hosts_per_node: Annotated[
+        int | None, typer.Option(help="On Ray: so many hosts on each node instead. Default: 0")
+    ] = None,
+    spares: Annotated[int | None, typer.Option(help="On Ray: further hosts, ready to take over. Default: 1")] = None,
+    lease: Annotated[
+        str | None, typer.Option(help="How long a vanished host is waited for; on Ray 3s. Default: 10s")
+    ] = None,
+    drain: Annotated[str | None, typer.Option(help="How long a graceful stop may take. Default: 30s")] = None,
+    max_body_size: Annotated[str | None, typer.Option(help="Longest request body. Default: 4Mi")] = None,
+    large_value_bytes: Annotated[
+        str | None, typer.Option(help="Larger values of workflows stand beside the history. Default: 256Ki")
+    ] = None,
+    max_connections: Annotated[
+        int | None, typer.Option(help="Connections at once; more are answered 503. Default: 10000")
+    ] = None,
+    keep_alive: Annotated[str | None, typer.Option(help="How long an idle connection is kept. Default: 75s")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error or critical. Default: warning")
+    ] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log/--no-access-log", help="Log each request. Default: false")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option("--settings", envvar="MECHA_SETTINGS", help="YAML file of settings.")
     ] = None,
@@ -457,7 +481,7 @@ def workflow_start(
     instance_id: Annotated[str, typer.Option("--id", help="The instance's id; default: a random one.")] = "",
     start: Annotated[str, typer.Option("--start", help="When: an RFC 3339 instant, or a delay such as 10m.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result.")] = False,
-    timeout: Annotated[str, typer.Option(help="How long to wait, with --wait.")] = "60s",
+    timeout: Annotated[str, typer.Option(help="How long to wait, with --wait; then exit code 4.")] = "60s",
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:

@@ -342,7 +342,7 @@ def run_cluster(target: str, settings: Settings) -> None:
     try:
         from actors.placement import ray as on_ray
     except ImportError as error:
-        raise StartupError(f"placement ray needs Ray: pip install 'mecha-runtime[ray]' ({error})") from error
+        raise StartupError(f"placement ray needs Ray: pip install 'ray>=2.50' ({error})") from error
     _check_store(StorePlace(settings.store, settings.resources_path, application_id, settings.namespace))
     with bind(settings.host, settings.port, shared=True) as listener:
         # Held until the hosts have it too: with port 0 the kernel has chosen one.

@@ -1,5 +1,4 @@
-"""The outermost layer of the general path: what holds for every request before a route is looked at (protocol,
-section 1.0).
+"""The outermost layer of the general path: what holds for every request before a route is looked at.
 
 Order: path, baggage, token, body. The body is read here, whole and bounded, so that no endpoint can forget the limit.
 Errors of endpoints are told by the handlers in `runtime_api.app`.

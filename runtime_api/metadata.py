@@ -1,4 +1,4 @@
-"""Metadata, health and shutdown (protocol, section 1.7)."""
+"""Metadata, health and shutdown, as Dapr has them."""
 
 from __future__ import annotations
 

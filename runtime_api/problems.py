@@ -1,4 +1,4 @@
-"""From an exception to what the client is told: one table, two shapes of body (protocol, section 1.0).
+"""From an exception to what the client is told: one table, two shapes of body, as in Dapr.
 
 *plain* ``{"errorCode", "message"}``: actors, workflows, health, and everything of ours. *rich*: the same with
 ``details``: state. Where Dapr names the error after the endpoint rather than after its cause, the table leaves the

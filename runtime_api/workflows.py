@@ -1,5 +1,4 @@
-"""The workflow API: Dapr's paths under three version prefixes (protocol, section 1.3), and ours under
-``/v1.0/mecha/workflows``."""
+"""The workflow API: Dapr's paths under three version prefixes, and ours under ``/v1.0/mecha/workflows``."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Capability(Enum):
-    """What a store can do. The values are Dapr's names where Dapr has one (protocol, section 7)."""
+    """What a store can do. The values are Dapr's names where Dapr has one."""
 
     ETAG = "ETAG"
     TRANSACTIONAL = "TRANSACTIONAL"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workflow.activities import ActivityInfo, ActivityTimeout, WorkerDied, activity_info
 from workflow.client import HistoryEntry, WorkflowClient, WorkflowHandle, WorkflowState, instance_id_of
-from workflow.context import WorkflowInfo, actor, current, external_event, send, set_status, wait_event
+from workflow.context import WorkflowInfo, actor, current, send, set_status, wait_event
 from workflow.definition import Activity, RetryPolicy, Workflow, activity, workflow
 from workflow.engine import Engine
 from workflow.errors import (
@@ -59,7 +59,6 @@ __all__ = [
     "activity_info",
     "actor",
     "current",
-    "external_event",
     "instance_id_of",
     "send",
     "set_status",

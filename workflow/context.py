@@ -134,9 +134,6 @@ async def wait_event(name: str, type: Any = Any, *, timeout: str | float | timed
     return payload if type is Any else restore(adapter(type), payload)
 
 
-external_event = wait_event
-
-
 def _give_up(program: Program, name: str, future: asyncio.Future[Any]) -> None:
     """Nobody looks at this future any more: out of the queue with it, or back into it with its event."""
     if future.done() and not future.cancelled():

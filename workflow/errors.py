@@ -3,7 +3,8 @@
 In workflow code (what an ``await`` may raise):
 
     WorkflowError
-    ├── ActivityFailed              the activity raised, timed out or gave something unencodable, and no attempt is left
+    ├── ActivityFailed              the activity raised, timed out, ended its process again and again, or gave something
+    │                               unencodable, and no attempt is left
     ├── ActorCallFailed             the called actor's turn failed; it left no trace there
     └── WorkflowGuardError          the code asked for something a replay cannot repeat; says what to use instead
 
@@ -62,7 +63,8 @@ class StepFailed(WorkflowError):
 
 
 class ActivityFailed(StepFailed):
-    pass
+    """`error_type` is `ActivityTimeout` when its time was over, `WorkerDied` when its process has ended again and
+    again: workflow code gets these two by name only."""
 
 
 class ActorCallFailed(StepFailed):

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 
 from actors import actor, context, event, method, send
-from workflow import activity, external_event, workflow
+from workflow import activity, wait_event, workflow
 from workflow import actor as actor_of
 from workflow import send as send_from_workflow
 
@@ -144,7 +144,7 @@ async def overdue_departure(flight: Overdue) -> str:
     """
     await notify(flight)
     try:
-        await external_event("arrived", timeout=flight.patience_s)
+        await wait_event("arrived", timeout=flight.patience_s)
     except TimeoutError:
         pass
     else:

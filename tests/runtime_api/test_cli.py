@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from uuid import uuid4
 
 import pytest
 from typer.testing import CliRunner
 
+from runtime_api import cli as command_line
 from runtime_api.cli import cli
+from runtime_api.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +71,17 @@ def test_help() -> None:
     }.items():
         shown = invoke("", group, "--help").stdout
         assert all(command in shown for command in commands)
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - {"api_token"}))
+def test_help_of_run_says_what_is_so_without_an_option(name: str) -> None:
+    """docs/cli.md: "`mecha COMMAND --help` explains each"; the defaults it names are those of the settings."""
+    _, option = get_args(get_type_hints(command_line.run, include_extras=True)[name])
+    default = Settings.model_fields[name].default
+    said = re.search(r"Default: (\S+)$", option.help)
+    assert said is not None or default in ("", ()), option.help
+    if said is not None:
+        assert getattr(load_settings({name: said[1]}), name) == default
 
 
 def test_version() -> None:

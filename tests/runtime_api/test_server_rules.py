@@ -1,4 +1,4 @@
-"""What holds for every request: paths, verbs, the token, limits, headers, health, metadata (protocol, 1.0 and 1.7)."""
+"""What holds for every request: paths, verbs, the token, limits, headers, health, metadata."""
 
 from __future__ import annotations
 
