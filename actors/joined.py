@@ -44,25 +44,34 @@ def comes_back(activation: Activation, running: Turn, call: Call) -> bool:
     return True
 
 
-async def wait_without(turn: Turn, call: Call, before: Collection[asyncio.Task[Any]]) -> None:
-    """A call that the turn has made has failed, or was given up: what has joined the turn by way of it is cancelled as
-    well, and must not run on beside what the turn does next (INV-5). `before`: what had joined before the call. That it
-    is cancelled itself meanwhile shortens nothing."""
-    way = (*call.chain, call.stream)
+async def wait_without(turn: Turn, call: Call, error: BaseException, before: Collection[asyncio.Task[Any]]) -> None:
+    """A call that the turn has made has failed, or was given up: what has joined the turn by way of it must not run on
+    beside what the turn does next (INV-5). `before`: what had joined before the call. That it is cancelled itself
+    meanwhile shortens nothing.
+
+    Nothing is cancelled here, since whoever gives a call up cancels what it was waiting for (see `comes_back`). And a
+    way is known by its actors only: what another call of the turn has let join, to the same actor at the same time, is
+    waited for as well. That is not given up. So a call that has failed waits for what is there now; one that was given
+    up, for what comes meanwhile too: what was asked may still call back to clean up."""
+    may_come_back = isinstance(error, (asyncio.CancelledError, DeadlineExceeded))
+    left = _joined_by_way_of(turn, call, before)
     cancelled = None
-    while turn.cancelled_by is None and turn.joined:  # else whoever ends the turn sees to that
-        joined = [(task, each) for task, each in turn.joined.items() if task not in before]
-        left = [task for task, each in joined if each is call or each.chain[: len(way)] == way]
-        if not left:
-            break
+    while left and turn.cancelled_by is None:  # else whoever ends the turn sees to that
         try:
             await asyncio.wait(left)
-        except asyncio.CancelledError as error:
-            cancelled = error
-            for task in left:
-                task.cancel()
+        except asyncio.CancelledError as another:
+            cancelled = another
+        left = {task for task in left if not task.done()}
+        if may_come_back:
+            left |= _joined_by_way_of(turn, call, before)
     if cancelled is not None:
         raise cancelled
+
+
+def _joined_by_way_of(turn: Turn, call: Call, before: Collection[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+    way = (*call.chain, call.stream)
+    joined = [(task, each) for task, each in (turn.joined or {}).items() if task not in before]
+    return {task for task, each in joined if each is call or each.chain[: len(way)] == way}
 
 
 async def _join(activation: Activation, outer: Turn, call: Call) -> None:

@@ -142,9 +142,9 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
     before = tuple(running.joined or ()) if running is not None else ()
     try:
         return await client.start(call, timeout)
-    except (Exception, asyncio.CancelledError):
+    except (Exception, asyncio.CancelledError) as error:
         if running is not None and running.joined and running.chain_id == turn.chain_id:
-            await wait_without(running, call, before)
+            await wait_without(running, call, error, before)
         raise
     finally:
         waits.remove(call.waiter, call.stream)

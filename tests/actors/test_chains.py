@@ -275,6 +275,44 @@ class Inn:
                 await context().actor(Inn, context().actor_id).hang_on()
         return list(self.notes)
 
+    @method
+    async def go_with_a_sibling(self, party: str) -> list[Any]:
+        """What became of a call to the guest that fails, and that is given up while it does; then, of one beside it."""
+        here = context().actor_id
+        failing = asyncio.ensure_future(context().actor(Guest, "g").fail(party))
+        beside = asyncio.ensure_future(context().actor(Guest, "g").come_back_to(here, ["one", "two"]))
+        await Meeting.join(party, 2)  # it fails, and the other one is begun
+        await Meeting.join("one", 2)
+        await settled()
+        failing.cancel()
+        await settled()
+        still = failing.done()
+        await Meeting.join("one left", 2)
+        await Meeting.join("two", 2)
+        await settled()
+        at_last = failing.done()
+        await Meeting.join("two left", 2)
+        return [still, at_last, await beside]
+
+    @method
+    async def go_until_cleaned_up(self) -> list[str]:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await context().actor(Guest, "g").clean_up(context().actor_id)
+        return list(self.notes)
+
+    @method
+    async def meet(self, party: str) -> None:
+        await Meeting.join(party, 2)
+        await Meeting.join(f"{party} left", 2)
+        self.notes.append(party)
+
+    @method
+    async def tidy(self) -> None:
+        for _ in range(3):
+            await settled()
+        self.notes.append("tidy")
+
     @method(read_only=True)
     async def peek(self) -> int:
         return self.value
@@ -313,6 +351,24 @@ class Guest:
     async def come_back(self, to: str, name: str) -> None:
         await getattr(context().actor(Inn, to), name)()
 
+    @method
+    async def come_back_to(self, to: str, parties: list[str]) -> str:
+        for party in parties:
+            await context().actor(Inn, to).meet(party)
+        return "well"
+
+    @method
+    async def fail(self, party: str) -> None:
+        await Meeting.join(party, 2)
+        raise ValueError("as told")
+
+    @method
+    async def clean_up(self, to: str) -> None:
+        try:
+            await context().actor(Inn, to).hang_on()
+        finally:
+            await context().actor(Inn, to).tidy()
+
 
 @pytest.mark.parametrize(
     ("name", "said"),
@@ -346,6 +402,22 @@ async def test_joined_call_of_ones_own_ends_when_it_is_given_up(world: World) ->
     client = await world.client(Inn, Guest)
     async with asyncio.timeout(10):
         assert await client.actor(Inn, "a").go_without_oneself() == ["let go"]
+
+
+async def test_call_that_is_given_up_may_come_back_to_clean_up(world: World) -> None:
+    """INV-5: what joins a turn by way of a call that is being cancelled is waited for as well."""
+    client = await world.client(Inn, Guest)
+    async with asyncio.timeout(10):
+        assert await client.actor(Inn, "a").go_until_cleaned_up() == ["let go", "tidy"]
+
+
+async def test_failed_call_leaves_alone_what_joined_by_way_of_another(world: World) -> None:
+    """Two calls to the same actor: when one fails, what the other one has let join is not cancelled, nor is more waited
+    for than what was there."""
+    client = await world.client(Inn, Guest)
+    async with asyncio.timeout(10):
+        assert await client.actor(Inn, "a").go_with_a_sibling("fails") == [False, True, "well"]
+    assert await client.state("Inn", "a") == (1, {"value": 0, "notes": ["one", "two"]})
 
 
 async def test_other_chains_wait_for_a_reentrant_actor(world: World) -> None:
