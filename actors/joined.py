@@ -106,15 +106,12 @@ async def _result(activation: Activation, call: Call, method: Method) -> Any:
     """Fields that a read has changed are put back, if nobody else can have changed them meanwhile: it cannot
     suspend."""
     definition, instance = activation.definition, activation.instance
-    if not (method.read_only and method.inline) or definition.event_sourced:
-        result = method.function(instance, *call.args)
-        return await result if method.is_async else result
-    before = capture(definition, instance)
+    guarded = method.read_only and method.inline and not definition.event_sourced
+    before = capture(definition, instance) if guarded else None
     try:
         result = method.function(instance, *call.args)
         return await result if method.is_async else result
     finally:
-        changed = changed_names(definition, instance, before)
-        if changed:
+        if before is not None and (changed := changed_names(definition, instance, before)):
             restore(definition, instance, before)
             raise InvalidState(f"{definition.name}.{method.name} is read_only, but changed {', '.join(changed)}")
