@@ -5,7 +5,7 @@ No method awaits, so each one is atomic between the tasks of an event loop, and 
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from statestores import keyquery, keyrules
@@ -47,8 +47,8 @@ class MemoryKeys:
         return self._remove([key for key in self._items if keyrules.is_direct_child(key, prefix)])
 
     async def purge_expired(self, now_ms: int, limit: int) -> int:
-        expired = [key for key, item in self._items.items() if keyrules.is_expired(item.expires_ms, now_ms)]
-        return self._remove(expired[:limit])
+        expired = (key for key, item in self._items.items() if keyrules.is_expired(item.expires_ms, now_ms))
+        return self._remove(list(islice(expired, limit)))
 
     def _live(self, key: str, now_ms: int) -> KeyItem | None:
         item = self._items.get(key)
