@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from actors.hostneeds import combined
 from actors.placement.cluster import ClusterPlacement
 from actors.placement.hop import PeerGone
-from actors.placement.supervisor import Wanted
+from actors.placement.supervisor import HostFacts, Wanted
 from runtime_api.clusterapi import new_version
 from runtime_api.doors import Doors
 from runtime_api.loader import LoadError, absolute_target, default_app_id, load_application
@@ -134,11 +134,17 @@ class ClusterHost:
             self._serving.cancel()
         await self._server.end_runtime()
 
-    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool, bool]:
+    def facts(self) -> HostFacts:
         host = self._runtime.host
-        owned = {partition: epoch for partition, epoch in enumerate(host.epochs) if epoch}
-        holds, hears = host.lease_holds(), self.placement.hears_store()
-        return self._since_ms, host.journal.partitions, owned, len(host.activations), self._url, holds, hears
+        return HostFacts(
+            since_ms=self._since_ms,
+            partitions=host.journal.partitions,
+            owned={partition: epoch for partition, epoch in enumerate(host.epochs) if epoch},
+            activations=len(host.activations),
+            url=self._url,
+            lease_holds=host.lease_holds(),
+            hears_store=self.placement.hears_store(),
+        )
 
 
 class RayTasks:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from actors.hostneeds import HostNeeds
     from actors.placement.cluster import ClusterPlacement
     from actors.placement.hop import Asked
-    from actors.placement.supervisor import HostHandle
+    from actors.placement.supervisor import HostFacts, HostHandle
 
 T = TypeVar("T")
 
@@ -75,9 +75,8 @@ class HostProcess(Protocol):
     def placement(self) -> ClusterPlacement: ...
     async def start(self) -> None: ...
     async def stop(self, timeout_s: float) -> None: ...
-    def facts(self) -> tuple[int, int, dict[int, int], int, str, bool, bool]:
-        """(start in ms, partitions, epochs by owned partition, activations, URL, whether the lease holds, whether the
-        store is heard of). Asked on another thread."""
+    def facts(self) -> HostFacts:
+        """Asked on another thread."""
 
 
 class ClusterSpec(NamedTuple):
@@ -150,8 +149,21 @@ class _HostActor:
         node = ray.get_runtime_context().get_node_id()
         lag_s = await self._lag_s()
         # After that: a loop that has come to it may have renewed the lease as well.
-        since_ms, partitions, owned, *rest = self._process.facts()
-        return Report(self._name, node, os.getpid(), since_ms, self._version, partitions, owned, lag_s, *rest)
+        facts = self._process.facts()
+        return Report(
+            name=self._name,
+            node=node,
+            pid=os.getpid(),
+            since_ms=facts.since_ms,
+            version=self._version,
+            partitions=facts.partitions,
+            owned=facts.owned,
+            lag_s=lag_s,
+            activations=facts.activations,
+            url=facts.url,
+            lease_holds=facts.lease_holds,
+            hears_store=facts.hears_store,
+        )
 
     async def _lag_s(self) -> float:
         """How long the host's event loop takes to get to something."""

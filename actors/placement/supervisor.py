@@ -57,10 +57,23 @@ LONGEST_LAG_S = 0.5
 """For how much longer an event loop is late is not measured."""
 
 
+class HostFacts(NamedTuple):
+    """What a host knows of itself. `since_ms`: when it was started. `owned`: epochs by partition. `lease_holds`:
+    whether nobody else can have what it owns; of a host that owns nothing, False. `hears_store`: whether the store has
+    answered it lately."""
+
+    since_ms: int
+    partitions: int
+    owned: dict[int, int]
+    activations: int
+    url: str
+    lease_holds: bool
+    hears_store: bool
+
+
 class Report(NamedTuple):
-    """What a host says of itself. `owned`: epochs by partition. `lag_s`: how late its event loop is, up to
-    `LONGEST_LAG_S`. `since_ms`: when it was started. `lease_holds`: whether nobody else can have what it owns;
-    of a host that owns nothing, False. `hears_store`: whether the store has answered it lately."""
+    """What a host says of itself: its `HostFacts`, and where it runs. `lag_s`: how late its event loop is, up to
+    `LONGEST_LAG_S`."""
 
     name: str
     node: str
@@ -72,8 +85,8 @@ class Report(NamedTuple):
     lag_s: float
     activations: int
     url: str
-    lease_holds: bool = True
-    hears_store: bool = True
+    lease_holds: bool
+    hears_store: bool
 
     @property
     def is_blocked(self) -> bool:

@@ -32,7 +32,20 @@ class Idle:
         self.asked += 1
         if self.asked <= self._deaf:
             raise TimeoutError
-        return Report(self._name, self._node, 1, 0, "1", 4, {}, 0.0, 0, "")
+        return Report(
+            name=self._name,
+            node=self._node,
+            pid=1,
+            since_ms=0,
+            version="1",
+            partitions=4,
+            owned={},
+            lag_s=0.0,
+            activations=0,
+            url="",
+            lease_holds=False,
+            hears_store=True,
+        )
 
     async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None: ...
     async def give(self, partitions: Sequence[int], timeout_s: float) -> None: ...

@@ -96,18 +96,18 @@ class Machine:
 
     def _report(self, lag_s: float) -> Report:
         return Report(
-            self.name,
-            self.node,
-            0,
-            self.since_ms,
-            self.version,
-            PARTITIONS,
-            {p: epoch for p, epoch in enumerate(self.host.epochs) if epoch},
-            lag_s,
-            len(self.host.activations),
-            "",
-            self.host.lease_holds(),
-            self.placements[0].hears_store(),
+            name=self.name,
+            node=self.node,
+            pid=0,
+            since_ms=self.since_ms,
+            version=self.version,
+            partitions=PARTITIONS,
+            owned={p: epoch for p, epoch in enumerate(self.host.epochs) if epoch},
+            lag_s=lag_s,
+            activations=len(self.host.activations),
+            url="",
+            lease_holds=self.host.lease_holds(),
+            hears_store=self.placements[0].hears_store(),
         )
 
     async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None:
