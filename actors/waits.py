@@ -1,9 +1,9 @@
 """Who waits for whom: the graph in which a deadlock is a cycle.
 
 An edge from A to B stands while a turn of A awaits a call to B. A call that has to queue behind a running turn is
-checked
-first: if the actor it queues at waits, through others, for the caller, then neither can ever go on, and the call fails
-at once, naming the chain. Only calls that would wait are checked, so the common call pays one list append and removal.
+checked first: if the actor it queues at waits, through others, for the caller, then neither can ever go on, and the
+call fails at once, naming the chain. Only calls that would wait are checked, so the common call pays one list append
+and removal.
 
 On a cluster an edge is known to the host that makes the call and to the one that is asked; `actors.placement.cycles`
 finds the cycles that lead over more than these.

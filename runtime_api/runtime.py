@@ -54,13 +54,12 @@ class Runtime:
     """Actors and workflows of one application, over one store.
 
     `app`: a module, a namespace, or a list of decorated classes and functions; default: the module that makes the
-    runtime.
-    `store`: a URL or a store (which stays the caller's to close). Default: the component with `actorStateStore` in
-    `resources_path`, else ``sqlite:///mecha.db``. `app_id` goes before the keys of the state API. `lease`: seconds or a
-    duration like ``"10s"``; how long a host that vanished from another machine is waited for. `drain_s`: how long
-    `stop` waits for what is under way. `large_value_bytes`: values of workflows whose JSON is longer are stored beside
-    the history (see `workflow.payloads`). `placement`, `host_id` and `elsewhere` make it one host of
-    several, see `runtime_api.cluster`.
+    runtime. `store`: a URL or a store (which stays the caller's to close). Default: the component with
+    `actorStateStore` in `resources_path`, else ``sqlite:///mecha.db``. `app_id` goes before the keys of the state API.
+    `lease`: seconds or a duration like ``"10s"``; how long a host that vanished from another machine is waited for.
+    `drain_s`: how long `stop` waits for what is under way. `large_value_bytes`: values of workflows whose JSON is
+    longer are stored beside the history (see `workflow.payloads`). `placement`, `host_id` and `elsewhere` make it one
+    host of several, see `runtime_api.cluster`.
 
     While it runs, Python's garbage collector is made to look less often, and threads to make room for each other sooner
     (`runtime_api.collector` and `runtime_api.switching` say why).

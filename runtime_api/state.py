@@ -1,4 +1,4 @@
-"""The state API: ``/v1.0/state`` and the query on ``/v1.0-alpha1`` (protocol, section 1.2).
+"""The state API: ``/v1.0/state`` and the query on ``/v1.0-alpha1``.
 
 The rules (what a request becomes, what an outcome is told as) are plain functions; the router below only reads and
 sends.
@@ -94,7 +94,7 @@ def _expiry(item: KeyItem) -> str | None:
 def set_key(component: StateComponent, item: StateItem, raw: str | None, query: Mapping[str, str]) -> SetKey:
     """What an item of a save becomes. `raw`: the value's own text. Raises `Problem` 400, `InvalidRequest`."""
     check_key(component, item.key)
-    check_options(item.options.concurrency, item.options.consistency)
+    _check_options(item.options.concurrency, item.options.consistency)
     return SetKey(
         component.stored(item.key),
         _value(item, raw),
@@ -113,7 +113,7 @@ def _value(item: StateItem, raw: str | None) -> bytes:
     return raw.encode() if raw is not None else b"null"
 
 
-def check_options(concurrency: str, consistency: str) -> None:
+def _check_options(concurrency: str, consistency: str) -> None:
     """Raises `InvalidRequest` for what is none of Dapr's words."""
     if concurrency not in _CONCURRENCY:
         raise InvalidRequest(f"unrecognized concurrency type {concurrency!r}: use first-write or last-write")
@@ -173,7 +173,7 @@ async def delete(component: StateComponent, key: str, etag: str | None, query: M
     check_key(component, key)
     begin = f"failed deleting state with key {key}"
     with failing_as(_operation(component, "ERR_STATE_DELETE", begin + ": ")):
-        check_options(query.get("concurrency", ""), query.get("consistency", ""))
+        _check_options(query.get("concurrency", ""), query.get("consistency", ""))
         outcome = (await component.store.keys.apply([DeleteKey(component.stored(key), etag)], now_ms))[0]
     if outcome is not None:
         raise _write_problem(component, "ERR_STATE_DELETE", begin, [outcome])
@@ -260,7 +260,7 @@ def _transaction_step(
         case "delete":
             item = operation.request
             check_key(component, item.key)
-            check_options(item.options.concurrency, item.options.consistency)
+            _check_options(item.options.concurrency, item.options.consistency)
             return DeleteKey(component.stored(item.key), item.etag or None)
         case other:
             message = f"operation type {other} not supported"

@@ -1,4 +1,4 @@
-"""How a request is read: paths, parameters, headers, durations. Pure functions, the rules of protocol section 1.0.
+"""How a request is read: paths, parameters, headers, durations. Pure functions, by Dapr's rules.
 
 Path parameters stay percent-encoded until a route has matched, so that an encoded slash cannot move a route's borders;
 then each is *query*-unescaped on its own (``%2F`` is a slash, ``+`` a blank).
@@ -108,8 +108,7 @@ def header(headers: Iterable[Header], name: bytes) -> bytes | None:
 
 def call_options(headers: Sequence[Header]) -> CallOptions:
     """``Idempotency-Key``, ``Mecha-Timeout`` (seconds or a Go duration), ``Dapr-Reentrancy-Id``, and the trace id
-    out of
-    ``traceparent``.
+    out of ``traceparent``.
 
     Raises `BadHeader`. A malformed traceparent is ignored, as its specification asks; malformed baggage is refused.
     """

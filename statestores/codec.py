@@ -3,8 +3,7 @@
 What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating
 decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; pydantic models and dataclasses are
 written under their own pydantic configuration (so bytes in them are UTF-8 text, unless that says ``base64``); bytes
-elsewhere become base64, sets lists, Decimals strings, timedeltas ISO 8601
-durations.
+elsewhere become base64, sets lists, Decimals strings, timedeltas ISO 8601 durations.
 
 Refused, with `CodecError`: integers beyond 64 bits, NaN and infinities (JSON has none, and null would be a silent
 loss), and objects no rule covers.

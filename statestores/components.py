@@ -3,8 +3,8 @@
     open_url         a URL -> its store, not opened yet
     load_resources   files -> components meant for this app (see `statestores.resources`)
     make_store       a state component -> its store, not opened yet
-    store_component  what the HTTP layer must know of a state component: prefix of keys, whether actors live in it, how
-                     often expired keys are purged
+    store_component  what the HTTP layer must know of a state component: prefix of keys, how often expired keys are
+                     purged, their default time to live
 
 Stores are found by name in the entry point group `mecha.statestores`: the name is the URL's scheme, and follows
 ``state.`` in a component's type. What is wrong with a URL or a component is a `ComponentError` that says what to do.
@@ -79,7 +79,6 @@ class StoreComponent:
 
     name: str
     key_prefix: str
-    actor_state_store: bool
     purge_every_s: float | None = DEFAULT_PURGE_EVERY_S
     ttl_s: int | None = None
 
@@ -143,7 +142,6 @@ def store_component(component: Component, app_id: str, namespace: str = "default
     return StoreComponent(
         name=component.name,
         key_prefix=key_prefix(component, app_id, namespace),
-        actor_state_store=component.flag("actorStateStore"),
         purge_every_s=_purge_every_s(component),
         ttl_s=_ttl_s(component),
     )

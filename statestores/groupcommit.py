@@ -7,8 +7,8 @@ answers give the loop work for as long as the store needs; but where answers bri
 in this process), a small batch waits for these, since one of twice the size costs the processor much less than two.
 
 Order is the contract the output gate stands on: answers are given in the order of submission, and a *barrier* (`commit`
-None) is answered after everything submitted before it. No public method awaits, so nothing can slip between a
-decision and its place in the queue.
+None) is answered after everything submitted before it. No public method awaits, so nothing can slip between a decision
+and its place in the queue.
 
 When the store does not answer, the same batch is repeated, with backoff, until `patience_s` has passed: stores
 recognise turns they have recorded (INV-8). After that the batch fails with `StoreUnavailable`, outcome unknown. So does

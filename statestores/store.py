@@ -146,9 +146,8 @@ class KeyQuery(NamedTuple):
     """Dapr's query: filter tree of EQ NEQ GT GTE LT LTE IN AND OR over dotted JSON paths, sort keys, page.
 
     `sort`: (path, descending). `token` "" for the first page. Only keys that start with `prefix` are looked at. A page
-    ends after `limit` items (0: any number), and before its keys and values together, with
-    `keyquery.ITEM_BYTES` for each, are more than `max_bytes` (0: any number); it has one item at least, when there is
-    one.
+    ends after `limit` items (0: any number), and before its keys and values together, with `keyquery.ITEM_BYTES` for
+    each, are more than `max_bytes` (0: any number); it has one item at least, when there is one.
     """
 
     filter: dict[str, Any]

@@ -5,8 +5,7 @@ Three nets, since no one of them catches everything:
 1. *Patches.* Module attributes such as `time.time` or `random.random` are replaced while workflows step; in any other
    thread, and outside workflows, a replacement calls the original. They cannot see ``from time import time`` done
    before.
-2. *Audit.* CPython reports opening of files, sockets and processes to audit hooks, however the function was
-   reached.
+2. *Audit.* CPython reports opening of files, sockets and processes to audit hooks, however the function was reached.
 3. *Scan.* Before a workflow first runs, its code and the functions of its package that it names are read, for what the
    first two cannot see: a refused function imported by name, and ``datetime.now``. It is found whether it would run or
    not.

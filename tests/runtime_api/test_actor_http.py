@@ -1,4 +1,4 @@
-"""The actor API over HTTP, row by row of protocol section 1.1, and what we add to it."""
+"""The actor API over HTTP, row by row of Dapr's API reference, and what we add to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state API over HTTP, row by row of protocol section 1.2, on each embedded store."""
+"""The state API over HTTP, row by row of Dapr's API reference, on each embedded store."""
 
 from __future__ import annotations
 

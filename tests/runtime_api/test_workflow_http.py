@@ -1,4 +1,4 @@
-"""The workflow API over HTTP, row by row of protocol section 1.3, and what we add to it."""
+"""The workflow API over HTTP, row by row of Dapr's API reference, and what we add to it."""
 
 from __future__ import annotations
 

@@ -510,13 +510,9 @@ def test_key_prefix_cannot_contain_the_separator() -> None:
 
 
 def test_store_component_holds_what_the_api_needs() -> None:
-    """Name, prefix, the actors' flag and the time between purges, read from one component."""
-    component = state_component(actorStateStore="True", keyPrefix="none")
-    assert store_component(component, "app") == StoreComponent("store", key_prefix="", actor_state_store=True)
-    assert not store_component(state_component(), "app").actor_state_store
+    """Name, prefix and the time between purges, read from one component."""
+    assert store_component(state_component(keyPrefix="none"), "app") == StoreComponent("store", key_prefix="")
     assert store_component(state_component(cleanupInterval="1h30m"), "app").purge_every_s == 5400.0
-    with pytest.raises(ComponentError, match="actorStateStore is 'maybe': write true or false"):
-        store_component(state_component(actorStateStore="maybe"), "app")
     with pytest.raises(ComponentError, match="cleanupInterval is 'often': write a duration"):
         store_component(state_component(cleanupInterval="often"), "app")
 
@@ -538,6 +534,11 @@ def test_actors_live_in_one_store(write: Write) -> None:
     assert actors is not None
     assert actors.name == "one"
     assert actor_component([]) is None
+    assert actor_component([state_component()]) is None
+    component = state_component(actorStateStore="True")
+    assert actor_component([component]) is component
+    with pytest.raises(ComponentError, match="actorStateStore is 'maybe': write true or false"):
+        actor_component([state_component(actorStateStore="maybe")])
     write(first.replace("name: one", "name: two"))
     with pytest.raises(ComponentError, match=r"'one'.*'two'.*actors live in one store"):
         load(directory)
@@ -555,7 +556,8 @@ def test_documented_components_work(write: Write, tmp_path: Path, monkeypatch: p
     cluster, embedded = re.findall(r"```yaml\n(.*?)```", STORES_MD.read_text(encoding="utf-8"), re.DOTALL)
     store, secrets = load_resources(write(cluster), "orders", environ={"REDIS_USER": "u"})
     assert (store.metadata["redisPassword"], store.metadata["redisUsername"]) == ("p", "u")
-    assert store_component(store, "orders") == StoreComponent("statestore", "orders||", actor_state_store=True)
+    assert store_component(store, "orders") == StoreComponent("statestore", "orders||")
+    assert actor_component([store, secrets]) is store
     assert secrets.type == "secretstores.local.file"
     assert type(make_store(store)) is RedisStore
     (tmp_path / "embedded.yaml").write_text(embedded)
