@@ -88,12 +88,12 @@ _WRAPPED: tuple[_Refused, ...] = (
     (threading.Thread, {"start": _ACTIVITY + " (a plain def activity runs in a thread)"}),
 )
 
-# Refused only when the argument at this place is missing: the moment, which is then the present one, or the seed, which
-# is then the system's. With it they are plain functions.
-_GIVEN_AT: dict[tuple[object, str], int] = {
-    **{(time, name): 0 for name in _MOMENT_NAMES},
-    (time, "strftime"): 1,
-    (random.Random, "seed"): 1,
+# Refused only when the argument at this place, or of this name ("": it has none), is missing or None: the moment, which
+# is then the present one, or the seed, which is then the system's. With it they are plain functions.
+_GIVEN_AT: dict[tuple[object, str], tuple[int, str]] = {
+    **{(time, name): (0, "") for name in _MOMENT_NAMES},
+    (time, "strftime"): (1, ""),
+    (random.Random, "seed"): (1, "a"),
 }
 
 _AUDITED = {
@@ -135,7 +135,7 @@ def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callab
             _stepping
             and _in_workflow()
             and not _is_trusted(sys._getframe(1).f_globals.get("__name__", ""))
-            and not (given_at is not None and _is_given(args[given_at:], kwargs))
+            and not (given_at is not None and _is_given(given_at, args, kwargs))
         ):
             raise WorkflowGuardError(f"{module.__name__}.{name} inside a workflow: {instead}")
         return original(*args, **kwargs)
@@ -143,8 +143,9 @@ def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callab
     return guard
 
 
-def _is_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return any(argument is not None for argument in (*args, *kwargs.values()))
+def _is_given(at: tuple[int, str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    place, name = at
+    return (args[place] if place < len(args) else kwargs.get(name)) is not None
 
 
 class _Swap:

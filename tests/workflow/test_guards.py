@@ -39,6 +39,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "random.random": lambda: random.random(),
     "random.Random": lambda: random.Random().random(),
     "random.Random.seed": lambda: random.Random(1).seed(),
+    "random.Random.seed: a version, no seed": lambda: random.Random(1).seed(version=2),
+    "random.Random.seed: None and a version": lambda: random.Random(1).seed(None, 2),
+    "random.Random.seed: of the class": lambda: random.Random.seed(random.Random(1), a=None, version=2),
     "random.SystemRandom": lambda: random.SystemRandom().random(),
     "random.shuffle": lambda: random.shuffle([1, 2]),
     "secrets.token_hex": lambda: secrets.token_hex(),
@@ -88,9 +91,12 @@ def test_plain_functions_of_a_moment_or_a_seed_are_allowed() -> None:
     async def computes(_: None) -> list[Any]:
         generator = random.Random(7)
         generator.seed(a=8)
-        return [*time.gmtime(0)[:3], time.strftime("%Y", time.gmtime(0)), generator.random()]
+        drawn = generator.random()
+        generator.seed(9, version=2)
+        drawn += generator.random()
+        return [*time.gmtime(0)[:3], time.strftime("%Y", time.gmtime(0)), drawn]
 
-    assert Rehearsal(computes).output == [1970, 1, 1, "1970", random.Random(8).random()]
+    assert Rehearsal(computes).output == [1970, 1, 1, "1970", random.Random(8).random() + random.Random(9).random()]
 
 
 @workflow
