@@ -2,7 +2,7 @@
 
 A timer outlives the activation (its next tick activates the actor again) and dies with the host. Ticks never overlap:
 the next is reckoned from the previous scheduled time, after the previous turn has ended; late ones run back to back
-(Dapr's rule, protocol section 3.3). A failed tick is logged, the schedule goes on.
+(Dapr's rule). A failed tick is logged, the schedule goes on.
 
 A tick that waits while a turn clears or replaces its timer, or deletes the actor, never runs. It is withdrawn when that
 turn is decided, as the next one begins then, and none follows before the turn is recorded, or refused.
