@@ -54,9 +54,15 @@ class Ownership:
         taken = await self._journal.acquire(partitions, self._owner, self._clock.now_ms(), self.lease_ms, force=force)
         for ownership in taken:
             self.lose(ownership.partition)  # what memory has of it is of an older epoch
-            self.epochs[ownership.partition] = ownership.epoch
         until = self._valid(asked)
-        self._valid_until = min(self._valid_until, until) if self._valid_until else until
+        self._valid_until = min(self._valid_until, until) if any(self.epochs) else until
+        for ownership in taken:
+            self.epochs[ownership.partition] = ownership.epoch
+
+    async def end_leases_of(self, owner: str) -> None:
+        """Of one whose process is gone, so that nobody waits for them. By their epochs: what another host has taken
+        over meanwhile is its own. Raises `StoreError`."""
+        await self._journal.release([(o.partition, o.epoch) for o in await self._journal.owners() if o.owner == owner])
 
     def start_renewing(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._renew_for_ever(), name="lease")
@@ -130,6 +136,8 @@ class Ownership:
                 await self.confirm()
             except StoreError as error:
                 log.warning("the lease could not be renewed, trying again: %s", error)
+            except Exception:
+                log.exception("the lease was not renewed, by a bug, trying again")
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

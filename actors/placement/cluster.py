@@ -169,7 +169,8 @@ class ClusterPlacement:
             if len(partitions) > 1:
                 await asyncio.gather(*(self._take_free([partition], alive) for partition in partitions))
             elif is_gone(held.holder.owner):
-                await self.take(partitions, force=True)
+                await self._host.journal.release([(held.holder.partition, held.holder.epoch)])
+                await self._take_free(partitions, alive)
             elif self._is_ended(host_name(held.holder.owner), alive):
                 self._await_end(await self._depose(held.holder))
             else:

@@ -45,7 +45,7 @@ class LocalPlacement:
 
     async def start(self) -> None:
         """Own every partition. Raises `StoreInUse` when the present owner keeps its lease alive."""
-        everything = range(self._host.journal.partitions)
+        everything = range(len(self._host.epochs))
         waited_for = ""
         while True:
             try:
@@ -54,8 +54,8 @@ class LocalPlacement:
             except LeaseHeld as held:
                 holder = held.holder
             if is_gone(holder.owner):
-                await self._host.ownership.acquire(everything, force=True)
-                return
+                await self._host.ownership.end_leases_of(holder.owner)
+                continue
             marker = f"{holder.owner}:{holder.epoch}"
             if marker == waited_for:
                 raise StoreInUse(

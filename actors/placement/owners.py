@@ -91,8 +91,8 @@ def _exists(pid: int) -> bool:
 
 def _started(pid: int) -> str:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return ""
-    # The name of the program, in parentheses, may hold anything; what follows are numbers. Of all fields the 22nd.
-    return stat.rpartition(")")[2].split()[19]
+    # The name of the program, in parentheses, may hold any bytes; what follows are numbers. Of all fields the 22nd.
+    return stat.rpartition(b")")[2].split()[19].decode()

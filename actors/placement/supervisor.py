@@ -431,7 +431,7 @@ class Supervisor:
                 await order
             log.info("host %s: %s done", known.handle.name, kind)
         except Exception as error:
-            log.warning("host %s did not %s: %s", known.handle.name, kind, error or type(error).__name__)
+            log.warning("host %s did not %s: %s", known.handle.name, kind, str(error) or type(error).__name__)
         finally:
             known.busy.discard(kind)
             if kind == "give":
@@ -561,7 +561,7 @@ class Supervisor:
         except PeerGone:
             pass
         except Exception as error:
-            log.warning("host %s did not end by itself: %s", handle.name, error or type(error).__name__)
+            log.warning("host %s did not end by itself: %s", handle.name, str(error) or type(error).__name__)
         handle.kill()
 
     def _run(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:

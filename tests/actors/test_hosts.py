@@ -9,6 +9,7 @@ import pytest
 
 from actors import (
     ActorFailed,
+    Host,
     HostStopping,
     NotOwner,
     OutcomeUnknown,
@@ -19,12 +20,14 @@ from actors import (
     event,
     method,
 )
+from actors.clock import SystemClock
+from actors.placement.owners import make_owner
 from statestores.errors import StaleEpoch, StoreUnavailable
 from statestores.model import partition_of
 from tests.actors.worlds import settled, until
+from tests.placement.test_owners import an_ended_pid, owner
 
 if TYPE_CHECKING:
-    from actors import Host
     from tests.actors.worlds import World
 
 
@@ -216,6 +219,36 @@ async def test_living_owner_is_not_robbed(world: World) -> None:
         await world.host(Cell, name="second", lease_s=0.2)
     world.hosts.pop()
     assert await first.client.actor(Cell, "c").add() == 1
+
+
+async def test_living_owner_beside_one_that_is_gone_is_not_robbed(world: World) -> None:
+    """A process that has ended left one partition, a living one has another: only the former is taken at once."""
+    now_ms, lease_ms = SystemClock().now_ms(), 300
+    alive = make_owner("alive")
+    await world.journal.acquire([0], owner(an_ended_pid()), now_ms, 600_000)
+    (theirs,) = await world.journal.acquire([1], alive, now_ms, lease_ms)
+    starting = asyncio.ensure_future(world.host(Cell, name="late"))
+    kept = [theirs]
+    while not starting.done() and kept:  # it renews its lease, as a living one does
+        kept = await world.journal.renew([(1, theirs.epoch)], alive, SystemClock().now_ms(), lease_ms)
+        await asyncio.sleep(0.02)
+    with pytest.raises(StoreInUse, match="alive"):
+        await starting
+    world.hosts.pop()
+
+
+async def test_two_that_start_at_once_after_a_crash(world: World) -> None:
+    """Both find that the former owner is gone; one has the store, the other one is told so."""
+    everything = range(world.journal.partitions)
+    await world.journal.acquire(everything, owner(an_ended_pid()), SystemClock().now_ms(), 600_000)
+    starts = [world.host(Cell, name=name, lease_s=0.3) for name in "pq"]
+    outcomes = await asyncio.gather(*starts, return_exceptions=True)
+    refused = [each for each in outcomes if isinstance(each, StoreInUse)]
+    assert len(refused) == 1
+    (host,) = [each for each in outcomes if isinstance(each, Host)]
+    assert host.lease_holds()
+    assert await host.client.actor(Cell, "c").add() == 1
+    world.hosts = [host]
 
 
 async def test_stopped_host_leaves_at_once(world: World) -> None:

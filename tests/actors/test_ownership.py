@@ -76,6 +76,46 @@ async def test_a_renewal_does_not_extend_what_it_did_not_name(
     assert not ownership.lease_holds()
 
 
+async def test_a_take_over_begins_a_lease_when_nothing_was_owned(
+    world: tuple[Ownership, SlowRenewals, HandClock],
+) -> None:
+    """A lease that ended long ago, of partitions that were given away, says nothing of what is taken now."""
+    ownership, _, clock = world
+    await ownership.acquire([0], force=False)
+    await ownership.release([0])
+    clock.seconds += 60
+    await ownership.acquire([1], force=False)
+    assert ownership.lease_holds()
+    clock.seconds += 8
+    await ownership.acquire([0], force=False)
+    clock.seconds += 1.5
+    assert not ownership.lease_holds()  # of partition 1
+
+
+async def test_a_bug_does_not_end_the_renewals(
+    world: tuple[Ownership, SlowRenewals, HandClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever one renewal fails with (here: whoever is told of a loss), the next one is made."""
+    _, journal, clock = world
+    made: Any = journal
+    told = asyncio.Event()
+
+    def lost(_: int) -> None:
+        told.set()
+        raise ZeroDivisionError
+
+    ownership = Ownership(made, "host:1:one", clock, 0.03, lost)
+    journal.go.set()
+    ownership.epochs[0] = 77  # which the store knows nothing of
+    ownership.start_renewing()
+    await told.wait()
+    journal.answered.clear()
+    ownership.epochs[1] = 77
+    await journal.answered.wait()
+    ownership.stop()
+    assert "trying again" in caplog.text
+
+
 async def test_a_confirmation_is_of_the_partition_it_was_asked_for(
     world: tuple[Ownership, SlowRenewals, HandClock],
 ) -> None:

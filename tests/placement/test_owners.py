@@ -45,6 +45,16 @@ def test_an_id_that_was_given_anew_is_another_process() -> None:
     assert is_gone(owner(os.getpid(), started="1"))
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a name in /proc")
+def test_a_process_may_have_any_name() -> None:
+    """The kernel keeps 15 bytes of it, which may end in the middle of a character."""
+    program = (
+        "import ctypes, sys; ctypes.CDLL(None).prctl(15, 'vierzehn-bytes\u00fc)'.encode(), 0, 0, 0)\n"
+        "from actors.placement.owners import is_gone, make_owner; sys.exit(is_gone(make_owner('x')))"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize(
     "scope",
     [
