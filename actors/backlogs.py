@@ -186,9 +186,11 @@ class Backlogs:
                 self._comes_last(backlog)
                 try:
                     await self._scan(backlog)
-                except StoreError as error:
-                    partition = backlog.partition
-                    log.warning("the outbox of partition %d cannot be scanned, trying again: %s", partition, error)
+                except Exception as error:  # a bug that one backlog runs into must not end the scans of all
+                    log.warning(
+                        "the outbox of partition %d cannot be scanned, trying again: %s", backlog.partition, error,
+                        exc_info=not isinstance(error, StoreError),
+                    )  # fmt: skip
                     backlog.paused = True
                     asyncio.get_running_loop().call_later(_PAUSE_S, self._end_pause, backlog)
             self._look_later()

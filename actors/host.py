@@ -242,18 +242,18 @@ class Host:
         """Run a call on the actor's activation here. Never raises: the answer, or the error, goes to `call.future`."""
         activation = self.activations.get(call.stream)
         try:
-            if activation is None:
-                activation = self._activate(call)
-            elif self.draining and not call.chain and not call.internal:
-                raise HostStopping("this host is shutting down")
-            if call.method is None:
-                call.method = self._method(activation.definition, call)
-            if call.payload is not None:  # kept: a turn that is run again must not see what the first run made of it
-                call.args = call.method.signature.bind_json(call.payload)
-        except ActorError as error:
-            self.fail(call, error)
-            return
-        try:
+            try:
+                if activation is None:
+                    activation = self._activate(call)
+                elif self.draining and not call.chain and not call.internal:
+                    raise HostStopping("this host is shutting down")
+                if call.method is None:
+                    call.method = self._method(activation.definition, call)
+                if call.payload is not None:  # kept: a turn that is run again must not see what the first made of it
+                    call.args = call.method.signature.bind_json(call.payload)
+            except ActorError as error:
+                self.fail(call, error)
+                return
             activation.submit(call)
         except Exception as error:
             log.exception("a turn of the host failed: this is a bug")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import traceback
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -75,11 +76,14 @@ class Adapter(Generic[T]):
         self._adapter: TypeAdapter[T] = _type_adapter(annotation)
 
     def decode(self, data: bytes | bytearray) -> T:
-        """Raises `CodecError` with pydantic's account of every mismatch."""
+        """Raises `CodecError` with pydantic's account of every mismatch, or with what a validator raised that pydantic
+        lets pass (whatever is no `ValueError`)."""
         try:
             return self._adapter.validate_json(data)
         except ValidationError as error:
             raise CodecError(_explain_validation(error)) from None
+        except Exception as error:
+            raise CodecError("".join(traceback.format_exception_only(error)).strip()) from error
 
     def restore(self, value: Any) -> T:
         """The typed value of an already parsed JSON value."""

@@ -627,7 +627,8 @@ async def test_work_that_is_finished_while_it_waits_is_not_begun(world: World, m
     assert begun == [ids[0], ids[2], ids[3]]
 
 
-async def test_scan_that_fails_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [StoreUnavailable("not now"), ZeroDivisionError("a bug in the store")])
+async def test_scan_that_fails_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """INV-9: the store does not answer a scan: it is asked again, after a pause and not before."""
     monkeypatch.setattr("actors.backlogs._PAUSE_S", 60.0)
     await leave_behind(world, "s", count=10)
@@ -637,7 +638,7 @@ async def test_scan_that_fails_is_made_again(world: World, monkeypatch: pytest.M
         nonlocal failed
         failed += 1
         if failed <= 4:
-            raise StoreUnavailable("not now")
+            raise error
         return await scan(*args, **options)
 
     world.lever.outbox = fail  # type: ignore[attr-defined]

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import pytest
+from pydantic import AfterValidator
 
-from actors import ActorFailed, HostStopping, OutcomeUnknown, actor, method
+from actors import (
+    ActorFailed,
+    HostStopping,
+    InvalidArguments,
+    OutcomeUnknown,
+    actor,
+    context,
+    definition_of,
+    method,
+)
 from actors.errortext import message_of, trace_of
+from tests.actors.test_messages import until_delivered
 from tests.actors.worlds import settled, until
 
 if TYPE_CHECKING:
@@ -143,6 +155,83 @@ async def test_the_caller_of_a_message_hears_of_every_failure(world: World) -> N
         with pytest.raises(ActorFailed, match=kind.__name__) as caught:
             await asyncio.wait_for(client.call("Moody", "m", "at_once", str(which).encode()), 5)
         assert str(caught.value).encode()
+
+
+def known(number: int) -> int:
+    return {1: 1}[number]  # a KeyError is none of the errors that pydantic catches
+
+
+@actor
+class Clumsy:
+    sent: int = 0
+
+    @method
+    async def send(self, name: str, number: int) -> int:
+        context().send_raw("Taker", name, "take", str(number).encode())
+        self.sent += 1
+        return self.sent
+
+    @method
+    async def remind(self) -> None:
+        context().set_reminder("r", due=0, data=2, callback="hear")
+
+    @method
+    async def hear(self, number: Annotated[int, AfterValidator(known)]) -> None:
+        self.sent += number
+
+
+@actor
+class Taker:
+    taken: int = 0
+
+    @method
+    async def take(self, number: Annotated[int, AfterValidator(known)]) -> int:
+        self.taken += number
+        return self.taken
+
+
+async def test_a_validator_that_raises_anything_refuses_the_value(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the caller's mistake, whatever it raises: of a call, a message (a dead letter; the messages of others, and
+    the turn that has sent it, go on, also after a crash), a reminder (whose schedule goes on)."""
+    for attempt in (1, 2):
+        client = await world.client(Clumsy, Taker)
+        with pytest.raises(InvalidArguments, match="KeyError: 2"):
+            await client.invoke_nowait("Taker", "a", "take", b"2")
+        sends = [client.actor(Clumsy, "c").send("a", number) for number in (2, 1, 2, 1)]
+        await asyncio.wait_for(asyncio.gather(*sends), 5)
+        await client.actor(Clumsy, "c").remind()
+        await until_delivered(world)
+        letters = await client.dead_letters()
+        assert [each.reason for each in letters] == ["InvalidArguments: argument 'number': KeyError: 2"] * 2 * attempt
+        async with asyncio.timeout(5):
+            while await client.reminders("Clumsy", "c"):  # noqa: ASYNC110  # the store tells nobody
+                await asyncio.sleep(0.002)
+        await world.crash(world.hosts[-1])
+    client = await world.client(Clumsy, Taker)
+    assert await client.state("Taker", "a") == (4, {"taken": 4})
+    assert "this is a bug" not in caplog.text
+
+
+async def test_a_class_that_cannot_be_made_is_told_to_its_caller(world: World) -> None:
+    """`Host.submit` never raises, wherever the code of the class fails: a call for which nothing is loaded hears of it
+    like any other, and the next one too."""
+
+    @actor
+    class Unready:
+        numbers: list[int] = field(default_factory=lambda: [1 // 0])
+
+        @method
+        async def read(self) -> list[int]:
+            return self.numbers
+
+    client = await world.client(Unready)
+    definition = definition_of(Unready)
+    assert definition is not None
+    for error, fresh in ((OutcomeUnknown, True), (ActorFailed, False)):
+        with pytest.raises(error, match="ZeroDivisionError"):
+            await client.call_method("Unready/u", definition.methods["read"], (), fresh=fresh)
 
 
 class Faulty:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 
 from statestores.codec import CodecError, adapter, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BINARY = b"\x00\xff"
 
@@ -29,6 +33,24 @@ def test_bytes() -> None:
     for annotation, value in ((bytes, BINARY), (dict[str, bytes], {"x": BINARY}), (Plain, Plain(b"text"))):
         assert adapter(annotation).decode(encode(value)) == value
     assert adapter(list[Configured]).decode(encode([Configured(BINARY)])) == [Configured(BINARY)]
+
+
+def half_a_pair(value: str) -> str:
+    raise ValueError("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("validate", "message"),
+    [
+        ({"x": 1}.__getitem__, "KeyError: 'y'"),
+        (lambda x: 1 // 0, "ZeroDivisionError"),
+        (half_a_pair, "UnicodeEncodeError"),
+    ],
+)
+def test_whatever_a_validator_raises_is_a_mistake_in_the_value(validate: Callable[[str], object], message: str) -> None:
+    """Also what pydantic lets pass, or cannot tell."""
+    with pytest.raises(CodecError, match=message):
+        adapter(Annotated[str, AfterValidator(validate)]).decode(b'"y"')
 
 
 def test_bytes_that_a_dataclass_cannot_hold() -> None:
