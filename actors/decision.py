@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import ActorError, ActorFailed, CallerError, InvalidState, OutcomeUnknown
+from actors.errors import NOT_HERE, ActorError, ActorFailed, CallerError, InvalidState, OutcomeUnknown
 from actors.errortext import message_of, trace_of
 from actors.message import Envelope
 from actors.reminders import advance_reminder
@@ -119,9 +119,14 @@ def result_for(call: Call, method: Method, result: Any) -> Any:
 
 
 def as_actor_error(error: BaseException, method: Method | None = None) -> ActorError:
-    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, except
-    in the built-in methods, which pass their caller's mistakes on."""
+    """What a caller gets for an exception of a method. A mistake the method made as a caller is its own failure, and
+    where an actor is that it has called says nothing of where the method's own is (whoever made the call over a hop
+    would take it there again, and again what the method has had done before). The built-in methods pass both on."""
     built_in = method is not None and method.name.startswith("$")
+    if isinstance(error, NOT_HERE) and not built_in:
+        unknown = OutcomeUnknown(f"a call that the turn had made was not taken: {message_of(error)}")
+        unknown.__cause__ = error
+        return unknown
     if isinstance(error, ActorError) and (built_in or not isinstance(error, CallerError)):
         return error
     if isinstance(error, StoreError):  # a turn that could not look for its receipt, say: no fault of the method

@@ -20,7 +20,8 @@ ActorError
     ├── ActorMoved              the activation was dropped before the turn was recorded: not applied
     ├── NotOwner                this host does not own the actor's partition (any more): not applied
     ├── HostStopping            this host is shutting down: not applied
-    └── OutcomeUnknown          the store did not answer: it may or may not have been applied
+    └── OutcomeUnknown          the store did not answer: it may or may not have been applied. Or the turn failed since
+                                an actor it called could not be reached: what it had called before is done
 """
 
 from __future__ import annotations
@@ -119,3 +120,7 @@ class HostStopping(Retriable):
 
 class OutcomeUnknown(Retriable):
     pass
+
+
+NOT_HERE = (NotOwner, ActorMoved, HostStopping)
+"""Not applied where it was tried: the actor lives elsewhere, or will."""

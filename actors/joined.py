@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from actors.decision import as_actor_error, result_for
-from actors.errors import ActorMoved, DeadlineExceeded, Deadlock, InvalidState, ReentrancyDepthExceeded
+from actors.errors import DeadlineExceeded, Deadlock, InvalidState, OutcomeUnknown, ReentrancyDepthExceeded
 from actors.state import capture, changed_names, restore
 from actors.turn import Turn, _current
 
@@ -90,7 +90,7 @@ async def _join(activation: Activation, outer: Turn, call: Call) -> None:
                 outer.after_commit(callback)
         host.answer(call, result)
     except asyncio.CancelledError:
-        host.fail(call, ActorMoved(f"the turn of {stream} this call had joined was cancelled"))
+        host.fail(call, OutcomeUnknown(f"the turn of {stream} this call had joined was cancelled"))
         raise
     except (Exception, SystemExit) as error:
         if isinstance(error, TimeoutError) and scope.expired():

@@ -35,7 +35,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import ActorError, ActorMoved, HostStopping, NotOwner, OutcomeUnknown
+from actors.errors import NOT_HERE, ActorError, HostStopping, NotOwner, OutcomeUnknown
 from actors.placement.cycles import Chaser
 from actors.placement.hop import Asked, Link, decode_batch, decode_error, encode_error, result_of
 from actors.placement.owners import host_name, is_gone
@@ -55,8 +55,6 @@ log = logging.getLogger(__name__)
 # In the store, the owner of a partition that nobody may have yet. Like every owner's, its host's name is behind the
 # last colon: it has none.
 _NOBODY = "deposed:"
-# Not applied over there, so it may go again.
-_ELSEWHERE = (NotOwner, ActorMoved, HostStopping)
 _FIRST_LOOK_S = 0.01
 _LONGEST_LOOK_S = 0.25
 # After the table says that a partition has moved, its former owner may still answer what it was asked, so long.
@@ -412,7 +410,7 @@ class ClusterPlacement:
                 self._host.fail(call, error)
             return
         failure = decode_error(outcome)
-        if not isinstance(failure, _ELSEWHERE):
+        if not isinstance(failure, NOT_HERE):
             self._host.fail(call, failure)
             return
         if self.routes[partition] == sender:

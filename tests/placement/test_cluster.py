@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import ActorFailed, ActorNotActive, DeadlineExceeded, Deadlock, NotOwner, actor, context, method, send
+from actors import (
+    ActorFailed,
+    ActorNotActive,
+    DeadlineExceeded,
+    Deadlock,
+    NotOwner,
+    OutcomeUnknown,
+    actor,
+    context,
+    method,
+    send,
+)
 from actors.placement.hop import decode_batch
 from tests.actors.worlds import until
 from tests.placement.network import PARTITIONS, Cluster, cluster_of, ids_in
@@ -59,14 +70,48 @@ class Cell:
             send(context().actor(Cell, other).add, 1)
 
 
-def of_partition(partition: int, number: int = 0) -> str:
+@actor(reentrant=True)
+class Walker:
+    value: int = 0
+
+    @method
+    async def walk(self, steps: list[Any]) -> None:
+        for step in steps:
+            match step:
+                case ["add", cell]:
+                    await context().actor(Cell, cell).add(1)
+                case ["ask", walker, inner]:
+                    await context().actor(Walker, walker).walk(inner)
+                case ["both", one, other]:
+                    await asyncio.gather(self.walk(one), self.walk(other))
+                case ["open", gate]:
+                    gates[gate].set()
+                case ["wait", gate]:
+                    await gates[gate].wait()
+                case ["grow"]:
+                    self.value += 1
+                case ["fail"]:
+                    raise ValueError("as told")
+
+    @method(read_only=True)
+    async def read(self) -> int:
+        return self.value
+
+
+@actor
+class Early(Walker):
+    async def on_activate(self) -> None:
+        await self.walk([["add", of_partition(2)], ["add", of_partition(3)]])
+
+
+def of_partition(partition: int, number: int = 0, actor_type: str = "Cell") -> str:
     """An actor id in that partition."""
-    return ids_in(partition, "Cell")[number]
+    return ids_in(partition, actor_type)[number]
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    async with cluster_of(Cell) as made:
+    async with cluster_of(Cell, Walker, Early) as made:
         yield made
 
 
@@ -320,6 +365,49 @@ async def test_nobody_owns_it(cluster: Cluster) -> None:
     cluster.placement("one")._patience_s = 0.05
     with pytest.raises(NotOwner, match="partition 2"):
         await one.client.actor(Cell, of_partition(2)).read()
+
+
+HERE, THERE = of_partition(0, actor_type="Walker"), of_partition(2, actor_type="Walker")
+ONE_STEP_TOO_FAR = [["add", of_partition(2)], ["add", of_partition(3)]]
+
+
+@pytest.mark.parametrize(
+    ("actor_type", "name", "steps"),
+    [
+        ("Walker", THERE, ONE_STEP_TOO_FAR),
+        ("Early", of_partition(2, actor_type="Early"), []),
+        ("Walker", HERE, [["ask", THERE, [["ask", HERE, ONE_STEP_TOO_FAR]]]]),
+    ],
+    ids=["turn", "hook", "joined"],
+)
+async def test_a_turn_that_cannot_reach_another_is_not_elsewhere(
+    cluster: Cluster, actor_type: str, name: str, steps: list[Any]
+) -> None:
+    """What is refused is the call that the turn has made, not the one that it is: that is not made again, and what the
+    turn had done by calls before is done once."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2])
+    for host in ("one", "two"):
+        cluster.placement(host)._patience_s = 0.05
+    refer: Any = one.client.actor
+    with pytest.raises(OutcomeUnknown, match="partition 3"):
+        await asyncio.wait_for(refer(actor_type, name).walk(steps), 5)
+    assert await one.client.actor(Cell, of_partition(2)).read() == 1
+
+
+async def test_a_call_is_not_made_again_when_the_turn_it_had_joined_was_cancelled(cluster: Cluster) -> None:
+    """It would be a turn of its own then, beside the chain."""
+    one = await cluster.add("one", [0, 1])
+    await cluster.add("two", [2, 3])
+    gates.update(joined=asyncio.Event(), later=asyncio.Event())
+    comes_back = [["ask", THERE, [["ask", HERE, [["open", "joined"], ["wait", "later"], ["grow"]]]]]]
+    with pytest.raises(ActorFailed, match="as told"):
+        await one.client.actor(Walker, HERE).walk([["both", comes_back, [["wait", "joined"], ["fail"]]]])
+    gates["later"].set()
+    await until(lambda: not cluster.placement("two")._serving)
+    assert await one.client.actor(Walker, HERE).read() == 0
+    sent = [item for sender, _, batch in cluster.network.batches if sender == "two" for item in decode_batch(batch)]
+    assert [kind for kind, *_ in sent] == ["ask", "fail"]
 
 
 async def test_an_owner_that_has_ended_is_not_waited_for_without_end(cluster: Cluster) -> None:
