@@ -149,7 +149,7 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
             events = tuple(turn.events)
     expected = activation.version
     # A receipt alone (a keyed read, a tick that came too late) does not bring an actor into being.
-    exists = bool(events) or turn.reminders_set is not None
+    exists = bool(events) or bool(turn.reminders_set)
     listing: IndexEntry | None = None
     if (turn.index_name is not None or (exists and not activation.indexed)) and not turn.deleting:
         listing = IndexEntry(activation.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)

@@ -25,7 +25,7 @@ from actors.period import Every
 from actors.reminders import encode_reminder
 from actors.schedule import Schedule
 from statestores.errors import StoreUnavailable
-from statestores.model import Reminder, TurnCommit, partition_of
+from statestores.model import IndexQuery, Reminder, TurnCommit, partition_of
 from tests.actors.worlds import settled, until
 
 if TYPE_CHECKING:
@@ -135,6 +135,11 @@ class Alarm:
         context().set_reminder("r", due=0)
         context().set_timer("t", due=0)
         raise ValueError("no")
+
+    @method
+    async def set_and_clear(self) -> None:
+        context().set_reminder("r", due=3600)
+        context().clear_reminder("r")
 
     @method
     async def remove(self) -> None:
@@ -432,6 +437,14 @@ async def test_failed_turn_sets_nothing(world: World) -> None:
     await wait_witness(world, client)
     assert await client.actor(Alarm, "a").rung() == []
     assert await client.reminders("Alarm", "a") == []
+
+
+async def test_reminder_set_and_cleared_in_one_turn(world: World) -> None:
+    """It leaves nothing, so the actor is not listed."""
+    client = await world.client(Alarm)
+    await client.actor(Alarm, "a").set_and_clear()
+    assert await client.reminders("Alarm", "a") == []
+    assert await client.listing(IndexQuery("Alarm")) == []
 
 
 async def test_reminders_from_outside(world: World) -> None:
