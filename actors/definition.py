@@ -166,9 +166,8 @@ class ActorDefinition:
     methods: Mapping[str, Method]
     events: Mapping[str, EventMethod]
     options: Options
-    # Derived, and kept because every turn asks: the fields' names, each with its place among them and the type whose
-    # values need no further check; whether state changes by @event methods; the recorded name of a change of fields.
-    field_names: tuple[str, ...]
+    # Derived, and kept because every turn asks: the fields' places, names, and the types whose values need no further
+    # check; whether state changes by @event methods; the recorded name of a change of fields.
     typed_fields: tuple[tuple[int, str, type | None], ...]
     # Defaults that all instances can share, being immutable, and the fields that need their own.
     shared_defaults: Mapping[str, Any]
@@ -340,7 +339,6 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         methods=methods,
         events=events,
         options=options,
-        field_names=tuple(f.name for f in fields),
         typed_fields=tuple((place, f.name, f.adapter.atom) for place, f in enumerate(fields)),
         shared_defaults={f.name: f.default for f in fields if f.has_default and f.is_shared},
         own_defaults=tuple(f for f in fields if f.has_default and not f.is_shared),

@@ -194,8 +194,8 @@ async def test_a_history_folded_at_once_is_the_history(world: World) -> None:
         at_once, one_by_one = new_instance(definition), new_instance(definition)
         fold(definition, at_once, history)
         apply_events(definition, one_by_one, history.events)
-        for field in definition.field_names:
-            assert getattr(at_once, field) == getattr(one_by_one, field)
+        for field in definition.fields:
+            assert getattr(at_once, field.name) == getattr(one_by_one, field.name)
         assert at_once._summary.status == one_by_one._summary.status
     assert at_once._records is None, "an ended instance is not replayed"
     foreign = StreamState(1, None, [Event(1, "other", b"{}", 0, "t", "", "")])
