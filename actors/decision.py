@@ -44,7 +44,12 @@ def decide(activation: Activation, turn: Turn, result: Any) -> TurnCommit | None
     else:
         turn.result = result_for(call, method, result)
     changed: dict[str, Any] | None = None
-    if not definition.event_sourced and not method.interleave:
+    if definition.event_sourced:
+        if turn.applying:
+            raise InvalidState(
+                f"event {turn.applying!r} raised, so it could not be applied again: check in the method, before it"
+            )
+    elif not method.interleave:
         changed = changes(definition, activation.instance, activation.base)
         if changed is not None and method.read_only:
             raise InvalidState(f"{definition.name}.{method.name} is read_only, but changed {', '.join(changed)}")

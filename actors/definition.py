@@ -24,6 +24,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, overload
 
+from actors.errortext import storable
 from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
 from actors.signature import Signature, by_position
@@ -53,6 +54,9 @@ the name ``snapshot``, a change of state-style fields under ``state``; those two
 
 STATE_EVENT = "state"
 """The event of a turn that changed fields: their new values by name."""
+
+SNAPSHOT = "snapshot"
+"""The name under which upcasters are given snapshots."""
 
 ATTRIBUTE = "__mecha_actor__"
 FOLD = "__mecha_fold__"
@@ -292,12 +296,15 @@ def event(*, name: str | None = None) -> Callable[[F], F]: ...
 def event(function: F | None = None, /, *, name: str | None = None) -> F | Callable[[F], F]:
     """Make a method an event: calling it inside a turn records its name and arguments, then runs it to apply them.
 
-    It must be a plain `def` that changes fields by its arguments alone (no clock, no randomness, no calls): it runs
-    again whenever the state is rebuilt. Its result is ignored on replay.
+    It must be a plain `def` that changes fields by its arguments alone (no clock, no randomness, no calls, no other
+    events): it runs again whenever the state is rebuilt. Its result is ignored on replay. A turn in which it raises
+    fails, whether or not the method catches that.
+
+    `name`: under which it is recorded, its own unless given. Raises `TypeError` for one that could not be read again.
     """
 
     def mark(function: F) -> F:
-        setattr(function, _EVENT, name or function.__name__)
+        setattr(function, _EVENT, _event_name(function.__name__ if name is None else name))
         return function
 
     return mark if function is None else mark(function)
@@ -350,6 +357,16 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
     if events or any(m.interleave for m in definition.methods.values()):
         _guard_fields(cls, definition)
     return definition
+
+
+def _event_name(name: str) -> str:
+    if name in (STATE_EVENT, SNAPSHOT):
+        raise TypeError(f"an event cannot be named {name!r}: that is what upcasters are given under this name")
+    if not name or "@" in name or storable(name) != name:
+        raise TypeError(
+            f"an event cannot be named {name!r}: no '@' (a schema version follows that), no half surrogates"
+        )
+    return name
 
 
 def versioned_name(name: str, schema: int) -> str:
@@ -440,9 +457,7 @@ def _recording(made: EventMethod) -> Callable[..., Any]:
 
     def record(self: Any, *args: Any, **kwargs: Any) -> Any:
         turn = recording_turn(self, made.name)
-        bound = signature.bind_python(args, kwargs)
-        turn.record_event(made, bound)
-        return turn.apply_event(original, self, bound)
+        return turn.record_event(made, self, signature.bind_python(args, kwargs))
 
     record.__name__ = original.__name__
     record.__qualname__ = original.__qualname__
@@ -453,20 +468,26 @@ def _recording(made: EventMethod) -> Callable[..., Any]:
 
 
 def _guard_fields(cls: type, definition: ActorDefinition) -> None:
-    """Event-sourced state changes only in events: an assignment elsewhere would be lost at the next reload, so it is
-    refused. So is one by an interleaved turn, which would become part of whatever turn is running. (A list or dict
-    changed in place cannot be seen here.)"""
+    """Event-sourced state changes only in events: an assignment elsewhere, or a deletion, would be lost at the next
+    reload, so it is refused. So is one by an interleaved turn, which would become part of whatever turn is running. (A
+    list or dict changed in place cannot be seen here.)"""
     from actors.turn import check_assignment
 
     durable = frozenset(f.name for f in definition.fields)
-    inherited = cls.__setattr__
+    assign, delete = cls.__setattr__, cls.__delattr__
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         if name in durable:
             check_assignment(self, name)
-        inherited(self, name, value)  # type: ignore[call-arg]  # mypy takes the unbound slot wrapper for a bound one
+        assign(self, name, value)  # type: ignore[call-arg]  # mypy takes the unbound slot wrapper for a bound one
+
+    def __delattr__(self: Any, name: str) -> None:
+        if name in durable:
+            check_assignment(self, name)
+        delete(self, name)  # type: ignore[call-arg]  # the same
 
     cls.__setattr__ = __setattr__  # type: ignore[assignment]  # a plain function is a fine method
+    cls.__delattr__ = __delattr__  # type: ignore[assignment]  # the same
 
 
 def _can_suspend(function: Callable[..., Any]) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from actors.definition import STATE_EVENT
+from actors.definition import SNAPSHOT, STATE_EVENT
 from actors.errors import InvalidState, UnserializableResult
 from statestores.codec import ATOMS, CodecError, encode
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from actors.definition import ActorDefinition
     from statestores.model import Event, StreamState
 
-_SNAPSHOT = "snapshot"
 _DELETED = "$absent"
 _DELETED_AT_FIRST = b'{"$absent":true}'
 
@@ -240,7 +239,7 @@ def _fragment(value: Encoded) -> orjson.Fragment:
 
 def _apply_snapshot(definition: ActorDefinition, instance: Any, data: bytes) -> None:
     record = orjson.loads(data)
-    upcast = _upcast(definition, _SNAPSHOT, record["s"], record["v"])
+    upcast = _upcast(definition, SNAPSHOT, record["s"], record["v"])
     if upcast is not None:
         _set_fields(definition, instance, upcast[1], marked=False)
 
@@ -255,7 +254,7 @@ def _apply_event(definition: ActorDefinition, instance: Any, recorded_name: str,
         fact = _upcast(definition, name, values, recorded_schema)
     if fact is None:
         return
-    if fact[0] == STATE_EVENT and STATE_EVENT not in definition.events:
+    if fact[0] == STATE_EVENT:
         _set_fields(definition, instance, fact[1], marked)
         return
     made = definition.events[fact[0]]

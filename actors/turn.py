@@ -101,8 +101,9 @@ class Turn:
     callbacks: list[Callable[[], None]] | None = None
     # What is still to be waited for when the method has returned.
     rest: Callable[[], Coroutine[Any, Any, None]] | None = None
-    # Depth of event methods being applied: fields of event-sourced actors may be assigned only then.
-    applying: int = 0
+    # The event that is being applied: fields of event-sourced actors may be assigned only then. Or the one whose method
+    # has raised: it can be applied no more than that when the state is rebuilt, so the turn cannot be recorded.
+    applying: str = ""
     # Why the turn is being cancelled, once it is.
     cancelled_by: BaseException | None = None
     task: asyncio.Task[Any] | None = None
@@ -331,9 +332,18 @@ class Turn:
 
     # -- for the runtime -----------------------------------------------------------------------------------------------
 
-    def record_event(self, made: EventMethod, bound: tuple[Any, ...]) -> None:
-        name = self.activation.event_name(made.name)
-        self.record_encoded(name, made.signature.encode_named(bound))
+    def record_event(self, made: EventMethod, instance: Any, bound: tuple[Any, ...]) -> Any:
+        """Record it, and apply it to the instance."""
+        if self.applying:
+            raise InvalidState(
+                f"event {made.name!r} cannot be recorded by event {self.applying!r}, or after that has failed: "
+                "call both from the method"
+            )
+        self.record_encoded(self.activation.event_name(made.name), made.signature.encode_named(bound))
+        self.applying = made.name
+        result = made.function(instance, *bound)
+        self.applying = ""
+        return result
 
     def record_encoded(self, name: str, data: bytes) -> None:
         """`record_event` for who has bound and encoded the arguments himself, and applies the event himself. `name` is
@@ -345,13 +355,6 @@ class Turn:
             self.events = [event]
         else:
             self.events.append(event)
-
-    def apply_event(self, function: Callable[..., Any], instance: Any, bound: tuple[Any, ...]) -> Any:
-        self.applying += 1
-        try:
-            return function(instance, *bound)
-        finally:
-            self.applying -= 1
 
     async def wait_committed(self) -> None:
         """Wait until everything this activation decided before has been committed: nothing that rests on it may leave

@@ -568,6 +568,13 @@ def test_field_names_are_identifiers() -> None:
         actor(type("Odd", (), {"__annotations__": {"$absent": int}}))
 
 
+@pytest.mark.parametrize("name", ["", "user@login", "caf\udce9", "state", "snapshot"])
+def test_event_names_that_could_not_be_read_again(name: str) -> None:
+    """Behind an @ comes the schema version, under two names upcasters are given something else."""
+    with pytest.raises(TypeError, match="an event cannot be named"):
+        event(name=name)(lambda self: None)
+
+
 def test_mistakes_are_found_at_decoration() -> None:
     """The class is refused, and the message says where and why."""
     with pytest.raises(TypeError, match="cannot be called over the wire"):
