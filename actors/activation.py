@@ -441,7 +441,8 @@ class Activation:
                 self._torn_down(turn)
                 raise
             return await self._end_early(turn, task, error)
-        except GeneratorExit:
+        except GeneratorExit:  # nothing may be waited for any more
+            self._roll_back(turn)
             raise
         except BaseException as error:
             outcome = await self._end_early(turn, task, error)

@@ -94,6 +94,12 @@ class Moody:
         await asyncio.sleep(0)
         raise HARD_TO_TELL[which][0]
 
+    @method
+    async def leave(self) -> None:
+        self.count = 99
+        await asyncio.sleep(0)
+        raise GeneratorExit
+
     @method(read_only=True)
     async def beside(self, which: int) -> None:
         await asyncio.sleep(0)
@@ -146,6 +152,15 @@ async def test_the_caller_hears_of_every_failure(world: World, name: str, which:
     for failed in outcomes[::2]:
         assert isinstance(failed, ActorFailed)
         assert (failed.error_type, failed.message) == (kind.__name__, text)
+
+
+async def test_a_turn_that_ends_as_if_it_were_closed_leaves_no_trace(world: World) -> None:
+    """INV-6: what a method raises may be what tells its coroutine that the loop has ended; others go on all the same."""
+    ref: Any = (await world.client(Moody)).actor(Moody, "m")
+    assert await ref.add() == 1
+    outcomes = await asyncio.wait_for(asyncio.gather(ref.leave(), ref.add(), return_exceptions=True), 5)
+    assert isinstance(outcomes[0], OutcomeUnknown)
+    assert outcomes[1] == 2
 
 
 async def test_the_caller_of_a_message_hears_of_every_failure(world: World) -> None:
