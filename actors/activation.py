@@ -43,6 +43,7 @@ from actors.joined import comes_back
 from actors.message import Call
 from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
+from statestores.codec import CodecError
 from statestores.errors import DuplicateTurn, ImpossibleTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
 
@@ -645,11 +646,16 @@ class Activation:
         return failure
 
     def _roll_back(self, turn: Turn) -> None:
-        """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, before the next turn."""
+        """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, before the next turn; and
+        state-style, too, when the base is not what the annotations ask for (made so by a factory, or a validator that
+        has changed its mind)."""
         if self.instance is None or turn.method.interleave or self.dead:
             return
         if not self.definition.event_sourced:
-            restore(self.definition, self.instance, self.base)
+            try:
+                restore(self.definition, self.instance, self.base)
+            except CodecError:
+                self.phase = Phase.LOADING
         elif turn.events is not None:
             self.phase = Phase.LOADING
 

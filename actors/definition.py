@@ -29,7 +29,7 @@ from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
 from actors.signature import Signature, by_position
 from actors.timetext import parse_duration_s
-from statestores.codec import ATOMS, Adapter, adapter
+from statestores.codec import ATOMS, Adapter, CodecError, adapter, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -339,6 +339,7 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
     for field in fields:
         if field.name in methods or inspect.isfunction(getattr(cls, field.name, None)):
             raise TypeError(f"{cls.__qualname__}.{field.name} is both a field and a method: rename one")
+        _check_default(cls, field)
     definition = ActorDefinition(
         name=name,
         cls=cls,
@@ -396,7 +397,18 @@ def _field(cls: type, name: str, annotation: Any) -> Field:
     if isinstance(default, dataclasses.Field):
         factory = None if default.default_factory is dataclasses.MISSING else default.default_factory
         default = _UNSET if default.default is dataclasses.MISSING else default.default
-    return Field(name, adapter(annotation), default, factory)
+    return Field(name, adapter(annotation, default), default, factory)
+
+
+def _check_default(cls: type, field: Field) -> None:
+    """What cannot be stored and read again could not be put back either, when a turn has failed. (What a factory makes
+    is not known yet: it may use what its module defines later.)"""
+    if field.default is _UNSET:
+        return
+    try:
+        field.adapter.decode(encode(field.default))
+    except CodecError as error:
+        raise TypeError(f"{cls.__qualname__}.{field.name} cannot have this default: {error}") from None
 
 
 def _collect_methods(cls: type) -> dict[str, Method]:

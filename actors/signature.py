@@ -57,7 +57,9 @@ class Signature:
                 raise TypeError(
                     f"{self.function_name}: *{parameter.name} cannot be called over the wire; name every parameter"
                 )
-        self.parameters = tuple(Parameter(p.name, adapter(hints.get(p.name, Any)), p.default) for p in declared)
+        self.parameters = tuple(
+            Parameter(p.name, adapter(hints.get(p.name, Any), p.default), p.default) for p in declared
+        )
         self.result = adapter(hints.get("return", Any))
         # Results of these types are what the annotation asks for, and need no copy. (A float may be infinite.)
         self.plain_results = _plain_results(self.result) - {float}

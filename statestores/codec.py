@@ -92,17 +92,28 @@ class Adapter(Generic[T]):
         return self.decode(encode(value))
 
 
+class _OrNone(Adapter[T | None]):
+    """Of what has None as its default, whatever its annotation says."""
+
+    __slots__ = ()
+
+    def decode(self, data: bytes | bytearray) -> T | None:
+        return None if data == b"null" else super().decode(data)
+
+
 @lru_cache(maxsize=4096)
-def _cached_adapter(annotation: Any) -> Adapter[Any]:
-    return Adapter(annotation)
+def _cached_adapter(annotation: Any, kind: type[Adapter[Any]] = Adapter) -> Adapter[Any]:
+    return kind(annotation)
 
 
-def adapter(annotation: Any) -> Adapter[Any]:
-    """The adapter of an annotation. Raises `TypeError` when pydantic has no rule for it."""
+def adapter(annotation: Any, default: Any = ...) -> Adapter[Any]:
+    """The adapter of an annotation. Raises `TypeError` when pydantic has no rule for it. None fits where it is the
+    `default` (``x: int = None``)."""
+    kind = _OrNone if default is None else Adapter
     try:
-        return _cached_adapter(annotation)
+        return _cached_adapter(annotation, kind)
     except TypeError:  # unhashable annotation (Annotated with a list, say)
-        return Adapter(annotation)
+        return kind(annotation)
 
 
 def _type_adapter(annotation: Any) -> TypeAdapter[Any]:

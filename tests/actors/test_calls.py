@@ -22,6 +22,7 @@ from actors import (
     actor,
     context,
     method,
+    send,
 )
 from statestores.model import IndexQuery
 from tests.actors.worlds import settled, until
@@ -122,6 +123,32 @@ class Till:
             raise ValueError("the first time")
         self.cash += amount
         return self.cash
+
+
+@actor(snapshot_every=2)
+class Box:
+    """With None where, by the annotation, none can be, as people write it."""
+
+    label: str = None  # type: ignore[assignment]
+    size: int = 0
+
+    @method
+    async def grow(self, amount: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013
+        self.size += 1 if amount is None else amount
+        return self.size
+
+    @method
+    async def grow_both_ways(self, up: int = None, down: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013
+        return await self.grow((up or 0) - (down or 0))
+
+    @method
+    async def mark(self, label: str | None) -> None:
+        self.label = label  # type: ignore[assignment]
+
+    @method
+    async def tell(self, other: str) -> None:
+        send(context().actor(Box, other).grow)
+        send(context().actor(Box, other).grow_both_ways, down=5)
 
 
 @actor
@@ -628,6 +655,27 @@ async def test_bad_arguments_in_python(world: World) -> None:
     with pytest.raises(InvalidArguments, match="level"):
         await picky.set_level(object())
     assert await picky.set_level(1, loud=True) == "1  True"
+
+
+async def test_none_where_it_is_the_default(world: World) -> None:
+    """It fits, whatever the annotation says: in a call, in one by JSON, in a message, in a field that is set to it, and
+    in a snapshot."""
+    host = await world.host(Box)
+    client = host.client
+    assert await client.actor(Box, "a").grow() == 1
+    assert [await client.call("Box", "a", "grow", body) for body in (b"", b"null", b"[null]")] == [b"2", b"3", b"4"]
+    assert await client.call("Box", "a", "grow_both_ways", b"[null, 1]") == b"3"
+    with pytest.raises(InvalidArguments):
+        await client.call("Box", "a", "grow", b'"x"')
+    for label in ("x", None):
+        await client.actor(Box, "a").mark(label)
+    assert await client.state("Box", "a") == (7, {"label": None, "size": 3})
+    await client.actor(Box, "a").tell("b")
+    await until(lambda: sum(len(c.events) for c in world.lever.commits if c.stream == "Box/b") == 2)
+    await world.crash(host)
+    client = await world.client(Box)
+    assert await client.actor(Box, "a").grow() == 4
+    assert await client.actor(Box, "b").grow() == -3
 
 
 async def test_the_only_argument_by_keyword(world: World) -> None:

@@ -155,7 +155,7 @@ async def test_the_caller_hears_of_every_failure(world: World, name: str, which:
 
 
 async def test_a_turn_that_ends_as_if_it_were_closed_leaves_no_trace(world: World) -> None:
-    """INV-6: what a method raises may be what tells its coroutine that the loop has ended; others go on all the same."""
+    """INV-6: what a method raises may be what tells its coroutine that the loop has ended; others go on."""
     ref: Any = (await world.client(Moody)).actor(Moody, "m")
     assert await ref.add() == 1
     outcomes = await asyncio.wait_for(asyncio.gather(ref.leave(), ref.add(), return_exceptions=True), 5)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dis
+import math
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import pytest
+from annotated_types import Gt
 from pydantic import BaseModel
 
 from actors import (
@@ -566,6 +568,18 @@ def test_field_names_are_identifiers() -> None:
     """No field can be named like an entry of a record that is not a field's."""
     with pytest.raises(TypeError, match=r"cannot be named '\$absent'"):
         actor(type("Odd", (), {"__annotations__": {"$absent": int}}))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [(dict[str, int], {"a": "x"}), (float, math.inf), (int, "zero"), (Annotated[int, Gt(0)], 0), (Any, object())],
+)
+@pytest.mark.parametrize("as_field", [False, True])
+def test_defaults_that_could_not_be_read_again(annotation: Any, default: Any, as_field: bool) -> None:
+    """A snapshot would hold them, and a turn that has failed would have to put them back."""
+    given = field(default=default) if as_field and type(default).__hash__ is not None else default
+    with pytest.raises(TypeError, match=r"Odd\.x cannot have this default"):
+        actor(type("Odd", (), {"__annotations__": {"x": annotation}, "x": given}))
 
 
 @pytest.mark.parametrize("name", ["", "user@login", "caf\udce9", "state", "snapshot"])

@@ -83,6 +83,24 @@ class Basket:
 
 
 @actor
+class Misfit:
+    first: int = 0
+    notes: dict[str, int] = field(default_factory=lambda: {"a": "x"})  # type: ignore[dict-item]  # the mistake
+    last: int = 0
+
+    @method
+    def set(self, number: int) -> int:
+        self.first = self.last = number
+        if number < 0:
+            raise ValueError("no")
+        return number
+
+    @method(read_only=True)
+    async def read(self) -> list[Any]:
+        return [self.first, self.notes, self.last]
+
+
+@actor
 class Ledger:
     balance: int = 0
     log: list[int] = field(default_factory=list)
@@ -285,6 +303,15 @@ async def test_failed_turn_leaves_no_trace(world: World) -> None:
         await client.actor("Basket", "b").change_and_fail_at_once()
     assert await basket.look() == before
     assert len(await client.history("Basket", "b")) == 1
+
+
+async def test_failed_turn_leaves_no_trace_though_the_state_does_not_fit(world: World) -> None:
+    """INV-6: what a factory makes may be nothing that its annotation would read; then the actor is loaded again."""
+    misfit: Any = (await world.client(Misfit)).actor(Misfit, "m")
+    assert await misfit.set(1) == 1
+    outcomes = await asyncio.gather(*(misfit.set(number) for number in (-1, 2, -1)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ActorFailed, int, ActorFailed]
+    assert await misfit.read() == [2, {"a": "x"}, 2]
 
 
 async def test_event_sourced_state_is_the_fold_of_its_events(world: World) -> None:
