@@ -82,6 +82,12 @@ class Call:
     # limit of a mailbox: see `passes_limit`.)
     internal: bool = False
 
+    def encoded(self) -> bytes:
+        """Its arguments as JSON. Raises `InvalidArguments`."""
+        if self.payload is not None:
+            return self.payload
+        return b"" if self.method is None else self.method.signature.encode_bound(self.args)
+
     def is_too_late(self, now_ms: int) -> bool:
         """Whether the receipt of an earlier attempt may be gone."""
         return 0 < self.again_until_ms < now_ms

@@ -129,8 +129,8 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
     call.trace_id = outer.trace_id
     call.chain = (*outer.chain, turn.stream)
     call.chain_id = turn.chain_id
-    if call.key is None:
-        call.key = turn.nested_key()
+    if call.key is None and turn.idempotency_key is not None:
+        call.key = turn.nested_key(call.stream, call.method_name, call.encoded())
     call.deadline = outer.deadline
     # An interleaved turn holds up nobody at its own actor, but it may be what an outer turn waits for.
     call.waiter = outer.waiter if turn.method.interleave else turn.stream

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from actors.definition import HOOKS
@@ -110,7 +111,8 @@ class Turn:
     # Calls of its own chain that came back and run inside it (reentrancy), in the order in which they came.
     joined: dict[asyncio.Task[Any], Call] | None = None
     depth: int = 1
-    nested_calls: int = 0
+    # How many calls below its key it has made that are equal (see `nested_key`).
+    nested_calls: dict[tuple[str, str, str], int] | None = None
     # Decided or failed: code that still holds this context (a stray background task) may no longer use it.
     closed: bool = False
     _turn_id: str | None = None
@@ -152,14 +154,18 @@ class Turn:
     def idempotency_key(self) -> str | None:
         return self.call.key if self.call.key is not None else self.call.outbox_id
 
-    def nested_key(self) -> str | None:
-        """For the next call this turn makes: derived from the turn's own key and from the call's place in the turn, so
-        that a repeated turn repeats no effects. None: it has no key."""
-        if self.idempotency_key is None:
-            return None
-        self.nested_calls += 1
+    def nested_key(self, stream: str, method: str, payload: bytes) -> str:
+        """For a call that this turn, which has a key itself, makes: so that a repeated turn repeats no effects. It is
+        derived from the turn's own key, the arguments (JSON), and how many equal calls it has made before.
+
+        The losing alternative, the call's place among all that the turn makes, is not the same each time: calls made
+        beside each other (`asyncio.gather`) may come in another order, and would get each other's answers."""
         # Keys belong to one actor's method: those of others may look the same.
-        return f"{self.stream}.{self.method.name}:{self.idempotency_key}/{self.nested_calls}"
+        own = f"{self.stream}.{self.method.name}:{self.idempotency_key}\0"
+        digest = blake2b(own.encode() + payload, digest_size=16).hexdigest()
+        made = self.nested_calls = {} if self.nested_calls is None else self.nested_calls
+        equal = made[stream, method, digest] = made.get((stream, method, digest), 0) + 1
+        return f"{digest}/{equal}"
 
     @property
     def chain_id(self) -> str:

@@ -164,18 +164,16 @@ class WorkflowClient:
         `ActorError`.
         """
         definition = self.definition(workflow)
-        if idempotency_key is not None:
-            check_key(idempotency_key)
         if instance_id is not None:
             check_name("instance id", instance_id)
         text = _input_text(definition, input)
-        request = idempotency_key if idempotency_key is not None else _new_id()
+        request, is_new = _identity(idempotency_key, instance_id or "", "start", definition.name, text)
         fresh = False
         if instance_id is None:
-            if idempotency_key is None:
+            if is_new:
                 instance_id, fresh = request, True
             else:
-                instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{idempotency_key}"))
+                instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{request}"))
         at_ms = _ms(start_at) or 0
         delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
         if at_ms > MAX_MS or delay_ms > _LONGEST_DELAY_MS:
@@ -273,7 +271,8 @@ class WorkflowClient:
         `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour.
         Raises `InstanceNotFound` (which is not remembered), `CodecError`."""
         text = encode(payload).decode()
-        key = _identity(idempotency_key, f"{name.casefold()}:")
+        folded = name.casefold()
+        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, prefix=f"{folded}:")
         if self._is_large(text):
             answer = await self._ask_large(instance_id, "raise_event_large", name, text, key=key)
         else:
@@ -297,7 +296,9 @@ class WorkflowClient:
     async def purge(self, instance_id: str, *, force: bool = False, idempotency_key: str | None = None) -> None:
         """Remove everything of an ended instance; with `force`, of any. `idempotency_key`: as for `raise_event`. Raises
         `InstanceNotFound`, `InstanceNotTerminal`."""
-        answer = await self._command(instance_id, "purge", force, "", key=_identity(idempotency_key))
+        answer = await self._command(
+            instance_id, "purge", force, "", key=_identity(idempotency_key, instance_id, "purge", force)
+        )
         if answer:
             raise InstanceNotTerminal(instance_id, answer)
 
@@ -436,15 +437,16 @@ class _Identity(NamedTuple):
     is_new: bool
 
 
-def _identity(given: str | None, prefix: str = "") -> _Identity:
-    """What is given goes behind the prefix. In a turn that has a key itself the identity follows from that, so that a
-    repeated turn repeats no effects."""
+def _identity(given: str | None, instance_id: str, method: str, *args: Any, prefix: str = "") -> _Identity:
+    """What is given goes behind the prefix. In a turn that has a key itself the identity follows from that, and from
+    what is asked for, so that a repeated turn repeats no effects."""
     if given is not None:
         check_key(given)
         return _Identity(prefix + given, False)
     turn = current_turn()
-    nested = None if turn is None else turn.nested_key()
-    return _Identity(_new_id(), True) if nested is None else _Identity(nested, False)
+    if turn is None or turn.idempotency_key is None:
+        return _Identity(_new_id(), True)
+    return _Identity(turn.nested_key(_stream(instance_id), method, encode(args)), False)
 
 
 def history_entry(recorded: Event) -> HistoryEntry:

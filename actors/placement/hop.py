@@ -93,14 +93,11 @@ class Asked(NamedTuple):
 
 def asked(call: Call, call_id: str, now_s: float) -> Asked:
     """`now_s`: the loop's time. A deadline travels as what is left of it, since clocks differ."""
-    payload = call.payload
-    if payload is None:
-        payload = b"" if call.method is None else call.method.signature.encode_bound(call.args)
     return Asked(
         call_id,
         call.stream,
         call.method_name,
-        payload,
+        call.encoded(),
         call.key,
         call.outbox_id,
         call.outbox_partition,

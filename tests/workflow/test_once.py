@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from actors import Host, actor, definition_of, method
+from actors import ActorFailed, Host, actor, definition_of, method
 from statestores.memory import MemoryStore
 from statestores.sqlite import SqliteStore
 from tests.actors.worlds import Lever
-from workflow import Engine, InstanceNotFound, InstanceNotTerminal, WorkflowClient, wait_event, workflow
+from workflow import (
+    Engine,
+    InstanceNotFound,
+    InstanceNotTerminal,
+    WorkflowClient,
+    instance_id_of,
+    wait_event,
+    workflow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,6 +81,24 @@ class Teller:
         if fail:
             raise ConnectionError("the line is dead")
         return self.paid
+
+    @method
+    async def pay_two(self, instance_id: str, first: int, second: int, fail: bool) -> None:
+        client = banks["bank"].client
+        await client.raise_event(instance_id, "money", first)
+        if fail:
+            raise ConnectionError("the line is dead")
+        await client.raise_event(instance_id, "money", second)
+
+    @method
+    async def open(self, instance_id: str | None, fail: bool) -> list[str]:
+        client = banks["bank"].client
+        opened = [await client.start(collecting, instance_id=instance_id)]
+        if fail:
+            raise ConnectionError("the line is dead")
+        if instance_id is None:
+            opened.append(await client.start(collecting))
+        return opened
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -138,6 +164,29 @@ async def test_a_repeated_turn_repeats_no_events(bank: Bank) -> None:
     assert await bank.host.client.actor(Teller, "t", idempotency_key="l").pay("a", False) == 2
     assert await bank.host.client.actor(Teller, "t").pay("a", False) == 3
     assert await bank.collected("a") == [7, 7, 7]
+
+
+async def test_a_repeated_turn_may_raise_its_events_in_another_order(bank: Bank) -> None:
+    """Each has arrived once."""
+    await bank.client.start(collecting, instance_id="a")
+    teller = bank.host.client.actor
+    with pytest.raises(ActorFailed, match="the line is dead"):
+        await teller(Teller, "t", idempotency_key="k").pay_two("a", 1, 2, True)
+    await teller(Teller, "t", idempotency_key="k").pay_two("a", 2, 1, False)
+    assert await bank.collected("a") == [1, 2]
+
+
+@pytest.mark.parametrize("instance_id", ["a", None])
+async def test_a_repeated_turn_starts_no_second_instance(bank: Bank, instance_id: str | None) -> None:
+    """Nor is it told that the first one, which it has started itself, exists."""
+    teller = bank.host.client.actor
+    with pytest.raises(ActorFailed, match="the line is dead"):
+        await teller(Teller, "t", idempotency_key="k").open(instance_id, True)
+    (before,) = await bank.client.listing()
+    opened = await teller(Teller, "t", idempotency_key="k").open(instance_id, False)
+    assert instance_id_of(before) == opened[0]
+    assert {instance_id_of(entry) for entry in await bank.client.listing()} == {*opened}
+    assert len({*opened}) == (1 if instance_id else 2)
 
 
 async def test_a_lost_answer_within_a_turn_is_asked_for_again(bank: Bank) -> None:
