@@ -249,6 +249,7 @@ class _Worker:
             else:
                 _answer(answer, _succeed, result)
             del job, function, answer  # while it waits, a thread keeps nothing alive
+            result = None
 
 
 def _unavailable(path: Path, error: sqlite3.OperationalError) -> StoreUnavailable:
