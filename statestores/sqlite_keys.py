@@ -48,8 +48,8 @@ _WITH_PREFIX = "key >= CAST(? AS TEXT) AND key < CAST(? AS TEXT)"
 
 
 class SqliteKeys:
-    """Values by key, in the store's file. Each call is one transaction, in which its conditions are checked too (`apply`
-    of very many operations is several); calls that come while the disk is busy share a commit."""
+    """Values by key, in the store's file. Each call is one transaction (`apply` of very many operations is several), in
+    which its conditions are checked too; calls that come while the disk is busy share a commit."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store

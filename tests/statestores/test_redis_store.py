@@ -200,6 +200,31 @@ async def test_epochs_a_server_has_forgotten_are_not_given_out_again(admin: aior
         await one.close()
 
 
+async def test_tags_a_server_has_forgotten_are_not_given_out_again(store: RedisStore, admin: aioredis.Redis) -> None:
+    """A server that lost its tail gives no tag again: who read the value that it has forgotten, changes no other one
+    by mistake."""
+
+    async def tag() -> str:
+        [found] = await store.keys.get(["k"], 0)
+        assert found is not None
+        return found.etag
+
+    await store.keys.apply([SetKey("k", b"first")], 0)
+    pattern = f"*{store.journal._namespace}:keys*"
+    before = {key: await admin.dump(key) or b"" async for key in admin.scan_iter(pattern)}
+    await store.keys.apply([SetKey("k", b"forgotten"), SetKey("k", b"forgotten too")], 0)
+    forgotten = await tag()
+    async for key in admin.scan_iter(pattern):
+        await admin.delete(key)
+    for key, kept in before.items():
+        await admin.restore(key, 0, kept)
+    await store.keys.transact([SetKey("k", b"second"), SetKey("k", b"third")], 0)
+    assert int(await tag()) > int(forgotten)
+    [answer] = await store.keys.apply([SetKey("k", b"lost update", etag=forgotten)], 0)
+    assert isinstance(answer, ETagMismatch)
+    assert await store.keys.apply([DeleteKey("k", etag=await tag())], 0) == [None]
+
+
 # ---- repeats ----
 
 
@@ -275,10 +300,15 @@ async def test_a_conditional_write_whose_answer_was_lost_succeeds() -> None:
     async with CuttingProxy(shared_redis().port) as proxy:
         store = _store(proxy.port)
         await store.open()
-        for operations in (
-            [SetKey("k", b"1", first_write=True), SetKey("k", b"2", etag="9")],
-            [DeleteKey("k", etag="1")],
-        ):
+        for remove in (False, True):
+            [found] = await store.keys.get(["k"], 0)
+            operations: list[SetKey | DeleteKey] = [
+                SetKey("k", b"1", first_write=True),
+                SetKey("k", b"2", etag="9"),
+            ]
+            if remove:
+                assert found is not None
+                operations = [DeleteKey("k", etag=found.etag)]
             proxy.cut_after("answers", 1)
             write = asyncio.create_task(store.keys.apply(operations, 0))
             await proxy.wait_cut()
@@ -308,6 +338,30 @@ async def test_a_batch_of_thousands_in_one_partition_keeps_its_order(store: Redi
 
 
 # ---- size ----
+
+
+async def test_a_bulk_write_is_several_scripts(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that runs a script serves nobody else: very many keys are written a page at a time, in order."""
+    monkeypatch.setattr(redis_keys, "_PAGE", 4)
+    one, written = store.keys._link.one, []
+
+    async def noted(call: Any, **options: Any) -> Any:
+        written.append(call[2] - 5)
+        return await one(call, **options)
+
+    operations = [SetKey(f"k{n // 2}", b"%d" % n, first_write=n in (7, 12)) for n in range(15)]
+    operations.insert(2, SetKey("", b"malformed"))
+    monkeypatch.setattr(store.keys._link, "one", noted)
+    answers = await store.keys.apply(operations, 0)
+    monkeypatch.undo()
+    assert written == [4, 4, 4, 3]
+    refused = [type(answer) for answer in answers]
+    assert [(n, what) for n, what in enumerate(refused) if what is not type(None)] == [
+        (2, InvalidRequest),
+        (8, ETagMismatch),
+    ]
+    found = await store.keys.get([f"k{n}" for n in range(8)], 0)
+    assert [item and item.value for item in found] == [b"1", b"3", b"5", b"6", b"9", b"11", b"13", b"14"]
 
 
 async def test_long_streams_are_read_in_pages(store: RedisStore) -> None:
