@@ -45,6 +45,7 @@ TURNS_REMEMBERED = 4096
 or a receipt are recognised by those as well, for as long as they stand."""
 
 _TURNS_PER_CALL = 1000
+_BYTES_PER_CALL = 16 * 1024 * 1024
 _PAGE = 1000
 _LEAST_PAGE = 100
 _EVENTS_PER_CALL = 5000
@@ -158,18 +159,21 @@ class RedisJournal:
 
     def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[PartitionTurns]]:
         """What may go out together: a cluster takes a call per partition, since a call must keep to one slot; a server
-        alone takes all in one call, which costs it half as much. Very many turns are several rounds, each of which
-        waits for the answer to the one before: that keeps their order whatever is retried."""
-        rounds = []
-        for start in range(0, len(turns), _TURNS_PER_CALL):
-            parts: dict[int, PartitionTurns] = {}
-            for place, turn in enumerate(turns[start : start + _TURNS_PER_CALL], start):
-                part = parts.get(turn.partition)
-                if part is None:
-                    part = parts[turn.partition] = PartitionTurns(self._keys[turn.partition])
-                part.add(place, turn)
-            rounds.append([*parts.values()])
-        return rounds
+        alone takes all in one call, which costs it half as much. Very many turns, or very large ones, are several
+        rounds, each of which waits for the answer to the one before: that keeps their order whatever is retried."""
+        rounds: list[dict[int, PartitionTurns]] = []
+        turns_left = bytes_left = 0
+        for place, turn in enumerate(turns):
+            if turns_left <= 0 or bytes_left <= 0:
+                parts: dict[int, PartitionTurns] = {}
+                rounds.append(parts)
+                turns_left, bytes_left = _TURNS_PER_CALL, _BYTES_PER_CALL
+            part = parts.get(turn.partition)
+            if part is None:
+                part = parts[turn.partition] = PartitionTurns(self._keys[turn.partition])
+            turns_left -= 1
+            bytes_left -= part.add(place, turn)
+        return [[*parts.values()] for parts in rounds]
 
     # ---- streams ---------------------------------------------------------------------------------------------------
 

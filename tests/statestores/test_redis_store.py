@@ -340,6 +340,30 @@ async def test_a_batch_of_thousands_in_one_partition_keeps_its_order(store: Redi
 # ---- size ----
 
 
+async def test_a_commit_sends_a_bounded_number_of_bytes_at_once(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server must take in a call and answer it within the read timeout: large turns go out a few at a time, in order,
+    and answers find their turns."""
+    monkeypatch.setattr(redis_journal, "_BYTES_PER_CALL", 10_000)
+    all_, sizes = store._link.all, []
+
+    async def noted(calls: Sequence[Call], **how: bool) -> list[Any]:
+        sizes.append(sum(len(argument) for call in calls for argument in call if not isinstance(argument, int)))
+        return await all_(calls, **how)
+
+    monkeypatch.setattr(store._link, "all", noted)
+    large = (NewEvent("added", b"x" * 4_000),)
+    turns = [_turn("Cart/1", number, events=large) for number in range(20)]
+    turns.insert(10, _turn("Cart/1", 3, turn_id="refused"))
+    answers = await store.journal.commit(turns)
+    monkeypatch.undo()
+    assert [place for place, answer in enumerate(answers) if answer is not None] == [10]
+    assert [event.turn_id for event in await store.journal.events("Cart/1")] == [f"Cart/1-{n}" for n in range(20)]
+    assert len(sizes) == 7
+    assert max(sizes) < 10_000 + 4_000 + 1_000
+
+
 async def test_a_bulk_write_is_several_scripts(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that runs a script serves nobody else: very many keys are written a page at a time, in order."""
     monkeypatch.setattr(redis_keys, "_PAGE", 4)
