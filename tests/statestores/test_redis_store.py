@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -38,7 +39,7 @@ from statestores.store import DeleteKey, KeyQuery, SetKey
 from tests.servers import CuttingProxy, RedisServer, shared_redis
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from statestores.groupcommit import Outcome
     from statestores.redis_link import Argument, Call, RedisLink
@@ -173,6 +174,56 @@ async def test_an_older_format_is_migrated(admin: aioredis.Redis, monkeypatch: p
 async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin: aioredis.Redis) -> None:
     """The rehearsal at open cleans up after itself."""
     assert [key async for key in admin.scan_iter("*rehearsal*")] == []
+
+
+_STEPS_OF_OPEN = 8
+
+
+async def _open_with(store: RedisStore, step: int, happens: Callable[[], Awaitable[None]]) -> None:
+    """Open the store; between a step of it and the next, this happens."""
+    one, steps = store._link.one, count(1)
+
+    async def noted(call: Call, **options: Any) -> Any:
+        answer = await one(call, **options)
+        if next(steps) == step:
+            await happens()
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._link, "one", noted)
+        await store.open()
+    await store.close()
+    assert next(steps) > _STEPS_OF_OPEN
+
+
+@pytest.mark.parametrize("step", range(1, _STEPS_OF_OPEN))
+async def test_stores_that_open_at_once_do_not_disturb_each_other(step: int, admin: aioredis.Redis) -> None:
+    """Others that open the same namespace between two steps of an open, whichever: all open, and nothing is left."""
+    stores = [_store(namespace=f"met-{step}") for _ in range(4)]
+
+    async def meet() -> None:
+        for one in stores[1:]:
+            await one.open()
+            await one.close()
+
+    await _open_with(stores[0], step, meet)
+    assert [key async for key in admin.scan_iter(f"*met-{step}:rehearsal*")] == []
+
+
+@pytest.mark.parametrize("step", range(1, _STEPS_OF_OPEN))
+async def test_what_a_cut_open_leaves_is_cleared_by_the_next(step: int, admin: aioredis.Redis) -> None:
+    """A process that dies in its rehearsal, or is given up there, leaves nothing for ever."""
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    namespace = f"cut-{step}"
+    with pytest.raises(asyncio.CancelledError):
+        await _open_with(_store(namespace=namespace), step, die)
+    next_store = _store(namespace=namespace)
+    await next_store.open()
+    await next_store.close()
+    assert [key async for key in admin.scan_iter(f"*{namespace}:rehearsal*")] == []
 
 
 # ---- epochs ----
