@@ -89,6 +89,8 @@ def settings_from_url(url: str) -> RedisSettings:
         raise ComponentError(f"redis: the URL cannot be read: {error}") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ComponentError(f"redis: a URL begins with redis://, rediss:// or unix://, not {parts.scheme}://")
+    if parts.fragment:
+        raise ComponentError("redis: a URL has nothing after a #; one in a password is written %23")
     fields: dict[str, object] = {
         "username": unquote(parts.username or ""),
         "password": unquote(parts.password or ""),

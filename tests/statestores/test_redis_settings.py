@@ -68,6 +68,7 @@ def test_metadata_has_daprs_names_in_any_case() -> None:
         ("http://x", "redis://"),
         ("redis://x:notaport", "cannot be read"),
         ("redis://x/one", "database"),
+        ("redis://ann:1#2@x", "written %23"),
         ("redis://x?partition=4", "unknown parameter 'partition'"),
         ("redis://x?partitions=0", "1 to 4096"),
         ("redis://x?partitions=many", "a number"),

@@ -189,12 +189,13 @@ def test_urls() -> None:
     assert SqliteStore.from_url("sqlite:///data/x.db").path == Path("data/x.db")
     assert SqliteStore.from_url("sqlite:////var/x.db").path == Path("/var/x.db")
     assert SqliteStore.from_url("sqlite:///a%20b.db?partitions=8").path == Path("a b.db")
+    assert SqliteStore.from_url("sqlite:///a%23b.db").path == Path("a#b.db")
     assert SqliteStore.from_url("sqlite:///x.db?partitions=8").partitions == 8
 
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite://x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:"]
+    ["sqlite://x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a#b.db"]
     + [f"sqlite:///x.db?{query}" for query in ("partitions=0", "partitions=x", "partitions=", "partition=8")],
 )
 def test_wrong_urls(url: str) -> None:
