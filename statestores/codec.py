@@ -156,12 +156,13 @@ def _non_finite(value: Any) -> str | None:
     elif isinstance(value, (list, tuple, set, frozenset)):
         items = enumerate(value)
     elif isinstance(value, BaseModel):
-        items = value.__dict__.items()
+        items = {**value.__dict__, **(value.model_extra or {})}.items()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
     for name, item in items:
-        if (path := _non_finite(item)) is not None:
-            return f".{name}{path}"
+        for part in (name, item):
+            if (path := _non_finite(part)) is not None:
+                return f".{name}{path}"
     return None
 
 

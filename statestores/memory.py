@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
-from statestores.errors import DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
+from statestores.errors import ComponentError, DuplicateTurn, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.memory_keys import MemoryKeys
 from statestores.memory_payloads import MemoryPayloads
 from statestores.model import (
@@ -49,6 +50,9 @@ class MemoryStore:
     @classmethod
     def from_url(cls, url: str) -> Self:
         """``memory://`` or ``memory://?partitions=8``."""
+        parts = urlsplit(url)
+        if parts.netloc or parts.path:
+            raise ComponentError(f"{url}: write memory:// alone, or memory://?partitions=8: memory has no place")
         return cls(partitions=partitions_parameter(url))
 
     @classmethod

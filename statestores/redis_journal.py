@@ -45,6 +45,7 @@ TURNS_REMEMBERED = 4096
 or a receipt are recognised by those as well, for as long as they stand."""
 
 _TURNS_PER_CALL = 1000
+_BYTES_PER_CALL = 16 * 1024 * 1024
 _PAGE = 1000
 _LEAST_PAGE = 100
 _EVENTS_PER_CALL = 5000
@@ -78,16 +79,23 @@ class RedisJournal:
 
     async def rehearse(self) -> None:
         """Run turns that use every command of the commit script on a scratch partition. A user whose rights are too
-        narrow is found out here: an error half-way through a real turn would leave half of it."""
-        unique = token_hex(8)  # two stores that open at the same moment must not meet
-        keys = PartitionKeys(f"{{mecha:{self._namespace}:rehearsal-{unique}}}")
+        narrow is found out here: an error half-way through a real turn would leave half of it.
+
+        Stores that open at the same moment share the place, so that one which dies leaves nothing that the next does
+        not clear. What it takes to share it: their turns have ids of their own, the script is whole, and who finds
+        the fence cleared away puts it up again."""
+        unique = token_hex(8)
+        keys = PartitionKeys(f"{{mecha:{self._namespace}:rehearsal}}")
         part = PartitionTurns(keys)
         for place, turn in enumerate(_rehearsal(unique)):
             part.add(place, turn)
         owners = f"{keys.tag}:owners"
         await self._link.one(SCRIPTS["acquire"].call([owners], _REHEARSED, 0, 0, 0, 0))
-        await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
-        refused = await self._link.one(_commit_call([part], generation=1))
+        cleared = True
+        while cleared:
+            await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
+            refused = await self._link.one(_commit_call([part], generation=1))
+            cleared = any(kind == _STALE_EPOCH for _, kind, _ in refused)
         await self._link.one(("UNLINK", owners, *keys.all, keys.receipts(_REHEARSED)))
         assert not refused, refused
 
@@ -158,18 +166,21 @@ class RedisJournal:
 
     def _rounds(self, turns: Sequence[TurnCommit]) -> list[list[PartitionTurns]]:
         """What may go out together: a cluster takes a call per partition, since a call must keep to one slot; a server
-        alone takes all in one call, which costs it half as much. Very many turns are several rounds, each of which
-        waits for the answer to the one before: that keeps their order whatever is retried."""
-        rounds = []
-        for start in range(0, len(turns), _TURNS_PER_CALL):
-            parts: dict[int, PartitionTurns] = {}
-            for place, turn in enumerate(turns[start : start + _TURNS_PER_CALL], start):
-                part = parts.get(turn.partition)
-                if part is None:
-                    part = parts[turn.partition] = PartitionTurns(self._keys[turn.partition])
-                part.add(place, turn)
-            rounds.append([*parts.values()])
-        return rounds
+        alone takes all in one call, which costs it half as much. Very many turns, or very large ones, are several
+        rounds, each of which waits for the answer to the one before: that keeps their order whatever is retried."""
+        rounds: list[dict[int, PartitionTurns]] = []
+        turns_left = bytes_left = 0
+        for place, turn in enumerate(turns):
+            if turns_left <= 0 or bytes_left <= 0:
+                parts: dict[int, PartitionTurns] = {}
+                rounds.append(parts)
+                turns_left, bytes_left = _TURNS_PER_CALL, _BYTES_PER_CALL
+            part = parts.get(turn.partition)
+            if part is None:
+                part = parts[turn.partition] = PartitionTurns(self._keys[turn.partition])
+            turns_left -= 1
+            bytes_left -= part.add(place, turn)
+        return [[*parts.values()] for parts in rounds]
 
     # ---- streams ---------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,10 @@ local FIELDS = 6
 local before = answered(request, DONE, OLDER)
 if before then return before end
 
-local etag = tonumber(call('HGET', META, 'etag') or 0)
+-- A tag is greater than every one before and at least the server's time in microseconds, for the reason given for epochs
+-- (see "acquire" in redis_journal.lua): a server that has lost its tail must not give the same tags again.
+local time = call('TIME')
+local latest = math.max(tonumber(call('HGET', META, 'etag') or 0), tonumber(time[1]) * 1000000 + tonumber(time[2]))
 
 local function stored_etag(key)
   local header = call('GETRANGE', key, 0, 15)
@@ -54,6 +57,7 @@ end
 
 -- Decide: what each key carries once the operations before have been done, and which are refused.
 local carried, refused, go = {}, {}, {}
+local etag = latest
 for i = 1, #KEYS - 5 do
   local at = 4 + (i - 1) * FIELDS
   local name, what, wanted = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -75,7 +79,7 @@ end
 if mode == 'check' then return refused end
 
 -- Write.
-etag = tonumber(call('HGET', META, 'etag') or 0)
+etag = latest
 for _, i in ipairs(go) do
   local at, key = 4 + (i - 1) * FIELDS, KEYS[5 + i]
   local name, expires = ARGV[at], ARGV[at + 3]

@@ -32,7 +32,8 @@ _PHYSICAL_SLACK_MS = 3_600_000
 
 
 class RedisKeys:
-    """Values by key, all of a namespace under one hash tag. Each call that writes is one script on the server."""
+    """Values by key, all of a namespace under one hash tag. Each call that writes is one script on the server, but for
+    those of very many keys that need not be: while a script runs, the server serves nobody."""
 
     def __init__(self, link: RedisLink, namespace: str) -> None:
         self._link = link
@@ -59,9 +60,10 @@ class RedisKeys:
     async def apply(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> list[StoreError | None]:
         answers = [keyrules.malformed(operation) for operation in operations]
         places = [place for place, fault in enumerate(answers) if fault is None]
-        refused = await self._write("each", [operations[place] for place in places], now_ms)
-        for number, etag in refused:
-            answers[places[number]] = keyrules.refusal(operations[places[number]], etag)
+        for start in range(0, len(places), _PAGE):
+            page = places[start : start + _PAGE]
+            for number, etag in await self._write("each", [operations[place] for place in page], now_ms):
+                answers[page[number]] = keyrules.refusal(operations[page[number]], etag)
         return answers
 
     async def transact(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> None:

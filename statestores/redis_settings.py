@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from statestores.errors import ComponentError
 from statestores.model import DEFAULT_PARTITIONS
+from statestores.settingtext import duration_s, flag
 from statestores.storeurl import MAX_PARTITIONS
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class RedisSettings:
             raise ComponentError("redis: a cluster has database 0 only: remove redisDB")
         if self.cluster and (self.wait_aof or self.wait_replicas):
             raise ComponentError("redis: waitAOF and waitReplicas need redisType node")
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ComponentError(f"redis: {name} must be greater than 0")
         if not self.hosts:
             raise ComponentError("redis: redisHost is missing: give host:port")
 
@@ -85,6 +89,8 @@ def settings_from_url(url: str) -> RedisSettings:
         raise ComponentError(f"redis: the URL cannot be read: {error}") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ComponentError(f"redis: a URL begins with redis://, rediss:// or unix://, not {parts.scheme}://")
+    if parts.fragment:
+        raise ComponentError("redis: a URL has nothing after a #; one in a password is written %23")
     fields: dict[str, object] = {
         "username": unquote(parts.username or ""),
         "password": unquote(parts.password or ""),
@@ -95,12 +101,11 @@ def settings_from_url(url: str) -> RedisSettings:
     else:
         fields["hosts"] = ((parts.hostname or "localhost", port),)
         if path := parts.path.strip("/"):
-            fields["db"] = _number(path, "the database in the URL")
+            fields["db"] = _number("redis: the database in the URL", path)
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in _PARAMETERS:
             raise ComponentError(f"redis: unknown parameter {name!r} in the URL, there are {', '.join(_PARAMETERS)}")
-        target, read = _PARAMETERS[name]
-        fields[target] = read(text, name)
+        _take(fields, *_PARAMETERS[name], name, text)
     return RedisSettings(**fields)  # type: ignore[arg-type]  # each reader gives what its field takes
 
 
@@ -114,66 +119,55 @@ def settings_from_metadata(metadata: Mapping[str, str]) -> RedisSettings:
         if name is None:
             log.debug("redis: metadata %s is not used here", given)
             continue
-        target, read = _METADATA[name]
         if str(text) != "":
-            fields[target] = read(str(text), name)
+            _take(fields, *_METADATA[name], name, str(text))
     if fields.pop("failover", False):
         raise ComponentError("redis: failover (Sentinel) is not supported: give the primary's redisHost, or a cluster")
     return RedisSettings(**fields)  # type: ignore[arg-type]  # each reader gives what its field takes
 
 
-def _text(text: str, name: str) -> str:
+_POSITIVE = frozenset({"connect_timeout_s", "read_timeout_s", "pool_size"})
+
+
+def _take(fields: dict[str, object], target: str, read: Reader, name: str, text: str) -> None:
+    """Read one setting into its field. What cannot be zero is left out when it is, which means the default, as it does
+    to Dapr."""
+    value = read(f"redis: {name}", text)
+    if value or target not in _POSITIVE:
+        fields[target] = value
+
+
+def _text(name: str, text: str) -> str:
     return text
 
 
-def _file(text: str, name: str) -> str:
+def _file(name: str, text: str) -> str:
     if text.startswith("-----BEGIN"):
-        raise ComponentError(f"redis: {name} must be the name of a PEM file, not its text")
+        raise ComponentError(f"{name} must be the name of a PEM file, not its text")
     return text
 
 
-def _number(text: str, name: str) -> int:
+def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ComponentError(f"redis: {name} must be a number, not {text!r}")
+        raise ComponentError(f"{name} must be a number, not {text!r}")
     return int(text)
 
 
-def _flag(text: str, name: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "y", "on", "t"):
-        return True
-    if text.lower() in ("false", "0", "no", "n", "off", "f"):
-        return False
-    raise ComponentError(f"redis: {name} must be true or false, not {text!r}")
+def _hosts(name: str, text: str) -> tuple[tuple[str, int], ...]:
+    return tuple(_host(name, part.strip()) for part in text.split(",") if part.strip())
 
 
-_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-
-
-def _duration(text: str, name: str) -> float:
-    """A Go duration ("1m30s", "250ms") or a number of seconds."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ComponentError(f"redis: {name} must be a duration like 5s or 250ms, not {text!r}")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
-
-
-def _hosts(text: str, name: str) -> tuple[tuple[str, int], ...]:
-    return tuple(_host(part.strip(), name) for part in text.split(",") if part.strip())
-
-
-def _host(text: str, name: str) -> tuple[str, int]:
+def _host(name: str, text: str) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
         return parts.hostname or "localhost", parts.port or _DEFAULT_PORT
     except ValueError:
-        raise ComponentError(f"redis: {name} must be host:port, not {text!r}") from None
+        raise ComponentError(f"{name} must be host:port, not {text!r}") from None
 
 
-def _is_cluster(text: str, name: str) -> bool:
+def _is_cluster(name: str, text: str) -> bool:
     if text not in ("node", "cluster"):
-        raise ComponentError(f"redis: {name} must be node or cluster, not {text!r}")
+        raise ComponentError(f"{name} must be node or cluster, not {text!r}")
     return text == "cluster"
 
 
@@ -184,11 +178,11 @@ _COMMON: dict[str, tuple[str, Reader]] = {
     "namespace": ("namespace", _text),
     "partitions": ("partitions", _number),
     "redisType": ("cluster", _is_cluster),
-    "dialTimeout": ("connect_timeout_s", _duration),
-    "readTimeout": ("read_timeout_s", _duration),
+    "dialTimeout": ("connect_timeout_s", duration_s),
+    "readTimeout": ("read_timeout_s", duration_s),
     "maxRetries": ("max_retries", _number),
     "poolSize": ("pool_size", _number),
-    "waitAOF": ("wait_aof", _flag),
+    "waitAOF": ("wait_aof", flag),
     "waitReplicas": ("wait_replicas", _number),
 }
 _PARAMETERS: dict[str, tuple[str, Reader]] = {**_COMMON, "db": ("db", _number), "caFile": ("tls_ca_file", _file)}
@@ -198,12 +192,12 @@ _METADATA: dict[str, tuple[str, Reader]] = {
     "redisUsername": ("username", _text),
     "redisPassword": ("password", _text),
     "redisDB": ("db", _number),
-    "enableTLS": ("tls", _flag),
-    "insecureSkipTLSVerify": ("tls_insecure", _flag),
+    "enableTLS": ("tls", flag),
+    "insecureSkipTLSVerify": ("tls_insecure", flag),
     "caFile": ("tls_ca_file", _file),
     "clientCert": ("tls_certificate_file", _file),
     "clientKey": ("tls_key_file", _file),
-    "redisMinRetryInterval": ("retry_base_s", _duration),
-    "redisMaxRetryInterval": ("retry_cap_s", _duration),
-    "failover": ("failover", _flag),
+    "redisMinRetryInterval": ("retry_base_s", duration_s),
+    "redisMaxRetryInterval": ("retry_cap_s", duration_s),
+    "failover": ("failover", flag),
 }

@@ -64,11 +64,14 @@ class PartitionTurns:
         self.keys: list[Argument] = [*partition.all]
         self.arguments: list[Argument] = []
 
-    def add(self, place: int, turn: TurnCommit) -> None:
+    def add(self, place: int, turn: TurnCommit) -> int:
+        """Returns about how many bytes it adds to the call."""
+        arguments = _arguments_of(turn)
         self.places.append(place)
         self.turn_ids.append(turn.turn_id)
         self.keys += _keys_of_turn(self._partition, turn)
-        self.arguments += _arguments_of(turn)
+        self.arguments += arguments
+        return sum(map(len, arguments))
 
 
 def _keys_of_turn(keys: PartitionKeys, turn: TurnCommit) -> Iterator[str]:
@@ -82,9 +85,9 @@ def _keys_of_turn(keys: PartitionKeys, turn: TurnCommit) -> Iterator[str]:
         yield keys.receipts(stream)
 
 
-def _arguments_of(turn: TurnCommit) -> list[Argument]:
+def _arguments_of(turn: TurnCommit) -> list[str | bytes]:
     """The turn as the script reads it; the order is the script's."""
-    arguments: list[Argument] = [turn.stream, _header(turn)]
+    arguments: list[str | bytes] = [turn.stream, _header(turn)]
     if turn.events:
         arguments += records.event_blobs(turn)
     if turn.snapshot is not None:

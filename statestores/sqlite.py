@@ -1,8 +1,10 @@
 """A store in one SQLite file: the embedded default.
 
-Two threads, each with a connection of its own, because sqlite3 blocks: the *writer* runs what changes the file, one
-transaction after the other, the *reader* everything else. In WAL mode a reader never waits for a writer. A thread with
-a queue rather than an executor: the hop costs half as much, and a lone turn pays it whole.
+Threads, each with a connection of its own, because sqlite3 blocks: the *writer* runs what changes the file, one
+transaction after the other, the *reader* everything else, but for what looks at very many rows: that is left to the
+*scanner*, which starts at its first use, so that nothing short waits behind it. In WAL mode readers wait neither for a
+writer nor for each other. A thread with a queue rather than an executor: the hop costs half as much, and a lone turn
+pays it whole.
 
 Several processes may use one file. SQLite lets one of them write at a time, the others wait up to `busy_timeout_s`; who
 may write what is decided by the epochs (INV-2).
@@ -82,6 +84,7 @@ class SqliteStore:
         self._connect = connect
         self._writer: _Worker | None = None
         self._reader: _Worker | None = None
+        self._scanner: _Worker | None = None
         self.journal = SqliteJournal(self)
         self.keys = SqliteKeys(self)
         self.payloads = SqlitePayloads(self)
@@ -119,7 +122,7 @@ class SqliteStore:
         writer, reader = _Worker("writer", self.path), _Worker("reader", self.path)
         try:
             self._partitions = await writer.run(lambda: self._open_writer(writer))
-            await reader.run(lambda: self._open_reader(reader))
+            await reader.run(lambda: self._connect_reader(reader))
         except BaseException:
             await reader.stop()
             await writer.stop()
@@ -128,8 +131,9 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Finish what is under way, then close the connections and end the threads."""
-        writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
-        for worker in (reader, writer):  # the last one to close removes the WAL, and the reader could not
+        workers = (self._scanner, self._reader, self._writer)
+        self._scanner = self._reader = self._writer = None
+        for worker in workers:  # the last one to close removes the WAL, and a reader could not
             if worker is not None:
                 await worker.stop()
 
@@ -163,10 +167,11 @@ class SqliteStore:
                 raise FormatError(f"{self.path} cannot be put into {wanted} mode: is it on a network file system?")
             return
 
-    def _open_reader(self, worker: _Worker) -> None:
-        worker.connection = self._connect(self.path, self._busy_timeout_s)
-        worker.connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
-        worker.connection.execute("PRAGMA query_only = ON")
+    def _connect_reader(self, worker: _Worker) -> sqlite3.Connection:
+        worker.connection = connection = self._connect(self.path, self._busy_timeout_s)
+        connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
+        connection.execute("PRAGMA query_only = ON")
+        return connection
 
     # ---- for the two faces -----------------------------------------------------------------------------------------
 
@@ -184,6 +189,13 @@ class SqliteStore:
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the reader thread. Several statements see one moment only in a transaction of their own."""
         return await _opened(self._reader).run_with_connection(function)
+
+    async def scan(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Like `read`, for what looks at very many rows, on a thread where only others of its kind wait for it."""
+        _opened(self._reader)
+        if (scanner := self._scanner) is None:
+            scanner = self._scanner = _Worker("scanner", self.path)
+        return await scanner.run(lambda: function(scanner.connection or self._connect_reader(scanner)))
 
 
 def _opened(worker: _Worker | None) -> _Worker:
@@ -237,6 +249,7 @@ class _Worker:
             else:
                 _answer(answer, _succeed, result)
             del job, function, answer  # while it waits, a thread keeps nothing alive
+            result = None
 
 
 def _unavailable(path: Path, error: sqlite3.OperationalError) -> StoreUnavailable:

@@ -229,7 +229,12 @@ def _add_record(effects: list[Any], turns: Sequence[TurnCommit]) -> None:
 def _needs_record(turn: TurnCommit) -> bool:
     """Whether a repeat of this turn, or of one before it in the batch, could not be told from a new one by what the
     turn leaves in its stream, though it would be judged differently the second time."""
-    return turn.delete or (not turn.events and turn.receipt is None and turn.expected_version is not None)
+    if turn.events or turn.receipt is not None:
+        return turn.delete
+    only_ends_messages = turn.expected_version is None and not (
+        turn.outbox or turn.reminders_set or turn.reminders_cleared or turn.listing or turn.delete
+    )
+    return not only_ends_messages
 
 
 def _recent(turns: Sequence[TurnCommit], recorded: str) -> str:

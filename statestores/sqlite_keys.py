@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from statestores import keyquery, keyrules
 from statestores.errors import StoreUnavailable
+from statestores.sqlite_transaction import in_transaction
 from statestores.store import KeyItem, SetKey
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from statestores.errors import StoreError
     from statestores.sqlite import SqliteStore
     from statestores.store import DeleteKey, KeyQuery
+
+    Write = Callable[[Connection, Sequence[SetKey | DeleteKey], int], list[StoreError | None]]
 
 SCHEMA: tuple[str, ...] = (
     """CREATE TABLE keys (
@@ -37,7 +40,7 @@ SCHEMA: tuple[str, ...] = (
     "CREATE INDEX keys_by_expiry ON keys (expires_ms) WHERE expires_ms IS NOT NULL",
 )
 
-_REQUESTS_PER_COMMIT = 256  # a bound on how long a turn of an actor has to wait for its own commit
+_OPERATIONS_PER_COMMIT = 500  # a bound on how long a turn of an actor has to wait for its own commit
 _KEYS_PER_SELECT = 500  # SQLite takes at least 999 parameters in one statement, in every build there is
 
 _LIVE = "(expires_ms IS NULL OR expires_ms > ?)"
@@ -45,8 +48,8 @@ _WITH_PREFIX = "key >= CAST(? AS TEXT) AND key < CAST(? AS TEXT)"
 
 
 class SqliteKeys:
-    """Values by key, in the store's file. Each call is one transaction, in which its conditions are checked too; calls
-    that come while the disk is busy share a commit."""
+    """Values by key, in the store's file. Each call is one transaction (`apply` of very many operations is several), in
+    which its conditions are checked too; calls that come while the disk is busy share a commit."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
@@ -57,18 +60,19 @@ class SqliteKeys:
         return [found.get(key) for key in keys]
 
     async def apply(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> list[StoreError | None]:
-        if not operations:
-            return []
-        return await self._write(lambda connection: _apply_each(connection, operations, now_ms))
+        answers: list[StoreError | None] = []
+        for start in range(0, len(operations), _OPERATIONS_PER_COMMIT):
+            answers += await self._write(_apply_each, operations[start : start + _OPERATIONS_PER_COMMIT], now_ms)
+        return answers
 
     async def transact(self, operations: Sequence[SetKey | DeleteKey], now_ms: int) -> None:
         if operations:
-            await self._write(lambda connection: _apply_all(connection, operations, now_ms))
+            await self._write(_apply_all, operations, now_ms)
 
     async def query(self, query: KeyQuery, now_ms: int) -> tuple[list[KeyItem], str]:
         """Reads every live document under the prefix and filters in Python, like every store does: JSON1 compares
         across types by rules of its own, and without an index on the path it parses every document as well."""
-        return await self._store.read(lambda connection: _page(connection, query, now_ms))
+        return await self._store.scan(lambda connection: _page(connection, query, now_ms))
 
     async def delete_prefix(self, prefix: str) -> int:
         prefix = keyrules.children_prefix(prefix)
@@ -77,13 +81,15 @@ class SqliteKeys:
     async def purge_expired(self, now_ms: int, limit: int) -> int:
         return await self._store.write(lambda connection: _purge(connection, now_ms, limit))
 
-    async def _write(self, function: Callable[[Connection], list[StoreError | None]]) -> list[StoreError | None]:
+    async def _write(
+        self, function: Write, operations: Sequence[SetKey | DeleteKey], now_ms: int
+    ) -> list[StoreError | None]:
         """Run `function` whole or not at all, in one commit with the writes that wait for the writer beside it.
 
         Requests and the calls that serve them stand in the same order, because nothing awaits between the two lines:
         so the call of a request finds it either done, by a call before it, or first in line.
         """
-        request = _Request(function)
+        request = _Request(function, operations, now_ms)
         self._waiting.append(request)
         try:
             return await self._store.run_writer(lambda connection: self._serve(connection, request))
@@ -94,19 +100,29 @@ class SqliteKeys:
 
     def _serve(self, connection: Connection, request: _Request) -> list[StoreError | None]:
         if not request.is_done:
-            together = [self._waiting.popleft() for _ in range(min(len(self._waiting), _REQUESTS_PER_COMMIT))]
+            together = self._take()
             assert together[0] is request
             _commit(connection, together)
         if request.error is not None:
             raise request.error
         return request.answer
 
+    def _take(self) -> list[_Request]:
+        """The first requests in line, one at least, that share a commit."""
+        taken = [self._waiting.popleft()]
+        left = _OPERATIONS_PER_COMMIT - len(taken[0].operations)
+        while self._waiting and (left := left - len(self._waiting[0].operations)) >= 0:
+            taken.append(self._waiting.popleft())
+        return taken
+
 
 @dataclass(slots=True, eq=False)
 class _Request:
     """A write, and what came of it: valid once `is_done`, which is set after the commit."""
 
-    function: Callable[[Connection], list[StoreError | None]]
+    function: Write
+    operations: Sequence[SetKey | DeleteKey]
+    now_ms: int
     answer: list[StoreError | None] = field(default_factory=list)
     error: Exception | None = None
     is_done: bool = False
@@ -114,8 +130,13 @@ class _Request:
 
 def _commit(connection: Connection, requests: list[_Request]) -> None:
     """One transaction for all. A request that fails is undone by itself; when the commit fails, all have failed."""
+
+    def run_each(connection: Connection) -> None:
+        for request in requests:
+            _run(connection, request)
+
     try:
-        _run_together(connection, requests)
+        in_transaction(connection, run_each)
     except Exception as error:
         for request in requests:
             request.error = error
@@ -123,22 +144,10 @@ def _commit(connection: Connection, requests: list[_Request]) -> None:
         request.is_done = True
 
 
-def _run_together(connection: Connection, requests: list[_Request]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for request in requests:
-            _run(connection, request)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # some errors (a full disk) have rolled it back already
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _run(connection: Connection, request: _Request) -> None:
     connection.execute("SAVEPOINT request")
     try:
-        request.answer = request.function(connection)
+        request.answer = request.function(connection, request.operations, request.now_ms)
     except OperationalError:
         raise  # the disk's or the file's trouble, not the request's
     except Exception as error:

@@ -78,9 +78,11 @@ class Journal(Protocol):
         """Make turns durable, each whole or not at all, in order; one answer per turn, None for success.
 
         A refused turn does not affect the others. On `StoreUnavailable` the outcome of every turn is unknown: repeat
-        the same call; turns that were recorded are recognised by their `turn_id`. On return without an error everything
-        is as durable as the store can make it. Raises `InvalidRequest`, before anything was recorded, when a turn
-        contradicts itself or holds a value that the store cannot (a lone surrogate, say).
+        the same call; turns that were recorded are recognised by their `turn_id`. Those that were refused are judged
+        anew, beside what the turns behind them have recorded: so a deletion that its `expected_version` may refuse must
+        not stand before turns that make that version, or the repeat would delete what they recorded. On return without
+        an error everything is as durable as the store can make it. Raises `InvalidRequest`, before anything was
+        recorded, when a turn contradicts itself or holds a value that the store cannot (a lone surrogate, say).
         """
 
     async def load(self, stream: str, at_version: int | None = None) -> StreamState:

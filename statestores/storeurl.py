@@ -13,7 +13,10 @@ MAX_PARTITIONS = 4096
 
 def partitions_parameter(url: str) -> int:
     """The ``partitions`` parameter of a store's URL. Raises `ComponentError` for anything else that stands there."""
-    parameters = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    parts = urlsplit(url)
+    if parts.fragment:
+        raise ComponentError(f"{url}: a store's URL has nothing after a #; one in a name is written %23")
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
     given = parameters.pop("partitions", str(DEFAULT_PARTITIONS))
     if parameters:
         raise ComponentError(

@@ -663,6 +663,26 @@ class JournalConformance:
         assert await names_of(store.journal, "a/1") == ["one", "two"]
         assert await ids_in_outbox(store.journal, owner.partition("a/1")) == ["m"]
 
+    async def test_a_repeat_of_turns_that_expect_no_version(self, store: StateStore) -> None:
+        """A repeat does not bring back what a turn without a version set or sent, and one behind it ended."""
+        owner = await Owner.of(store)
+        reminder, message = Reminder("a/1", "r", NOW_MS, b""), OutboxMessage("m", "a/1", b"")
+        entry = IndexEntry("a/1", "name", "first", NOW_MS, NOW_MS)
+        batch = [
+            owner.turn("a/1", reminders_set=(reminder, reminder._replace(name="kept")), outbox=(message,)),
+            owner.turn("a/1", listing=entry),
+            owner.turn("a/1", 0, "one", reminders_cleared=("r",), outbox_done=("m",)),
+            owner.turn("a/1", reminders_cleared=("kept",)),
+            owner.turn("a/1", 1, "two", reminders_set=(reminder._replace(name="kept"),)),
+            owner.turn("a/1", 2, "three", listing=entry._replace(status="second")),
+        ]
+        await owner.record(*batch)
+        before = await contents(store.journal, "a/1")
+        await owner.record(*batch)
+        assert await contents(store.journal, "a/1") == before
+        assert [reminder.name for reminder in await store.journal.reminders("a/1")] == ["kept"]
+        assert await ids_in_outbox(store.journal, owner.partition("a/1")) == []
+
     async def test_a_repeat_across_a_deletion(self, store: StateStore) -> None:
         """Record, delete, record anew in one call, repeated: recognised, and the new stream stands."""
         owner = await Owner.of(store)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import pytest
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from statestores.codec import CodecError, adapter, encode
 
@@ -25,6 +26,26 @@ class Plain:
 class Configured:
     __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
     data: bytes
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({math.nan: 1}, "nan"),
+        ({"x": [{"y": 1}, {-math.inf: 1}]}, r"x\.1\.-inf"),
+        (Open.model_validate({"more": math.inf}), "more"),
+        ({"x": [Open.model_validate({"more": {"y": math.nan}})]}, r"x\.0\.more\.y"),
+    ],
+)
+def test_no_number_becomes_null_unseen(value: object, place: str) -> None:
+    """JSON has no NaN and no infinity: they are refused wherever they stand, in keys and in what a model's class does
+    not name too, and the error says where."""
+    with pytest.raises(CodecError, match=f"^{place} is not a finite number"):
+        encode(value)
 
 
 def test_bytes() -> None:

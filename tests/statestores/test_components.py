@@ -86,6 +86,13 @@ def test_url_gives_the_store_of_its_scheme(url: str, expected: type) -> None:
     assert type(open_url(url)) is expected
 
 
+@pytest.mark.parametrize("url", ["memory://file.db", "memory:///file.db", "memory:file.db", "memory://#x"])
+def test_a_url_for_memory_has_no_place(url: str) -> None:
+    """Who names a file or a host means something that memory is not."""
+    with pytest.raises(ComponentError, match="memory:"):
+        open_url(url)
+
+
 @pytest.mark.parametrize("url", ["mongodb://user:hunter2@host/db", "x+y.z://"])
 def test_unknown_scheme_lists_the_known_ones(url: str) -> None:
     """An unknown scheme is answered with the known ones, and never with the URL, which may hold a password."""

@@ -68,6 +68,7 @@ def test_metadata_has_daprs_names_in_any_case() -> None:
         ("http://x", "redis://"),
         ("redis://x:notaport", "cannot be read"),
         ("redis://x/one", "database"),
+        ("redis://ann:1#2@x", "written %23"),
         ("redis://x?partition=4", "unknown parameter 'partition'"),
         ("redis://x?partitions=0", "1 to 4096"),
         ("redis://x?partitions=many", "a number"),
@@ -99,6 +100,23 @@ def test_wrong_metadata_is_named(name: str, text: str, says: str) -> None:
     """A component's wrong field is refused, and named."""
     with pytest.raises(ComponentError, match=says):
         settings_from_metadata({name: text})
+
+
+@pytest.mark.parametrize("name", ["poolSize", "dialTimeout", "readTimeout"])
+def test_zero_means_the_default(name: str) -> None:
+    """Where zero makes no sense it means what leaving the setting out does, as in Dapr; below it nothing does."""
+    assert settings_from_metadata({name: "0"}) == RedisSettings()
+    assert settings_from_url(f"redis://?{name}=0") == RedisSettings()
+    for wrong in ("-1", "-1s"):
+        with pytest.raises(ComponentError, match=f"redis: {name}"):
+            settings_from_metadata({name: wrong})
+
+
+@pytest.mark.parametrize("name", ["pool_size", "connect_timeout_s", "read_timeout_s"])
+def test_settings_of_which_nothing_could_work(name: str) -> None:
+    """A store that could only wait for ever is not made."""
+    with pytest.raises(ComponentError, match=f"{name} must be greater than 0"):
+        RedisSettings(**{name: 0})  # type: ignore[arg-type]
 
 
 def test_a_password_is_never_shown() -> None:

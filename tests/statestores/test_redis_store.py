@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -38,7 +39,7 @@ from statestores.store import DeleteKey, KeyQuery, SetKey
 from tests.servers import CuttingProxy, RedisServer, shared_redis
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from statestores.groupcommit import Outcome
     from statestores.redis_link import Argument, Call, RedisLink
@@ -175,6 +176,56 @@ async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin:
     assert [key async for key in admin.scan_iter("*rehearsal*")] == []
 
 
+_STEPS_OF_OPEN = 8
+
+
+async def _open_with(store: RedisStore, step: int, happens: Callable[[], Awaitable[None]]) -> None:
+    """Open the store; between a step of it and the next, this happens."""
+    one, steps = store._link.one, count(1)
+
+    async def noted(call: Call, **options: Any) -> Any:
+        answer = await one(call, **options)
+        if next(steps) == step:
+            await happens()
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._link, "one", noted)
+        await store.open()
+    await store.close()
+    assert next(steps) > _STEPS_OF_OPEN
+
+
+@pytest.mark.parametrize("step", range(1, _STEPS_OF_OPEN))
+async def test_stores_that_open_at_once_do_not_disturb_each_other(step: int, admin: aioredis.Redis) -> None:
+    """Others that open the same namespace between two steps of an open, whichever: all open, and nothing is left."""
+    stores = [_store(namespace=f"met-{step}") for _ in range(4)]
+
+    async def meet() -> None:
+        for one in stores[1:]:
+            await one.open()
+            await one.close()
+
+    await _open_with(stores[0], step, meet)
+    assert [key async for key in admin.scan_iter(f"*met-{step}:rehearsal*")] == []
+
+
+@pytest.mark.parametrize("step", range(1, _STEPS_OF_OPEN))
+async def test_what_a_cut_open_leaves_is_cleared_by_the_next(step: int, admin: aioredis.Redis) -> None:
+    """A process that dies in its rehearsal, or is given up there, leaves nothing for ever."""
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    namespace = f"cut-{step}"
+    with pytest.raises(asyncio.CancelledError):
+        await _open_with(_store(namespace=namespace), step, die)
+    next_store = _store(namespace=namespace)
+    await next_store.open()
+    await next_store.close()
+    assert [key async for key in admin.scan_iter(f"*{namespace}:rehearsal*")] == []
+
+
 # ---- epochs ----
 
 
@@ -198,6 +249,31 @@ async def test_epochs_a_server_has_forgotten_are_not_given_out_again(admin: aior
     assert await newest.owners() == [owned]
     for one in stores:
         await one.close()
+
+
+async def test_tags_a_server_has_forgotten_are_not_given_out_again(store: RedisStore, admin: aioredis.Redis) -> None:
+    """A server that lost its tail gives no tag again: who read the value that it has forgotten, changes no other one
+    by mistake."""
+
+    async def tag() -> str:
+        [found] = await store.keys.get(["k"], 0)
+        assert found is not None
+        return found.etag
+
+    await store.keys.apply([SetKey("k", b"first")], 0)
+    pattern = f"*{store.journal._namespace}:keys*"
+    before = {key: await admin.dump(key) or b"" async for key in admin.scan_iter(pattern)}
+    await store.keys.apply([SetKey("k", b"forgotten"), SetKey("k", b"forgotten too")], 0)
+    forgotten = await tag()
+    async for key in admin.scan_iter(pattern):
+        await admin.delete(key)
+    for key, kept in before.items():
+        await admin.restore(key, 0, kept)
+    await store.keys.transact([SetKey("k", b"second"), SetKey("k", b"third")], 0)
+    assert int(await tag()) > int(forgotten)
+    [answer] = await store.keys.apply([SetKey("k", b"lost update", etag=forgotten)], 0)
+    assert isinstance(answer, ETagMismatch)
+    assert await store.keys.apply([DeleteKey("k", etag=await tag())], 0) == [None]
 
 
 # ---- repeats ----
@@ -275,10 +351,15 @@ async def test_a_conditional_write_whose_answer_was_lost_succeeds() -> None:
     async with CuttingProxy(shared_redis().port) as proxy:
         store = _store(proxy.port)
         await store.open()
-        for operations in (
-            [SetKey("k", b"1", first_write=True), SetKey("k", b"2", etag="9")],
-            [DeleteKey("k", etag="1")],
-        ):
+        for remove in (False, True):
+            [found] = await store.keys.get(["k"], 0)
+            operations: list[SetKey | DeleteKey] = [
+                SetKey("k", b"1", first_write=True),
+                SetKey("k", b"2", etag="9"),
+            ]
+            if remove:
+                assert found is not None
+                operations = [DeleteKey("k", etag=found.etag)]
             proxy.cut_after("answers", 1)
             write = asyncio.create_task(store.keys.apply(operations, 0))
             await proxy.wait_cut()
@@ -308,6 +389,54 @@ async def test_a_batch_of_thousands_in_one_partition_keeps_its_order(store: Redi
 
 
 # ---- size ----
+
+
+async def test_a_commit_sends_a_bounded_number_of_bytes_at_once(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server must take in a call and answer it within the read timeout: large turns go out a few at a time, in order,
+    and answers find their turns."""
+    monkeypatch.setattr(redis_journal, "_BYTES_PER_CALL", 10_000)
+    all_, sizes = store._link.all, []
+
+    async def noted(calls: Sequence[Call], **how: bool) -> list[Any]:
+        sizes.append(sum(len(argument) for call in calls for argument in call if not isinstance(argument, int)))
+        return await all_(calls, **how)
+
+    monkeypatch.setattr(store._link, "all", noted)
+    large = (NewEvent("added", b"x" * 4_000),)
+    turns = [_turn("Cart/1", number, events=large) for number in range(20)]
+    turns.insert(10, _turn("Cart/1", 3, turn_id="refused"))
+    answers = await store.journal.commit(turns)
+    monkeypatch.undo()
+    assert [place for place, answer in enumerate(answers) if answer is not None] == [10]
+    assert [event.turn_id for event in await store.journal.events("Cart/1")] == [f"Cart/1-{n}" for n in range(20)]
+    assert len(sizes) == 7
+    assert max(sizes) < 10_000 + 4_000 + 1_000
+
+
+async def test_a_bulk_write_is_several_scripts(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that runs a script serves nobody else: very many keys are written a page at a time, in order."""
+    monkeypatch.setattr(redis_keys, "_PAGE", 4)
+    one, written = store.keys._link.one, []
+
+    async def noted(call: Any, **options: Any) -> Any:
+        written.append(call[2] - 5)
+        return await one(call, **options)
+
+    operations = [SetKey(f"k{n // 2}", b"%d" % n, first_write=n in (7, 12)) for n in range(15)]
+    operations.insert(2, SetKey("", b"malformed"))
+    monkeypatch.setattr(store.keys._link, "one", noted)
+    answers = await store.keys.apply(operations, 0)
+    monkeypatch.undo()
+    assert written == [4, 4, 4, 3]
+    refused = [type(answer) for answer in answers]
+    assert [(n, what) for n, what in enumerate(refused) if what is not type(None)] == [
+        (2, InvalidRequest),
+        (8, ETagMismatch),
+    ]
+    found = await store.keys.get([f"k{n}" for n in range(8)], 0)
+    assert [item and item.value for item in found] == [b"1", b"3", b"5", b"6", b"9", b"11", b"13", b"14"]
 
 
 async def test_long_streams_are_read_in_pages(store: RedisStore) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from statestores import keyquery, sqlite_keys
 from statestores.conformance.keys import NOW_MS, read, values, write
 from statestores.errors import ETagMismatch, StoreUnavailable
 from statestores.sqlite import SqliteStore
-from statestores.store import DeleteKey, KeyQuery, SetKey
+from statestores.store import DeleteKey, KeyItem, KeyQuery, SetKey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from pathlib import Path
 
 OPERATIONS = (SetKey("a", b"2"), DeleteKey("b"), SetKey("c", b"2", ttl_s=9), SetKey("d", b"2", first_write=True))
@@ -128,6 +130,49 @@ async def test_concurrent_writes_share_commits(store: SqliteStore) -> None:
     assert await values(store, *(f"k{number}" for number in range(400))) == [b"1"] * 400
 
 
+async def test_a_turn_does_not_wait_for_a_bulk_write(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bulk write is done in parts, in order, and what the writer is asked for meanwhile comes between them."""
+    monkeypatch.setattr(sqlite_keys, "_OPERATIONS_PER_COMMIT", 4)
+    bulk = asyncio.create_task(store.keys.apply([SetKey(f"k{n // 2}", b"%d" % n) for n in range(39)], NOW_MS))
+    await asyncio.sleep(0)  # it stands in line now
+    assert await store.write(lambda connection: connection.execute("SELECT count(*) FROM keys").fetchone()) == (2,)
+    assert await bulk == [None] * 39
+    assert await values(store, "k0", "k18", "k19") == [b"1", b"37", b"38"]
+
+
+async def test_a_commit_has_a_bounded_number_of_operations(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes share a commit as long as it stays short, whatever their number; a transaction alone is as long as it
+    is."""
+    monkeypatch.setattr(sqlite_keys, "_OPERATIONS_PER_COMMIT", 4)
+    statements: list[str] = []
+    await store.write(lambda connection: connection.set_trace_callback(statements.append))
+    sizes = [1, 1, 3, 3, 2, 2, 6, 1]
+    operations = [[SetKey(f"k{n}{m}", b"") for m in range(size)] for n, size in enumerate(sizes)]
+    await asyncio.gather(*(store.keys.transact(some, NOW_MS) for some in operations))
+    commits = " ".join(line.split()[0] for line in statements).split("COMMIT")
+    assert [commit.count("INSERT") for commit in commits if "INSERT" in commit] == [2, 3, 3, 4, 6, 1]
+
+
+async def test_a_turn_does_not_wait_for_a_query(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a query goes through all keys, streams are loaded and keys are read; other queries wait for it."""
+    may_end = threading.Event()
+    page = keyquery.page
+
+    def slow(query: KeyQuery, items: Iterable[KeyItem]) -> tuple[list[KeyItem], str]:
+        may_end.wait(10)
+        return page(query, items)
+
+    await write(store, SetKey("k", b"1"))
+    monkeypatch.setattr(keyquery, "page", slow)
+    queries = [asyncio.create_task(store.keys.query(KeyQuery({}), NOW_MS)) for _ in range(2)]
+    await asyncio.sleep(0)  # they stand in line now
+    assert (await store.journal.load("a/1")).version == 0
+    assert await values(store, "k") == [b"1"]
+    assert [query.done() for query in queries] == [False, False]
+    may_end.set()
+    assert [[item.key for item in items] for items, _ in await asyncio.gather(*queries)] == [["k"], ["k"]]
+
+
 async def test_neighbours_of_a_failed_write_succeed(store: SqliteStore) -> None:
     """Of writes that share a commit, one that fails is undone alone: refused, or broken half-way."""
     broken: Any = [SetKey("x", b"1"), SetKey("x", object())]  # type: ignore[arg-type]  # what breaks half-way
@@ -166,14 +211,14 @@ async def test_write_to_a_closed_store_never_happens(store: SqliteStore) -> None
 async def test_no_search_reads_the_whole_table(store: SqliteStore) -> None:
     """Reading by key, by prefix and by expiry goes over an index, however many keys there are."""
     statements: list[str] = []
-    for run in (store.read, store.write):
+    for run in (store.read, store.scan, store.write):
         await run(lambda connection: connection.set_trace_callback(statements.append))
     await write(store, SetKey("a||k", b"1", ttl_s=1), SetKey("b", b"1", first_write=True))
     await store.keys.get(["a||k"], NOW_MS)
     await store.keys.query(KeyQuery({}, prefix="a||"), NOW_MS)
     await store.keys.delete_prefix("a")
     await store.keys.purge_expired(NOW_MS, 10)
-    for run in (store.read, store.write):
+    for run in (store.read, store.scan, store.write):
         await run(lambda connection: connection.set_trace_callback(None))
     searches = [statement for statement in statements if statement.startswith(("SELECT", "DELETE"))]
     assert len(searches) == 5

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from statestores.conformance.journal import NOW_MS, Owner, everything
 from statestores.errors import ComponentError, FormatError, StaleEpoch, StoreUnavailable
 from statestores.model import FORMAT_VERSION
 from statestores.sqlite import SqliteStore
+from statestores.store import KeyQuery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -187,12 +189,13 @@ def test_urls() -> None:
     assert SqliteStore.from_url("sqlite:///data/x.db").path == Path("data/x.db")
     assert SqliteStore.from_url("sqlite:////var/x.db").path == Path("/var/x.db")
     assert SqliteStore.from_url("sqlite:///a%20b.db?partitions=8").path == Path("a b.db")
+    assert SqliteStore.from_url("sqlite:///a%23b.db").path == Path("a#b.db")
     assert SqliteStore.from_url("sqlite:///x.db?partitions=8").partitions == 8
 
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite://x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:"]
+    ["sqlite://x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a#b.db"]
     + [f"sqlite:///x.db?{query}" for query in ("partitions=0", "partitions=x", "partitions=", "partition=8")],
 )
 def test_wrong_urls(url: str) -> None:
@@ -246,6 +249,8 @@ async def test_closing_ends_the_threads_and_the_log(path: Path) -> None:
     for _ in range(2):
         await store.open()
         assert threading.active_count() == before + 2
+        await store.keys.query(KeyQuery({}), 0)
+        assert threading.active_count() == before + 3
         await store.close()
         assert threading.active_count() == before
         assert [entry.name for entry in path.parent.iterdir()] == ["store.db"]
@@ -260,6 +265,17 @@ async def test_a_failed_open_leaves_nothing_behind(path: Path) -> None:
     with pytest.raises(FormatError):
         await SqliteStore(path).open()
     assert threading.active_count() == before
+
+
+async def test_an_idle_thread_keeps_nothing_alive(store: SqliteStore) -> None:
+    """What a read gave is its caller's alone: the thread that waits for the next one has let go of it."""
+
+    class Large:
+        pass
+
+    gone = threading.Event()
+    weakref.finalize(await store.read(lambda _: Large()), gone.set)
+    assert await asyncio.to_thread(gone.wait, 10)
 
 
 async def test_work_under_way_is_finished_by_close(store: SqliteStore, path: Path) -> None:
