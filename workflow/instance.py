@@ -89,8 +89,6 @@ class WorkflowInstance:
     _payloads: dict[str, str] | None = None
     # The replay of a stalled instance was tried in this activation: not again before somebody says `resume`.
     _tried: bool = False
-    # Errors of ours that made turns fail, in this activation: not for ever.
-    _poison: tuple[str, ...] = ()
 
     # -- the history --------------------------------------------------------------------------------------------------
 
@@ -311,7 +309,7 @@ class WorkflowInstance:
         if self.status in TERMINAL:
             return ""
         self._tried = False
-        self._poison = ()
+        self._deployment.poison.pop(context().actor_id, None)
         if self._folded().paused:
             Advance(self, context(), [("resumed",)]).run()
         elif self.status == STALLED:
@@ -383,6 +381,8 @@ class WorkflowInstance:
 
     def _shown(self) -> str:
         shown = {field: getattr(self, field) for field in _SHOWN}
+        for field in _VALUES:  # each by itself: JSON may be nested so deep, and no deeper
+            shown[field] = orjson.Fragment(orjson.dumps(shown[field]))
         if self._payloads:
             shown["payloads"] = self._shown_payloads()
         return orjson.dumps(shown).decode()  # all of it was JSON before
@@ -466,7 +466,7 @@ class WorkflowInstance:
     def _tell(self, turn: Turn) -> None:
         """Wake those who wait, once this is durable."""
         deployment, instance_id = self._deployment, turn.actor_id
-        if deployment.waiters.get(instance_id) is None:
+        if instance_id not in deployment.waiters and instance_id not in deployment.poison:
             # Somebody may begin to wait before the commit: he sees the status, and his answer waits for the commit.
             return
         shown = self._shown()
@@ -522,6 +522,7 @@ class WorkflowInstance:
             self._live = None
 
 
+_VALUES = ("input", "output", "custom_status")
 _SHOWN = ("name", "status", "execution", "created_ms", "updated_ms", "input", "output", "custom_status", "failure")
 
 
