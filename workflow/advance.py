@@ -258,7 +258,8 @@ def _perform(turn: Turn, program: Program, commands: list[Command], instance: Wo
             turn.clear_reminder(timer_name(command[1]))
         elif kind == "abandon":
             turn.clear_reminder(retry_name(command[1]))
-            instance._cancel_activities(turn, execution, command[1])
+            if (order := instance._ordered(execution, command[1])) is not None:
+                instance._cancel(turn, [order])
         elif kind == "call":
             payload = encode(command[5][0]) if command[5] else b""
             _, step_id, actor_type, actor_id, name, _ = command

@@ -19,13 +19,13 @@ _RECHECK_S = 30.0
 
 class Deployment:
     """The code, who waits here for the end of which instance, and who does activities: `begin(marker, orders,
-    redelivered)`, `cancel(execution, step)`."""
+    redelivered)`, `cancel(orders)`."""
 
     def __init__(
         self,
         workflows: Mapping[str, Workflow[Any, Any]],
         begin: Callable[[str, Sequence[Order], bool], None],
-        cancel: Callable[[str, str | None], None],
+        cancel: Callable[[Sequence[Order]], None],
         *,
         evict_always: bool,
         keeper: Keeper | None = None,

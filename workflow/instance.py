@@ -327,8 +327,9 @@ class WorkflowInstance:
         for reminder in await turn.reminders():
             turn.clear_reminder(reminder.name)
         self._drop()
-        self._open_orders().orders.clear()
-        self._cancel_activities(turn, self.execution)
+        orders = self._open_orders().orders
+        self._cancel(turn, list(orders.values()))
+        orders.clear()
         Advance(self, turn, [("terminated", orjson.Fragment(output))]).park()
         return ""
 
@@ -348,7 +349,7 @@ class WorkflowInstance:
             turn.done(self._marker)
         turn.delete()
         if self.status not in TERMINAL:  # what one that has completed left behind is still to be done
-            self._cancel_activities(turn, self.execution)
+            self._cancel(turn, list(self._open_orders().orders.values()))
         turn.after_commit(lambda: self._deployment.tell(instance_id, MISSING))
         keeper, stream, payloads = self._deployment.keeper, turn.stream, self._payloads
         if keeper is not None and payloads:
@@ -510,9 +511,9 @@ class WorkflowInstance:
         assert self._summary is not None
         return self._summary
 
-    def _cancel_activities(self, turn: Turn, execution: str, step: str | None = None) -> None:
+    def _cancel(self, turn: Turn, orders: list[Order]) -> None:
         deployment = self._deployment
-        turn.after_commit(lambda: deployment.cancel(execution, step))
+        turn.after_commit(lambda: deployment.cancel(orders))
 
     def _drop(self) -> None:
         """Of what memory holds, keep only what is recorded."""
