@@ -244,7 +244,7 @@ class WorkflowInstance:
             turn.done(message)
             return
         orders = self._addressed((self._open or self._open_orders()).orders.values())
-        turn.after_commit(lambda: self._deployment.begin(message, orders, redelivered))
+        turn.after_commit(lambda: self._deployment.begin(message, self._still_open(message, orders), redelivered))
 
     @method
     def replied(self, token: str, result: Any, error: Any) -> None:
@@ -420,6 +420,12 @@ class WorkflowInstance:
         except Stall:
             return True  # the turn finds it out again, and records it
         return program.parked or program.pending(step) is not None
+
+    def _still_open(self, marker: str, orders: list[Order]) -> list[Order]:
+        """Those that no turn since has closed. (All of them, when the run was dropped meanwhile: nobody has looked.)"""
+        if marker != self._marker:
+            return []
+        return orders if self._open is None else [order for order in orders if self._open.has(order)]
 
     def _move_marker(self, turn: Turn, orders: dict[str, Order], *, ended: bool) -> str | None:
         """INV-9: it stands while there are open orders. The new one, "" when there is none any more; None: as before.

@@ -134,6 +134,11 @@ class OpenOrders:
                 found.apply(record.time_ms, parse(record.inputs), parse(record.commands))
         return found
 
+    def has(self, order: Order) -> bool:
+        """Whether that attempt is still open."""
+        found = self.orders.get(order.step)
+        return found is not None and found.attempt == order.attempt
+
     def apply(self, time_ms: int, inputs: Sequence[Input], commands: Sequence[Any]) -> list[Order]:
         """One turn. Returns the orders it opens."""
         orders = self.orders

@@ -12,6 +12,7 @@ import pytest
 from actors import Host, OutcomeUnknown, room
 from statestores.memory import MemoryJournal
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, TurnCommit, partition_of
+from tests.actors.worlds import Lever, settled
 from tests.histories.test_histories import FILES, load
 from tests.workflow.steps import double
 from tests.workflow.test_instance import QUICK, eventually
@@ -467,3 +468,47 @@ async def test_what_is_given_up_while_it_waits_is_not_begun(world: World, monkey
         await client.wait(instance, 10)
     assert ran == ["first", "last"]
     assert await rows(world.store.journal) == []
+
+
+async def test_what_is_closed_before_its_marker_is_looked_at_is_not_begun_again() -> None:
+    """INV-7: a scan's turn that waits for the store begins what is open by then, not what was open when it looked."""
+    gate = Gate()
+
+    @workflow
+    async def fans_out() -> list[str]:
+        return list(await asyncio.gather(gate.pass_gate("slow"), double_later(1)))
+
+    let_double, doubled = asyncio.Event(), list[int]()
+
+    @activity
+    async def double_later(number: int) -> str:
+        doubled.append(number)
+        await let_double.wait()
+        return "doubled"
+
+    engine = Engine([fans_out], [gate.pass_gate, double_later])
+    lever = Lever(MemoryJournal(4))
+    host = Host(lever, engine.types, workers=engine.workers)
+    client = engine.attach(host.client)
+    await host.start()
+    try:
+        instance = await client.start(fans_out)
+        await gate.has_begun("slow")
+        stream, methods = f"mecha.workflow/{instance}", engine.types[0].methods
+        (marker,) = [row.id for partition in range(4) for row in await lever.outbox(partition)]
+        lever.hold()
+        event = asyncio.ensure_future(client.raise_event(instance, "unheard"))
+        await settled()
+        looking = host.client.call_method(stream, methods["resume_orders"], (marker, True))
+        let_double.set()
+        await settled()
+        lever.let_go()
+        await asyncio.gather(event, looking)
+        await settled()
+        assert doubled == [1]
+        assert gate.begun == [("slow", False)]
+        gate.open.set()
+        assert await client.wait(instance, 10) == ["slow", "doubled"]
+    finally:
+        await host.stop(5)
+        engine.close()
