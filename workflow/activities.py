@@ -380,6 +380,7 @@ class ActivityWorker:
         until it ends. Waiting for a free one does not count."""
         try:
             args, kwargs = await self._arguments(found, order)
+            limit_s = self._limit_s(found, order)
         except BaseException:
             self._threads.release()
             raise
@@ -387,7 +388,6 @@ class ActivityWorker:
         outcome = self._threads.run(lambda: run(_caught, lambda: found.function(*args, **kwargs)))
         if found.is_measured and self._elsewhere is not None:
             outcome.add_done_callback(lambda ended: self._measured(found, ended))
-        limit_s = self._limit_s(found, order)
         if limit_s is None:
             result, error, _ = await outcome
         else:
@@ -402,11 +402,14 @@ class ActivityWorker:
             self._places.measured(found.name, ended.result().busy_s)
 
     def _limit_s(self, found: Activity[Any, Any], order: Order) -> float | None:
-        """Seconds this attempt may take: its own timeout, or what is left of the step's."""
+        """Seconds this attempt may take: its own timeout, or what is left of the step's. Raises `ActivityTimeout` when
+        nothing is: it must not begin."""
         policy = found.retry
         if policy.overall_ms is None:
             return policy.timeout_s
-        left_s = max(0.0, (order.first_ms + policy.overall_ms - self._clock.now_ms()) / 1000)
+        left_s = (order.first_ms + policy.overall_ms - self._clock.now_ms()) / 1000
+        if left_s <= 0:
+            raise ActivityTimeout(f"{order.name} is out of time: attempt {order.attempt} is not begun")
         return left_s if policy.timeout_s is None else min(left_s, policy.timeout_s)
 
     # -- reporting ----------------------------------------------------------------------------------------------------
@@ -502,9 +505,12 @@ class _Caught(NamedTuple):
 
 
 def _caught(function: Callable[[], Any]) -> _Caught:
-    """As data: an exception like SystemExit must not travel through a future into the event loop."""
+    """As data: an exception like SystemExit must not travel through a future into the event loop. Nobody's keyboard
+    interrupts a thread, so what looks like it is the function's own failure."""
     begun_s = time.thread_time()
     try:
         return _Caught(function(), None, time.thread_time() - begun_s)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            error = RuntimeError(f"KeyboardInterrupt was raised in a thread: {message_of(error)}")
         return _Caught(None, error, time.thread_time() - begun_s)

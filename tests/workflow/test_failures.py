@@ -11,6 +11,7 @@ from actors import reminders
 from statestores.codec import CodecError, encode
 from statestores.memory import MemoryStore
 from tests.workflow.conftest import World as MadeWorld
+from tests.workflow.test_payloads import MovedClock
 from workflow import ActivityFailed, RetryPolicy, WorkflowFailed, WorkflowStalled, activity, set_status, workflow
 from workflow.instance import WorkflowInstance
 from workflow.raised import error_of, raised
@@ -261,3 +262,72 @@ async def test_what_can_be_recorded_can_be_shown(world: World) -> None:
     assert await client.wait(instance, 10) == deep
     state = await client.get(instance)
     assert (state.input, state.output, state.custom_status) == (deep, deep, deep)
+
+
+@activity(retry=RetryPolicy(max_attempts=1))
+def interrupts() -> None:
+    raise KeyboardInterrupt("of its own")
+
+
+@workflow
+async def asks_for_an_interrupt() -> list[str]:
+    return await told(interrupts())
+
+
+async def test_an_interrupt_raised_in_a_thread_is_a_failure(world: World) -> None:
+    """Nobody is at the keyboard of a thread: the host goes on, and its workflow hears of it."""
+    client = await world.start([asks_for_an_interrupt], [interrupts])
+    async with asyncio.timeout(10):
+        outcome = await client.run(asks_for_an_interrupt)
+    assert outcome == ["RuntimeError", "KeyboardInterrupt was raised in a thread: of its own"]
+
+
+@pytest.mark.parametrize("kind", ["quick", "waits", "plain"])
+async def test_no_attempt_begins_after_the_time_of_its_step(world: World, kind: str) -> None:
+    """What a crash has left open and nobody took up in time has failed when it is found again: it is not run."""
+    clock, ran = MovedClock(), list[str]()
+    policy = RetryPolicy(max_attempts=1, overall_timeout="1h")
+
+    @activity(name="late", retry=policy)
+    async def quick() -> None:
+        ran.append("quick")
+
+    @activity(name="late", retry=policy)
+    async def waits() -> None:
+        ran.append("waits")
+        await asyncio.sleep(0)
+
+    @activity(name="late", retry=policy)
+    def plain() -> None:
+        ran.append("plain")
+
+    # Found by no look at the code of the workflow, and deployed by the second host alone.
+    late: dict[str, Any] = {"quick": quick, "waits": waits, "plain": plain}
+
+    @workflow
+    async def asks() -> list[str]:
+        return await told(late[kind]())
+
+    client = await world.start([asks], clock=clock)
+    instance = await client.start(asks)
+    await world.crash()
+    clock.later_ms = 3_600_000
+    client = await world.start([asks], [late[kind]], clock=clock)
+    assert await client.wait(instance, 10) == ["ActivityTimeout", "late is out of time: attempt 1 is not begun"]
+    assert ran == []
+
+
+async def test_no_attempt_is_due_after_the_last_year(world: World) -> None:
+    """A wait for which there can be no reminder is no wait: the attempt was the last."""
+
+    @activity(retry=RetryPolicy(initial_interval=1e12, max_interval=1e12))
+    async def fails() -> None:
+        raise LookupError("nothing there")
+
+    @workflow
+    async def asks() -> list[str]:
+        return await told(fails())
+
+    client = await world.start([asks], [fails])
+    async with asyncio.timeout(10):
+        assert await client.run(asks) == ["LookupError", "nothing there"]
