@@ -146,8 +146,8 @@ class ActivityWorker:
         self._quick: deque[tuple[Activity[Any, Any], Order]] = deque()
         self._waiting: deque[tuple[Activity[Any, Any], Order]] = deque()
         self._running = 0
-        # Attempts that run elsewhere, by execution.
-        self._elsewhere_now: dict[str, dict[Order, asyncio.Task[Any]]] = {}
+        # Those of them that run elsewhere.
+        self._elsewhere_now: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
 
     def attach(self, client: ActorClient, methods: Mapping[str, Method]) -> None:
         """Outcomes go through this client, to these methods of instances. Call before the host starts."""
@@ -208,11 +208,13 @@ class ActivityWorker:
         else:
             self._waiting.append((found, order))
 
-    def cancel(self, execution: str, step: str | None = None) -> None:
-        """Nobody will hear the outcome of this step, or of all steps. What runs elsewhere is cancelled, since it
-        holds what others wait for; what runs here ends by itself."""
-        for order, task in tuple(self._elsewhere_now.get(execution, {}).items()):
-            if step is None or order.step == step:
+    def cancel(self, orders: Sequence[Order]) -> None:
+        """Nobody will hear the outcome of these. What runs elsewhere is cancelled, since it holds what others wait for;
+        what runs here ends by itself; what waits for its place is not begun."""
+        for key in [order.key for order in orders]:
+            if (order := self._under_way.get(key)) is not None:  # by its key: the instance may have made it anew
+                order.given_up = True
+            if (task := self._elsewhere_now.get(key)) is not None:
                 task.cancel()
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ class ActivityWorker:
         try:
             result = await self._run(found, order)
         except BaseException as error:
-            if _is_ours(error):
+            if self._is_ours(order, error):
                 self._under_way.pop(order.key, None)
                 raise
             self._report_failure(order, found, error)
@@ -257,12 +259,18 @@ class ActivityWorker:
             try:
                 result = await self._keeper.keep_patiently(order.stream, result)
             except BaseException as error:
-                if _is_ours(error):
+                if self._is_ours(order, error):
                     self._under_way.pop(order.key, None)
                     raise
                 self._report_failure(order, found, error)
                 return
         self._report(order, "activity_done_large", (order.execution, order.step, str(result)))
+
+    def _is_ours(self, order: Order, error: BaseException) -> bool:
+        """Not the activity's failure: it was cancelled, not by itself, or somebody is at the keyboard."""
+        if isinstance(error, asyncio.CancelledError):
+            return order.given_up or self._client.is_stopped
+        return isinstance(error, KeyboardInterrupt)
 
     def _run_quick(self) -> None:
         quick = self._quick
@@ -297,13 +305,18 @@ class ActivityWorker:
                 self._report(order, "activity_done", (order.execution, order.step, result.decode()))
 
     async def _run(self, found: Activity[Any, Any], order: Order) -> bytes | Stored:
-        """JSON of the result, or where it is."""
+        """JSON of the result, or where it is. What was given up while it waited is not begun."""
+        if order.given_up:
+            raise asyncio.CancelledError
         elsewhere = self._elsewhere
         if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
             return await self._run_elsewhere(elsewhere, found, needs, order)
         if found.is_async:
             return encode(await self._run_on_loop(found, order))
         await self._threads.acquire()
+        if order.given_up:
+            self._threads.release()
+            raise asyncio.CancelledError
         # Those before it in the queue may have been measured meanwhile.
         if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
             self._threads.release()
@@ -334,14 +347,11 @@ class ActivityWorker:
         running = self._repeated(elsewhere, order, needs)
         task = asyncio.current_task()
         assert task is not None
-        tasks = self._elsewhere_now.setdefault(order.execution, {})
-        tasks[order] = task
+        self._elsewhere_now[order.key] = task
         try:
             ran: Ran = await (running if limit_s is None else _limited(running, limit_s, order))
         finally:
-            del tasks[order]
-            if not tasks and self._elsewhere_now.get(order.execution) is tasks:
-                del self._elsewhere_now[order.execution]
+            del self._elsewhere_now[order.key]
         if found.is_measured:
             self._places.measured(found.name, ran.busy_s)
         return ran.result
@@ -370,6 +380,7 @@ class ActivityWorker:
         until it ends. Waiting for a free one does not count."""
         try:
             args, kwargs = await self._arguments(found, order)
+            limit_s = self._limit_s(found, order)
         except BaseException:
             self._threads.release()
             raise
@@ -377,7 +388,6 @@ class ActivityWorker:
         outcome = self._threads.run(lambda: run(_caught, lambda: found.function(*args, **kwargs)))
         if found.is_measured and self._elsewhere is not None:
             outcome.add_done_callback(lambda ended: self._measured(found, ended))
-        limit_s = self._limit_s(found, order)
         if limit_s is None:
             result, error, _ = await outcome
         else:
@@ -392,11 +402,14 @@ class ActivityWorker:
             self._places.measured(found.name, ended.result().busy_s)
 
     def _limit_s(self, found: Activity[Any, Any], order: Order) -> float | None:
-        """Seconds this attempt may take: its own timeout, or what is left of the step's."""
+        """Seconds this attempt may take: its own timeout, or what is left of the step's. Raises `ActivityTimeout` when
+        nothing is: it must not begin."""
         policy = found.retry
         if policy.overall_ms is None:
             return policy.timeout_s
-        left_s = max(0.0, (order.first_ms + policy.overall_ms - self._clock.now_ms()) / 1000)
+        left_s = (order.first_ms + policy.overall_ms - self._clock.now_ms()) / 1000
+        if left_s <= 0:
+            raise ActivityTimeout(f"{order.name} is out of time: attempt {order.attempt} is not begun")
         return left_s if policy.timeout_s is None else min(left_s, policy.timeout_s)
 
     # -- reporting ----------------------------------------------------------------------------------------------------
@@ -469,14 +482,6 @@ def _is_lost(error: BaseException | None) -> bool:
     return isinstance(error, ActorFailed) and error.error_type == PayloadLost.__name__
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Not the activity's failure: the host is stopping, or somebody is at the keyboard."""
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-    return isinstance(error, KeyboardInterrupt)
-
-
 async def _limited(running: Coroutine[Any, Any, Any], limit_s: float, order: Order) -> Any:
     try:
         async with asyncio.timeout(limit_s) as scope:
@@ -500,9 +505,12 @@ class _Caught(NamedTuple):
 
 
 def _caught(function: Callable[[], Any]) -> _Caught:
-    """As data: an exception like SystemExit must not travel through a future into the event loop."""
+    """As data: an exception like SystemExit must not travel through a future into the event loop. Nobody's keyboard
+    interrupts a thread, so what looks like it is the function's own failure."""
     begun_s = time.thread_time()
     try:
         return _Caught(function(), None, time.thread_time() - begun_s)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            error = RuntimeError(f"KeyboardInterrupt was raised in a thread: {message_of(error)}")
         return _Caught(None, error, time.thread_time() - begun_s)

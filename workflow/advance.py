@@ -103,7 +103,7 @@ class Advance:
             return found if found is not None else await instance._keeper().load(turn.stream, stored)
 
         try:
-            if not self._is_poisoned() and not (instance.status == STALLED and instance._tried):
+            if not self._poison() and not (instance.status == STALLED and instance._tried):
                 live = instance._live
                 program = live.program if live is not None else await instance._replayed_reading(self._starting, load)
                 recovering = [("recovered",)] if instance.status == STALLED else []
@@ -139,8 +139,8 @@ class Advance:
         instance, turn = self._instance, self._turn
         inputs = self._inputs
         try:
-            if self._is_poisoned():
-                raise Stall("EngineError", instance._poison[-1])
+            if instance._deployment.poison and (poison := self._poison()):
+                raise Stall("EngineError", poison)
             if instance.status == STALLED:
                 if instance._tried:
                     self.park()
@@ -171,8 +171,10 @@ class Advance:
         else:
             self._conclude(program, commands)
 
-    def _is_poisoned(self) -> bool:
-        return len(self._instance._poison) >= _POISONED
+    def _poison(self) -> str:
+        """The last of too many errors of ours, "" when there are not so many."""
+        errors = self._instance._deployment.poison.get(self._turn.actor_id, [])
+        return errors[-1] if len(errors) >= _POISONED else ""
 
     def _stall(self, stall: Stall) -> None:
         """The code cannot go on: record that, once, with the inputs that wait for better code."""
@@ -196,7 +198,8 @@ class Advance:
             self._record(commands, program.traceback)
         except Exception as error:
             instance._drop()
-            instance._poison = (*instance._poison, f"{type(error).__name__}: {message_of(error)}")
+            errors = instance._deployment.poison.setdefault(self._turn.actor_id, [])
+            errors.append(f"{type(error).__name__}: {message_of(error)}")
             raise
         except BaseException:
             instance._drop()
@@ -255,7 +258,8 @@ def _perform(turn: Turn, program: Program, commands: list[Command], instance: Wo
             turn.clear_reminder(timer_name(command[1]))
         elif kind == "abandon":
             turn.clear_reminder(retry_name(command[1]))
-            instance._cancel_activities(turn, execution, command[1])
+            if (order := instance._ordered(execution, command[1])) is not None:
+                instance._cancel(turn, [order])
         elif kind == "call":
             payload = encode(command[5][0]) if command[5] else b""
             _, step_id, actor_type, actor_id, name, _ = command

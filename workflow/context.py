@@ -118,20 +118,22 @@ async def wait_event(name: str, type: Any = Any, *, timeout: str | float | timed
     """
     program = _program()
     folded = name.casefold()
-    future = program.event_future(folded, awaited=timeout is None)
+    limit_s = None if timeout is None else parse_duration_s(timeout)
+    expected = None if type is Any else adapter(type)
+    future = program.event_future(folded, awaited=limit_s is None)
     try:
-        if timeout is None:
+        if limit_s is None:
             payload = await future
         else:
-            async with asyncio.timeout(parse_duration_s(timeout)):
+            async with asyncio.timeout(limit_s):
                 payload = await future
-    except asyncio.CancelledError:
-        _give_up(program, folded, future)
-        raise
     except TimeoutError:
         _give_up(program, folded, future)
         raise TimeoutError(f"no event {name!r} within {timeout}") from None
-    return payload if type is Any else restore(adapter(type), payload)
+    except BaseException:  # cancelled, or the timer is refused
+        _give_up(program, folded, future)
+        raise
+    return payload if expected is None else restore(expected, payload)
 
 
 def _give_up(program: Program, name: str, future: asyncio.Future[Any]) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, 
 
 from actors.definition import _can_suspend
 from actors.names import check_name
+from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
 from statestores.codec import Adapter, adapter, decode, encode
 from workflow.guards import Scan, scan
@@ -92,13 +93,12 @@ class RetryPolicy:
         return not any(n in names if isinstance(n, str) else isinstance(error, n) for n in self.non_retriable)
 
     def next_due_ms(self, attempt: int, error: BaseException, first_ms: int, now_ms: int) -> int | None:
-        """When to try again after attempt number `attempt` failed; None: never."""
+        """When to try again after attempt number `attempt` failed; None: never, or later than there are reminders."""
         if (self.max_attempts and attempt >= self.max_attempts) or not self.retries(error):
             return None
         due_ms = now_ms + self.delay_ms(attempt)
-        if self.overall_ms is not None and due_ms >= first_ms + self.overall_ms:
-            return None
-        return due_ms
+        last_ms = MAX_MS if self.overall_ms is None else min(first_ms + self.overall_ms - 1, MAX_MS)
+        return due_ms if due_ms <= last_ms else None
 
 
 def _names_errors(given: object) -> bool:
@@ -151,8 +151,9 @@ class Activity(Generic[P, T]):
         self.is_async = inspect.iscoroutinefunction(function)
         # Runs here or elsewhere, as its processor time says.
         self.is_measured = place == "auto" and not self.is_async and needs is None and retry.timeout_s is None
-        # A coroutine function that never waits for anything: runs without a task.
-        self.is_quick = self.is_async and needs is None and inspect.isfunction(function) and not _can_suspend(function)
+        # A coroutine function that never waits for anything: runs without a task, and without a look at the clock.
+        plain = needs is None and retry.overall_ms is None
+        self.is_quick = self.is_async and plain and inspect.isfunction(function) and not _can_suspend(function)
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
         self._parameters = [p for p in declared if p.kind in _POSITIONAL]

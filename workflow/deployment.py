@@ -19,13 +19,13 @@ _RECHECK_S = 30.0
 
 class Deployment:
     """The code, who waits here for the end of which instance, and who does activities: `begin(marker, orders,
-    redelivered)`, `cancel(execution, step)`."""
+    redelivered)`, `cancel(orders)`."""
 
     def __init__(
         self,
         workflows: Mapping[str, Workflow[Any, Any]],
         begin: Callable[[str, Sequence[Order], bool], None],
-        cancel: Callable[[str, str | None], None],
+        cancel: Callable[[Sequence[Order]], None],
         *,
         evict_always: bool,
         keeper: Keeper | None = None,
@@ -37,6 +37,9 @@ class Deployment:
         self.keeper = keeper
         self.evict_always = evict_always
         self.waiters: dict[str, list[asyncio.Future[str]]] = {}
+        # Errors of ours that made turns of an instance fail: not for ever. They are not the instance's, of which a turn
+        # that fails after it has recorded something leaves nothing.
+        self.poison: dict[str, list[str]] = {}
 
     async def wait_told(self, instance_id: str) -> str:
         """What is shown of the instance once it has ended or stalled here. "" after a while without that: ask again,
@@ -57,12 +60,13 @@ class Deployment:
 
     def release(self, lost: Callable[[str], bool] | None = None) -> None:
         """The host has stopped, or lost the streams for which `lost` is true: nobody will be told of them here."""
-        for instance_id in list(self.waiters):
+        for instance_id in {*self.waiters, *self.poison}:
             if lost is None or lost(f"{ACTOR_TYPE}/{instance_id}"):
                 self.tell(instance_id, "")
 
     def tell(self, instance_id: str, shown: str) -> None:
         """The instance has ended or stalled, durably."""
+        self.poison.pop(instance_id, None)
         for future in self.waiters.pop(instance_id, ()):
             if not future.done():
                 future.set_result(shown)

@@ -89,8 +89,6 @@ class WorkflowInstance:
     _payloads: dict[str, str] | None = None
     # The replay of a stalled instance was tried in this activation: not again before somebody says `resume`.
     _tried: bool = False
-    # Errors of ours that made turns fail, in this activation: not for ever.
-    _poison: tuple[str, ...] = ()
 
     # -- the history --------------------------------------------------------------------------------------------------
 
@@ -246,7 +244,7 @@ class WorkflowInstance:
             turn.done(message)
             return
         orders = self._addressed((self._open or self._open_orders()).orders.values())
-        turn.after_commit(lambda: self._deployment.begin(message, orders, redelivered))
+        turn.after_commit(lambda: self._deployment.begin(message, self._still_open(message, orders), redelivered))
 
     @method
     def replied(self, token: str, result: Any, error: Any) -> None:
@@ -311,7 +309,7 @@ class WorkflowInstance:
         if self.status in TERMINAL:
             return ""
         self._tried = False
-        self._poison = ()
+        self._deployment.poison.pop(context().actor_id, None)
         if self._folded().paused:
             Advance(self, context(), [("resumed",)]).run()
         elif self.status == STALLED:
@@ -329,8 +327,9 @@ class WorkflowInstance:
         for reminder in await turn.reminders():
             turn.clear_reminder(reminder.name)
         self._drop()
-        self._open_orders().orders.clear()
-        self._cancel_activities(turn, self.execution)
+        orders = self._open_orders().orders
+        self._cancel(turn, list(orders.values()))
+        orders.clear()
         Advance(self, turn, [("terminated", orjson.Fragment(output))]).park()
         return ""
 
@@ -350,7 +349,7 @@ class WorkflowInstance:
             turn.done(self._marker)
         turn.delete()
         if self.status not in TERMINAL:  # what one that has completed left behind is still to be done
-            self._cancel_activities(turn, self.execution)
+            self._cancel(turn, list(self._open_orders().orders.values()))
         turn.after_commit(lambda: self._deployment.tell(instance_id, MISSING))
         keeper, stream, payloads = self._deployment.keeper, turn.stream, self._payloads
         if keeper is not None and payloads:
@@ -383,6 +382,8 @@ class WorkflowInstance:
 
     def _shown(self) -> str:
         shown = {field: getattr(self, field) for field in _SHOWN}
+        for field in _VALUES:  # each by itself: JSON may be nested so deep, and no deeper
+            shown[field] = orjson.Fragment(orjson.dumps(shown[field]))
         if self._payloads:
             shown["payloads"] = self._shown_payloads()
         return orjson.dumps(shown).decode()  # all of it was JSON before
@@ -419,6 +420,12 @@ class WorkflowInstance:
         except Stall:
             return True  # the turn finds it out again, and records it
         return program.parked or program.pending(step) is not None
+
+    def _still_open(self, marker: str, orders: list[Order]) -> list[Order]:
+        """Those that no turn since has closed. (All of them, when the run was dropped meanwhile: nobody has looked.)"""
+        if marker != self._marker:
+            return []
+        return orders if self._open is None else [order for order in orders if self._open.has(order)]
 
     def _move_marker(self, turn: Turn, orders: dict[str, Order], *, ended: bool) -> str | None:
         """INV-9: it stands while there are open orders. The new one, "" when there is none any more; None: as before.
@@ -466,7 +473,7 @@ class WorkflowInstance:
     def _tell(self, turn: Turn) -> None:
         """Wake those who wait, once this is durable."""
         deployment, instance_id = self._deployment, turn.actor_id
-        if deployment.waiters.get(instance_id) is None:
+        if instance_id not in deployment.waiters and instance_id not in deployment.poison:
             # Somebody may begin to wait before the commit: he sees the status, and his answer waits for the commit.
             return
         shown = self._shown()
@@ -510,9 +517,9 @@ class WorkflowInstance:
         assert self._summary is not None
         return self._summary
 
-    def _cancel_activities(self, turn: Turn, execution: str, step: str | None = None) -> None:
+    def _cancel(self, turn: Turn, orders: list[Order]) -> None:
         deployment = self._deployment
-        turn.after_commit(lambda: deployment.cancel(execution, step))
+        turn.after_commit(lambda: deployment.cancel(orders))
 
     def _drop(self) -> None:
         """Of what memory holds, keep only what is recorded."""
@@ -522,6 +529,7 @@ class WorkflowInstance:
             self._live = None
 
 
+_VALUES = ("input", "output", "custom_status")
 _SHOWN = ("name", "status", "execution", "created_ms", "updated_ms", "input", "output", "custom_status", "failure")
 
 

@@ -109,6 +109,13 @@ class _Handle(asyncio.Handle):
     _cancelled: bool
 
 
+class _Timer(asyncio.TimerHandle):
+    """`step`: of the durable timer it is; "": it was due at once. (Two handles may be equal; steps never are.)"""
+
+    __slots__ = ("step",)
+    step: str
+
+
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """See the module. Owned by one `Program`, which it has until it is killed; used by one thread at a time."""
 
@@ -123,8 +130,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._tasks: list[_Task[Any]] = []
         self._most_tasks = _FEW_TASKS
         self._next_hash = next(_programs) << 24 & sys.maxsize
-        self._timers: dict[asyncio.TimerHandle, str] = {}
-        self._armed: dict[str, asyncio.TimerHandle] = {}
+        self._armed: dict[str, _Timer] = {}
 
     # -- stepping -----------------------------------------------------------------------------------------------------
 
@@ -166,7 +172,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """The durable timer of that step has fired; one that was cancelled meanwhile is ignored."""
         handle = self._armed.pop(step, None)
         if handle is not None:
-            del self._timers[handle]
             self._ready.append(handle)
 
     def kill(self) -> None:
@@ -179,7 +184,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch, for `gather`
         self._ready.clear()
         self._tasks = []
-        self._timers.clear()
         self._armed.clear()
         # The one circle: without it a run is freed when it is let go of. Left to the garbage collector, runs that have
         # ended were most of what set it off under load.
@@ -241,16 +245,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
         **_options: Any,
     ) -> asyncio.Task[T]:
-        """`_options` (eager_start, of newer Pythons) would change nothing but the order, which is ours."""
+        """`name` is the task's alone: its place is called after the coroutine, since only newer Pythons tell the loop
+        of names. `_options` (eager_start, of those as well) would change nothing but the order, which is ours."""
         if self.dead:
             coro.close()
             raise WorkflowEvicted
         running = _current_task(self)
         scope = running.scope if type(running) is _Task else self.root_scope
-        path = scope.child(str(name) if name is not None else coro.__name__)  # type: ignore[attr-defined]
+        path = scope.child(getattr(coro, "__name__", None) or type(coro).__name__)  # `anext` makes one without a name
         if context is None and running is None:
             context = self.base_context()
-        return self._task(coro, path, context, Scope(path))
+        return self._task(coro, path if name is None else str(name), context, Scope(path))
 
     def create_root(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         return self._task(coro, self.program.definition.name, self.base_context(), self.root_scope)
@@ -293,22 +298,18 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         if self.dead:
             raise WorkflowEvicted
-        handle = asyncio.TimerHandle(
-            when, callback, args, self, context if context is not None else self.base_context()
-        )
+        handle = _Timer(when, callback, args, self, context if context is not None else self.base_context())
         if when <= self.now_s:
+            handle.step = ""
             self._ready.append(handle)
         else:
-            step = self.program.start_timer(when, *_calling_site())
-            self._timers[handle] = step
+            handle.step = step = self.program.start_timer(when, *_calling_site())
             self._armed[step] = handle
         return handle
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        step = self._timers.pop(handle, None)
-        if step is not None:
-            del self._armed[step]
-            self.program.cancel_timer(step)
+    def _timer_handle_cancelled(self, handle: _Timer) -> None:
+        if self._armed.pop(handle.step, None) is not None:
+            self.program.cancel_timer(handle.step)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self.dead and not self.program.replaying:

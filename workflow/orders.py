@@ -22,7 +22,8 @@ A turn that closes one order and opens the next, as in most workflows every turn
     completed with orders open                  a row for each of them           from its row: at least once, unheard
     activity not deployed here                  the marker                       a host that has it
 
-(*) What runs in a process of its own is cancelled, and so is what the code gives up ("abandon").
+(*) What runs in a process of its own is cancelled, what waits for a thread or a process is not begun; so it is with
+what the code gives up ("abandon").
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ if TYPE_CHECKING:
 class Order:
     """One attempt of an activity. `arguments` is JSON; `reference`: what is recorded in place of large ones, `stored`:
     where those are (see `workflow.payloads`; set by the instance, which knows). `first_ms`: when its first attempt was
-    commanded; `row`: the message that stands for this order alone, "" where the marker does."""
+    commanded; `row`: the message that stands for this order alone, "" where the marker does; `given_up`: nobody will
+    hear its outcome."""
 
     __slots__ = (
         "arguments",
         "attempt",
         "execution",
         "first_ms",
+        "given_up",
         "instance_id",
         "key",
         "name",
@@ -84,6 +87,7 @@ class Order:
         self.stored = ""
         # May have been begun before, somewhere.
         self.redelivered = False
+        self.given_up = False
 
     @property
     def stream(self) -> str:
@@ -129,6 +133,11 @@ class OpenOrders:
             elif found.orders or '"activity"' in record.commands or '"again"' in record.inputs:
                 found.apply(record.time_ms, parse(record.inputs), parse(record.commands))
         return found
+
+    def has(self, order: Order) -> bool:
+        """Whether that attempt is still open."""
+        found = self.orders.get(order.step)
+        return found is not None and found.attempt == order.attempt
 
     def apply(self, time_ms: int, inputs: Sequence[Input], commands: Sequence[Any]) -> list[Order]:
         """One turn. Returns the orders it opens."""

@@ -54,6 +54,7 @@ _PACKAGE = os.path.dirname(__file__)
 _LONGEST_TRACEBACK = 20_000
 _WITHDRAWN: Command = ("",)
 _CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
+_UNPARK = frozenset({"resumed", "recovered"})
 
 Place = tuple["types.CodeType", int]
 """A source position: code object and instruction offset. Lines are worked out only when somebody wants to read one."""
@@ -133,8 +134,10 @@ class Program:
 
     def wanted(self, inputs: Sequence[Input]) -> list[dict[str, Any]]:
         """References among what a turn with these inputs may feed to the code: `supply` their values before it."""
+        if self._parked and any(item[0] in _UNPARK for item in inputs):
+            inputs = [*self._parked, *inputs]
         found: list[dict[str, Any]] = []
-        unparks = False
+        start = self._start  # which may be parked, too
         for item in inputs:
             kind = item[0]
             if kind == "started":
@@ -142,13 +145,11 @@ class Program:
                 if start.reference is not None and start.at_ms is None:
                     found.append(start.reference)
             elif kind == "begun":
-                if self._start is not None and self._start.reference is not None:
-                    found.append(self._start.reference)
+                if start is not None and start.reference is not None:
+                    found.append(start.reference)
             elif kind in ("done", "event"):
                 found += item[3:]
-            elif kind in ("resumed", "recovered"):
-                unparks = True
-        return found + self.wanted(self._parked) if unparks and self._parked else found
+        return found
 
     def supply(self, digest: str, data: bytes | bytearray) -> None:
         """For the next turn."""

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors import reminders
+from statestores.codec import CodecError, encode
 from statestores.memory import MemoryStore
 from tests.workflow.conftest import World as MadeWorld
-from workflow import ActivityFailed, RetryPolicy, WorkflowFailed, activity, workflow
+from tests.workflow.test_payloads import MovedClock
+from workflow import ActivityFailed, RetryPolicy, WorkflowFailed, WorkflowStalled, activity, set_status, workflow
+from workflow.instance import WorkflowInstance
 from workflow.raised import error_of, raised
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 
     from statestores.store import Payloads
     from tests.workflow.conftest import World
+    from workflow.history import Record
 
 
 class Mute(Exception):
@@ -191,3 +196,138 @@ async def test_a_result_that_cannot_be_reported_is_a_failure() -> None:
     assert outcome == [["ZeroDivisionError", "a bug in the store"]] * 2
     await world.close()
     await store.close()
+
+
+@workflow
+async def naps() -> str:
+    await asyncio.sleep(0.01)
+    return "rested"
+
+
+@pytest.mark.parametrize("asleep", [True, False], ids=["a timer", "an activity"])
+async def test_errors_of_ours_stall_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch, asleep: bool) -> None:
+    """A turn that fails by a bug of ours, even one that had recorded something, is tried a few times and then stalls
+    its instance: nothing that would wake it is lost, and nothing is tried for ever."""
+    monkeypatch.setattr(reminders, "_RETRY_DELAY_S", 0.01)
+    fold = WorkflowInstance._fold
+
+    def fails_at_the_end(instance: WorkflowInstance, record: Record, *rest: Any) -> None:
+        if '"completed"' in record.commands:
+            raise ZeroDivisionError("a bug of ours")
+        fold(instance, record, *rest)
+
+    monkeypatch.setattr(WorkflowInstance, "_fold", fails_at_the_end)
+    client = await world.start([naps, rests], [nothing])
+    instance = await client.start(naps if asleep else rests)
+    with pytest.raises(WorkflowStalled, match="ZeroDivisionError: a bug of ours"):
+        await client.wait(instance, 10)
+    monkeypatch.setattr(WorkflowInstance, "_fold", fold)
+    await client.resume(instance)
+    assert await client.wait(instance, 10) == "rested"
+
+
+@workflow
+async def rests() -> str:
+    await nothing("")
+    return "rested"
+
+
+def fits(value: Any) -> bool:
+    try:
+        encode(value)
+    except CodecError:
+        return False
+    return True
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@workflow
+async def goes_deep(value: Any) -> Any:
+    set_status(value)
+    await nothing("")
+    return value
+
+
+async def test_what_can_be_recorded_can_be_shown(world: World) -> None:
+    """JSON of an input, a status, an output may be nested as deep as the encoding allows where it stands alone."""
+    deep = nested(next(depth for depth in range(1000) if not fits(nested(depth + 1))))
+    client = await world.start([goes_deep], [nothing])
+    instance = await client.start(goes_deep, deep)
+    assert await client.wait(instance, 10) == deep
+    state = await client.get(instance)
+    assert (state.input, state.output, state.custom_status) == (deep, deep, deep)
+
+
+@activity(retry=RetryPolicy(max_attempts=1))
+def interrupts() -> None:
+    raise KeyboardInterrupt("of its own")
+
+
+@workflow
+async def asks_for_an_interrupt() -> list[str]:
+    return await told(interrupts())
+
+
+async def test_an_interrupt_raised_in_a_thread_is_a_failure(world: World) -> None:
+    """Nobody is at the keyboard of a thread: the host goes on, and its workflow hears of it."""
+    client = await world.start([asks_for_an_interrupt], [interrupts])
+    async with asyncio.timeout(10):
+        outcome = await client.run(asks_for_an_interrupt)
+    assert outcome == ["RuntimeError", "KeyboardInterrupt was raised in a thread: of its own"]
+
+
+@pytest.mark.parametrize("kind", ["quick", "waits", "plain"])
+async def test_no_attempt_begins_after_the_time_of_its_step(world: World, kind: str) -> None:
+    """What a crash has left open and nobody took up in time has failed when it is found again: it is not run."""
+    clock, ran = MovedClock(), list[str]()
+    policy = RetryPolicy(max_attempts=1, overall_timeout="1h")
+
+    @activity(name="late", retry=policy)
+    async def quick() -> None:
+        ran.append("quick")
+
+    @activity(name="late", retry=policy)
+    async def waits() -> None:
+        ran.append("waits")
+        await asyncio.sleep(0)
+
+    @activity(name="late", retry=policy)
+    def plain() -> None:
+        ran.append("plain")
+
+    # Found by no look at the code of the workflow, and deployed by the second host alone.
+    late: dict[str, Any] = {"quick": quick, "waits": waits, "plain": plain}
+
+    @workflow
+    async def asks() -> list[str]:
+        return await told(late[kind]())
+
+    client = await world.start([asks], clock=clock)
+    instance = await client.start(asks)
+    await world.crash()
+    clock.later_ms = 3_600_000
+    client = await world.start([asks], [late[kind]], clock=clock)
+    assert await client.wait(instance, 10) == ["ActivityTimeout", "late is out of time: attempt 1 is not begun"]
+    assert ran == []
+
+
+async def test_no_attempt_is_due_after_the_last_year(world: World) -> None:
+    """A wait for which there can be no reminder is no wait: the attempt was the last."""
+
+    @activity(retry=RetryPolicy(initial_interval=1e12, max_interval=1e12))
+    async def fails() -> None:
+        raise LookupError("nothing there")
+
+    @workflow
+    async def asks() -> list[str]:
+        return await told(fails())
+
+    client = await world.start([asks], [fails])
+    async with asyncio.timeout(10):
+        assert await client.run(asks) == ["LookupError", "nothing there"]

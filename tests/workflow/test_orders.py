@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -11,10 +12,21 @@ import pytest
 from actors import Host, OutcomeUnknown, room
 from statestores.memory import MemoryJournal
 from statestores.model import IndexEntry, NewEvent, OutboxMessage, TurnCommit, partition_of
+from tests.actors.worlds import Lever, settled
 from tests.histories.test_histories import FILES, load
 from tests.workflow.steps import double
 from tests.workflow.test_instance import QUICK, eventually
-from workflow import Engine, WorkflowFailed, activities, activity, activity_info, wait_event, workflow
+from workflow import (
+    ActivityFailed,
+    Engine,
+    RetryPolicy,
+    WorkflowFailed,
+    activities,
+    activity,
+    activity_info,
+    wait_event,
+    workflow,
+)
 from workflow.history import Record, parse
 from workflow.instance import MARKER_KIND, ROW_KIND
 from workflow.orders import OpenOrders
@@ -394,3 +406,109 @@ def test_an_attempt_that_waited_for_resume_keeps_its_number() -> None:
     ]
     order = OpenOrders.of("i", "x", records, 4).orders["a"]
     assert (order.attempt, order.first_ms) == (2, 10)
+
+
+async def test_an_activity_that_cancels_itself_has_failed(world: World) -> None:
+    """Only the host's end and the workflow's word cancel an activity unheard; its own doing is a failure like any."""
+
+    @activity(retry=RetryPolicy(max_attempts=1))
+    async def cancels_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    @workflow
+    async def asks() -> str:
+        try:
+            await cancels_itself()
+        except ActivityFailed as error:
+            return error.error_type
+        return ""
+
+    client = await world.start([asks], [cancels_itself])
+    assert await client.wait(await client.start(asks), 10) == "CancelledError"
+
+
+async def test_what_is_given_up_while_it_waits_is_not_begun(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An activity that waits for its place, or for a thread, when its workflow gives it up or is ended, never runs."""
+    monkeypatch.setattr(activities, "_MOST_RUNNING", 3)
+    ran, gate, begun = list[str](), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    @activity
+    def occupies(name: str) -> None:
+        ran.append(name)
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(10)
+
+    @workflow
+    async def asks(name: str) -> None:
+        await occupies(name)
+
+    @workflow
+    async def changes_its_mind(name: str) -> None:
+        running = asyncio.ensure_future(occupies(name))
+        await wait_event("enough")
+        running.cancel()
+
+    client = await world.start([asks, changes_its_mind], [occupies], threads=1)
+    first = await client.start(asks, "first")
+    await begun.wait()
+    others = [await client.start(changes_its_mind, "given up") for _ in range(2)]  # one waits for a thread
+    terminated, purged = [await client.start(asks, "ended") for _ in range(2)]
+    last = await client.start(asks, "last")
+    for other in others:
+        await client.raise_event(other, "enough")
+        await client.wait(other, 10)
+    await client.terminate(terminated)
+    await client.purge(purged, force=True)
+    gate.set()
+    for instance in (first, last):
+        await client.wait(instance, 10)
+    assert ran == ["first", "last"]
+    assert await rows(world.store.journal) == []
+
+
+async def test_what_is_closed_before_its_marker_is_looked_at_is_not_begun_again() -> None:
+    """INV-7: a scan's turn that waits for the store begins what is open by then, not what was open when it looked."""
+    gate = Gate()
+
+    @workflow
+    async def fans_out() -> list[str]:
+        return list(await asyncio.gather(gate.pass_gate("slow"), double_later(1)))
+
+    let_double, doubled = asyncio.Event(), list[int]()
+
+    @activity
+    async def double_later(number: int) -> str:
+        doubled.append(number)
+        await let_double.wait()
+        return "doubled"
+
+    engine = Engine([fans_out], [gate.pass_gate, double_later])
+    lever = Lever(MemoryJournal(4))
+    host = Host(lever, engine.types, workers=engine.workers)
+    client = engine.attach(host.client)
+    await host.start()
+    try:
+        instance = await client.start(fans_out)
+        await gate.has_begun("slow")
+        stream, methods = f"mecha.workflow/{instance}", engine.types[0].methods
+        (marker,) = [row.id for partition in range(4) for row in await lever.outbox(partition)]
+        lever.hold()
+        event = asyncio.ensure_future(client.raise_event(instance, "unheard"))
+        await settled()
+        looking = host.client.call_method(stream, methods["resume_orders"], (marker, True))
+        let_double.set()
+        await settled()
+        lever.let_go()
+        await asyncio.gather(event, looking)
+        await settled()
+        assert doubled == [1]
+        assert gate.begun == [("slow", False)]
+        gate.open.set()
+        assert await client.wait(instance, 10) == ["slow", "doubled"]
+    finally:
+        await host.stop(5)
+        engine.close()

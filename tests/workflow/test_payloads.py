@@ -713,3 +713,22 @@ def test_what_the_code_has_seen_is_let_go_of() -> None:
         commands = program.apply(1, [("done", commands[0][1], None, reference(digest, size))])
     assert [held() for held in given] == [None, None, None]
     program.close()
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["parked", "with the recovery"])
+def test_a_large_input_that_was_parked_is_wanted(begun: bool) -> None:
+    """A delayed start whose code was not there is recorded unapplied; when the code is there, so is its input."""
+    data = orjson.dumps(text_of(2 * LIMIT))
+    refers = reference(digest_of(data), len(data))
+    started = Start("i", "e", "echo", None, 100, "", LIMIT, refers).to_input()
+    program = Program(echo, "i")
+    assert program.apply(1, [("stalled", "UnknownWorkflow", "no workflow named 'echo'"), started]) == []
+    if begun:
+        assert program.apply(100, [("begun",)]) == []
+    inputs: list[Any] = [("recovered",)] if begun else [("recovered",), ("begun",)]
+    (wanted,) = program.wanted(inputs)
+    assert wanted == refers
+    program.supply(wanted["@"], data)
+    ((kind, *_),) = program.apply(101, inputs)
+    assert kind == "completed"
+    program.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,9 @@ import actors
 from tests.workflow.steps import Ledger, Order, Receipt, charge, double, issue
 from workflow import ActivityFailed, ActorCallFailed, actor, current, send, set_status, wait_event, workflow
 from workflow.testing import Rehearsal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 T0 = 1_700_000_000_000
 
@@ -337,6 +341,99 @@ def test_event_given_and_cancelled_in_one_turn_is_put_back() -> None:
     run.event("go", "kept")
     run.turn(("resumed",))
     assert run.output == "kept"
+
+
+@workflow
+async def refused_waits(_: None) -> list[str]:
+    refused: list[str] = []
+    mistakes: list[tuple[Any, Any]] = [("a while", Any), (1e12, Any), (None, object()), ("1m", object())]
+    for limit, kind in mistakes:
+        try:
+            await wait_event("go", kind, timeout=limit)
+        except Exception as error:
+            refused.append(type(error).__name__)
+        await double(1)
+    return [*refused, await wait_event("go")]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["event after", "event before"])
+def test_a_wait_that_is_refused_takes_no_event(evict: bool, early: bool) -> None:
+    """A mistake in the arguments is told at once, and the next who waits gets the event."""
+    run = Rehearsal(refused_waits, evict=evict)
+    if early:
+        run.event("go", "kept")
+    for _ in range(4):
+        run.complete(next(iter(run.activities)), 2)
+    if not early:
+        run.event("go", "kept")
+    assert run.output == ["InvalidSchedule", "OverflowError", "TypeError", "TypeError", "kept"]
+
+
+@workflow
+async def equal_timers(_: None) -> list[int]:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    first, *_others = [loop.call_later(5, queue.put_nowait, 1) for _ in range(3)]
+    await double(1)
+    first.cancel()
+    first.cancel()
+    return [await queue.get(), await queue.get()]
+
+
+def test_timers_that_are_equal_are_two(evict: bool) -> None:
+    """Handles of one time and callback compare equal; each is a timer of its own, and so is its cancellation."""
+    run = Rehearsal(equal_timers, evict=evict)
+    steps = ["equal_timers.call_later", "equal_timers.call_later[2]", "equal_timers.call_later[3]"]
+    assert list(run.timers) == steps
+    run.complete("equal_timers.double", 2)
+    assert list(run.timers) == steps[1:]
+    assert [run.advance(), run.advance()] == steps[1:]
+    assert run.output == [1, 1]
+
+
+@workflow
+async def named_tasks(_: None) -> list[str]:
+    seen: list[str] = []
+
+    async def job() -> None:
+        await asyncio.sleep(5)
+        task = asyncio.current_task()
+        assert task is not None
+        seen.append(task.get_name())
+
+    names = ["job", "job", "job[2]", "a/b #1"]
+    running = [asyncio.get_running_loop().create_task(job(), name=name) for name in names]
+    await asyncio.gather(*running, asyncio.create_task(job()))
+    return seen
+
+
+def test_names_of_tasks_are_no_part_of_steps(evict: bool) -> None:
+    """What a task is called is for people to read: its steps have ids that follow from the code alone."""
+    run = Rehearsal(named_tasks, evict=evict)
+    places = ["job", "job[2]", "job[3]", "job[4]", "job[5]"]
+    assert list(run.timers) == [f"{place}>job.sleep" for place in places]
+    for _ in places:
+        run.advance()
+    assert run.output == ["job", "job", "job[2]", "a/b #1", "job[5]"]
+
+
+@workflow
+async def generator_in_time(_: None) -> list[int]:
+    async def numbers() -> AsyncIterator[int]:
+        yield await double(1)
+        yield await double(2)
+
+    source = numbers()
+    return [await asyncio.wait_for(anext(source), 5), await asyncio.wait_for(source.__anext__(), 5)]
+
+
+def test_generators_are_waited_for(evict: bool) -> None:
+    """The next of an async generator is an awaitable without a name; as a task it has a place all the same."""
+    run = Rehearsal(generator_in_time, evict=evict)
+    for result in (2, 4):
+        run.complete(next(iter(run.activities)), result)
+    assert run.output == [2, 4]
+    assert run.timers == {}
 
 
 @workflow
