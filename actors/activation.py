@@ -237,7 +237,19 @@ class Activation:
         """Whether the call is one too many. Messages count each other only where they queue: elsewhere the outbox they
         come from bounds them, and one that is refused loses its place in the order."""
         waiting = self._waiting() if call.outbox_id is None else len(self.mailbox or ())
-        return waiting >= self.limit and not call.passes_limit
+        if waiting < self.limit or call.passes_limit:
+            return False
+        return waiting - self._drop_given_up() >= self.limit
+
+    def _drop_given_up(self) -> int:
+        """Take calls whose callers wait no longer out of the mailbox. How many there were.
+
+        Only when they may be in somebody's way: to take out each when it is given up would cost as much every time."""
+        mailbox = self.mailbox
+        if mailbox is None:
+            return 0
+        self.mailbox = deque([call for call in mailbox if not call.future.done()])
+        return len(mailbox) - len(self.mailbox)
 
     def _refuse(self, call: Call) -> None:
         self.host.fail(call, MailboxFull(f"{self.stream} has {self._waiting()} calls waiting: try again later"))
