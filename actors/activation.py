@@ -128,8 +128,9 @@ class Activation:
 
     @property
     def quiet(self) -> bool:
-        """Nothing runs, waits or is being committed: may be deactivated."""
-        return self.pump is None and not self.mailbox and not self.readers and self.uncommitted == 0
+        """Nothing runs, waits, is being committed or confirmed: may be deactivated."""
+        at_the_store = self.uncommitted + self.confirming
+        return self.pump is None and not self.mailbox and not self.readers and at_the_store == 0
 
     def event_name(self, name: str) -> str:
         return versioned_name(name, self.definition.options.schema)
@@ -181,7 +182,7 @@ class Activation:
             await settled
 
     async def wait_quiet(self) -> None:
-        """Return when nothing runs, waits or is being committed."""
+        """Return when it is quiet, or out of service."""
         while not self.quiet and not self.dead:
             if self._idle is None:  # shared by everybody who waits
                 self._idle = asyncio.get_running_loop().create_future()
@@ -196,7 +197,7 @@ class Activation:
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.resubmit(call)
-        self._tell_idle()
+        self.tell_idle()
 
     def deactivate(self) -> None:
         """Leave memory. Only when quiet."""
@@ -285,7 +286,7 @@ class Activation:
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.fail(call, failure)
-        self._tell_idle()
+        self.tell_idle()
 
     async def _load(self) -> None:
         history = await self.host.journal.load(self.stream)
@@ -353,7 +354,7 @@ class Activation:
                 self.mailbox = None
             elif not self.dead and not self.host.aborted:
                 self.pump = self.host.create_task(self._pump())
-            self._tell_idle()
+            self.tell_idle()
 
     async def _take(self, call: Call) -> None:
         """Run a call of the mailbox. It is answered if that fails: nobody else knows of it any more."""
@@ -510,7 +511,7 @@ class Activation:
         self.readers.discard(task)
         if not self.readers:
             self.readers = None
-            self._tell_idle()
+            self.tell_idle()
 
     def _watch(self, turn: Turn) -> asyncio.TimerHandle | None:
         """Cancel the turn when its caller gives up or it runs longer than its type allows."""
@@ -618,7 +619,7 @@ class Activation:
             self._refused(turn, outcome)
         if self.uncommitted == 0:
             self.marks = None
-            self._tell_idle()
+            self.tell_idle()
 
     def _refused(self, turn: Turn, outcome: CommitRefused | StoreUnavailable) -> None:
         self.was_refused = True
@@ -677,7 +678,8 @@ class Activation:
         else:
             self.host.answer_confirmed(turn, error)
 
-    def _tell_idle(self) -> None:
+    def tell_idle(self) -> None:
+        """To who waits for it, if it is."""
         if self._idle is not None and (self.quiet or self.dead):
             idle, self._idle = self._idle, None
             if not idle.done():

@@ -317,6 +317,7 @@ class Host:
             await self._answer_confirmed(turn, failure)
         finally:
             turn.activation.confirming -= 1
+            turn.activation.tell_idle()
 
     async def _answer_confirmed(self, turn: Turn, failure: ActorError | None) -> None:
         activation, call = turn.activation, turn.call

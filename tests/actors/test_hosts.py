@@ -478,6 +478,38 @@ async def test_idle_actor_leaves_memory_and_comes_back(world: World) -> None:
     assert await client.actor(Cell, "c").add() == 2
 
 
+async def test_read_that_is_being_confirmed_keeps_its_actor_in_memory(world: World) -> None:
+    """However long the store takes to say whose it is: the read is not made again and again, its actor is not loaded
+    anew; then it leaves."""
+    client = await world.client(Cell)
+    await client.actor(Cell, "c").add()
+    activation = client._host.activations["Cell/c"]
+    gate = world.lever.gates["renew"] = asyncio.Event()
+    read = asyncio.ensure_future(client.actor(Cell, "c").read_surely())
+    await until(lambda: "renew" in world.lever.calls)
+    for _ in range(2):  # as long as it takes others to leave
+        await client.actor(Cell, "other").add()
+        await until(lambda: not client.is_active("Cell", "other"))
+    assert client._host.activations["Cell/c"] is activation
+    gate.set()
+    assert await read == 1
+    await until(lambda: not client.is_active("Cell", "c"))
+
+
+async def test_stop_finishes_reads_that_are_being_confirmed(world: World) -> None:
+    """Drain: what they have read is shown when the store has said whose it is, and nobody has to ask again."""
+    host = await world.host(Cell)
+    await host.client.actor(Cell, "c").add()
+    gate = world.lever.gates["renew"] = asyncio.Event()
+    read = asyncio.ensure_future(host.client.actor(Cell, "c").read_surely())
+    await until(lambda: "renew" in world.lever.calls)
+    stopping = asyncio.ensure_future(host.stop())
+    await settled()
+    gate.set()
+    assert await read == 1
+    await stopping
+
+
 async def test_hooks_are_turns(world: World) -> None:
     """`on_activate` before the first call, `on_deactivate` when it leaves memory; what they change is durable."""
     client = await world.client(Hooked)
