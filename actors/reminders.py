@@ -6,8 +6,8 @@ is put into the window by the commit that made it. The tick's turn records the a
 commit: a crash before the commit fires it again, after the commit never (INV-4, INV-8).
 
 No reminder may hold up those of others. So a tick that waits for its actor gives its place among those that start to
-the next one, and a row that can neither be fired nor go on (its type is not hosted, its actor cannot be read) is *set
-aside*: scans go past it, and try it again after a pause that grows.
+the next one, and a row that cannot be fired (no host has its type or its callback, which another release may have; its
+actor cannot be read) is *set aside*: scans go past it, and try it again after a pause that grows.
 """
 
 from __future__ import annotations
@@ -346,10 +346,12 @@ class Reminders:
                 if refusals > _RETRIES:
                     raise
                 log.info("reminder %s of %s is tried again: %s", reminder.name, reminder.stream, error)
+            except CallerError:  # no method of the actor has run: a release that has this one's fires it
+                raise
             except ActorError as error:
                 failures += 1
                 log.warning("reminder %s of %s failed (%d): %s", reminder.name, reminder.stream, failures, error)
-                if failures > _RETRIES or isinstance(error, CallerError):
+                if failures > _RETRIES:
                     await self._advance_only(Tick(reminder, info.schedule))
                     return
             else:

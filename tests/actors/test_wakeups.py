@@ -378,17 +378,48 @@ async def test_callback_that_does_not_exist_is_refused(world: World, callback: s
     assert await client.reminders("Alarm", "a") == []
 
 
-async def test_reminder_for_a_method_that_does_not_exist(world: World) -> None:
-    """The class has changed since it was set. It cannot fire; its schedule goes on, and the others are not held up."""
+@actor(name="Alarm")
+class Former:
+    """The type in the release before: one callback is not there yet, another one takes something else."""
+
+    rings: list[list[Any]] = field(default_factory=list)
+
+    @method
+    async def ring(self, data: list[int]) -> None:
+        self.rings.append(["ring", data])
+
+
+@pytest.mark.parametrize("callback", ["ring_inline", "ring"])
+async def test_tick_this_release_does_not_take(world: World, callback: str) -> None:
+    """INV-9: while a release is rolled out, or back, a reminder may be due where its callback is another one, or none.
+    It is set aside, holds up nobody, and fires where it can."""
     host = await world.host(Alarm)
-    row = encode_reminder("Alarm/a", "bad", host.clock.now_ms(), Schedule(), None, "no_such")
+    row = encode_reminder("Alarm/a", "r", host.clock.now_ms(), Schedule(), "new", callback)
     await commit_rows(world, host.epochs, [row])
     await world.crash(host)
-    client = await world.client(Alarm)
-    await client.actor(Alarm, "a").set("good", {"due": 0, "callback": "ring"})
+    host = await world.host(Former)
+    await until(lambda: len(host.reminders._aside) == 1)
+    await host.client.set_reminder("Alarm", "b", "r", {"due": 0, "callback": "ring", "data": [1]})
     await until(lambda: rings(world) == 1)
+    assert [info.name for info in await host.client.reminders("Alarm", "a")] == ["r"]
+    await host.stop()
+    client = await world.client(Alarm)
+    await until(lambda: rings(world) == 2)
     await until(lambda: not client._host.reminders._ticking)
     assert await client.reminders("Alarm", "a") == []
+
+
+async def test_reminder_whose_callback_is_gone_can_be_cleared(world: World) -> None:
+    """For good: it is listed, and cleared from outside."""
+    client = await world.client(Alarm)
+    row = encode_reminder("Alarm/a", "bad", client._host.clock.now_ms(), Schedule(), None, "no_such")
+    await commit_rows(world, client._host.epochs, [row])
+    client._host.reminders.rescan()
+    await until(lambda: len(client._host.reminders._aside) == 1)
+    assert [info.callback for info in await client.reminders("Alarm", "a")] == ["no_such"]
+    await client.clear_reminder("Alarm", "a", "bad")
+    assert await client.reminders("Alarm", "a") == []
+    assert len(client._host.reminders._aside) == 0
 
 
 async def test_tick_takes_effect_once_across_a_crash(world: World) -> None:
