@@ -324,30 +324,88 @@ async def test_tick_that_waits_to_be_tried_again_is_dropped_when_cleared(
     assert info.data == "new"
 
 
+class HeldScan:
+    """The next scan of a host: what it reads of the store is kept from the host until it is let go."""
+
+    def __init__(self, world: World) -> None:
+        self.has_read, self._held = asyncio.Event(), asyncio.Event()
+        self._read = world.lever.__getattr__("due_reminders")
+        self._lever = world.lever
+        world.lever.due_reminders = self._scan  # type: ignore[attr-defined]  # the lever passes everything on
+
+    async def _scan(self, *args: Any) -> Any:
+        found = await self._read(*args)
+        self.has_read.set()
+        await self._held.wait()
+        return found
+
+    def let_go(self) -> None:
+        self._held.set()
+        del self._lever.due_reminders
+
+
 async def test_scan_that_is_older_than_a_commit(world: World) -> None:
     """Rows a scan has read before their reminder was cleared are not fired."""
     client = await world.client(Alarm)
     alarm = client.actor(Alarm, "a")
     await alarm.set("r", {"due": 5, "callback": "ring"})
     reminders = client._host.reminders
-    inner = world.lever.__getattr__("due_reminders")
-    reading, holding = asyncio.Event(), asyncio.Event()
-
-    async def slow_scan(*args: Any, **options: Any) -> Any:
-        found = await inner(*args, **options)
-        reading.set()
-        await holding.wait()
-        return found
-
-    world.lever.due_reminders = slow_scan  # type: ignore[attr-defined]  # the lever passes everything on
+    scan = HeldScan(world)
     reminders.rescan()
     reminders._window.clear()
-    await reading.wait()
+    await scan.has_read.wait()
     await alarm.clear("r")
-    holding.set()
+    scan.let_go()
     await until(lambda: reminders._changed is None)  # the scan is over
     assert ("Alarm/a", "r") not in reminders._window
-    del world.lever.due_reminders
+
+
+@pytest.mark.parametrize("back_first", [False, True])
+async def test_scan_that_is_older_than_a_hand_over(world: World, back_first: bool) -> None:
+    """Nor are rows that were read before their partition left, which comes back when another host has cleared the
+    reminder: whether the scan ends while it is away or when it is back."""
+    one = await world.host(Alarm)
+    await one.client.actor(Alarm, "a").set("r", {"due": 5, "callback": "ring"})
+    reminders = one.reminders
+    scan = HeldScan(world)
+    reminders.rescan()
+    reminders._window.clear()
+    await scan.has_read.wait()
+    await one.give(range(4), timeout_s=5)
+    if not back_first:
+        scan.let_go()
+        await until(lambda: reminders._changed is None)
+    two = await world.host(Alarm, name="two")
+    await two.client.actor(Alarm, "a").clear("r")
+    await two.stop()
+    await one.take(range(4), force=False)
+    if back_first:
+        scan.let_go()
+    await until(lambda: reminders._changed is None and reminders._scanned_to_ms)
+    assert ("Alarm/a", "r") not in reminders._window
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_window_full_of_later_ones_does_not_hold_up_a_partition_that_comes(
+    world: World, monkeypatch: pytest.MonkeyPatch, under_way: bool
+) -> None:
+    """What it has due is fired at once, however full the window is, also when another scan was under way."""
+    monkeypatch.setattr("actors.reminders._WINDOW", 20)
+    host = await world.host(Alarm)
+    now = host.clock.now_ms()
+    later = [encode_reminder(f"Alarm/{i}", "r", now + 9_500, Schedule(), i, "ring") for i in range(30)]
+    await commit_rows(world, host.epochs, later)
+    scan = HeldScan(world) if under_way else None
+    host.reminders.rescan()
+    if scan is not None:
+        await scan.has_read.wait()
+    else:
+        await until(lambda: len(host.reminders._window) == 20)
+    await commit_rows(world, host.epochs, [encode_reminder("Alarm/due", "r", now, Schedule(), 0, "ring")])
+    host.reminders.rescan()
+    if scan is not None:
+        scan.let_go()
+    await until(lambda: rings(world) == 1)
 
 
 async def test_failing_tick_is_tried_again_then_the_schedule_goes_on(
