@@ -388,7 +388,7 @@ class Activation:
     def _run_inline(self, call: Call, method: Method) -> Turn | None:
         """The turn, when there is a rest of it that waits (see `Turn.go_on`); None: it is decided or has failed."""
         turn = Turn(self, call, method)
-        if call.reminder is not None and self._is_stale(call):
+        if call.reminder is not None and self.is_stale(call):
             self.host.answer(call, None)
             return None
         if call.internal:  # others are not looked for before they are answered
@@ -436,7 +436,7 @@ class Activation:
             if begun is not None:
                 result = begun.result
             else:
-                if call.reminder is not None and self._is_stale(call):
+                if call.reminder is not None and self.is_stale(call):
                     self.host.answer(call, None)
                     return None
                 if call.may_be_repeated and await self._answered_before(turn):
@@ -571,7 +571,8 @@ class Activation:
         except ActorError as error:
             self.host.fail(call, error)
 
-    def _is_stale(self, call: Call) -> bool:
+    def is_stale(self, call: Call) -> bool:
+        """Whether another turn has changed the reminder of this tick, or what is known of it no longer holds."""
         assert call.reminder is not None
         reminder = call.reminder.reminder
         if self.marks is not None and self.marks.get(reminder.name, reminder) != reminder:
@@ -630,7 +631,7 @@ class Activation:
             case ImpossibleTurn():
                 self.host.fail(turn.call, ActorFailed(type(outcome).__name__, str(outcome)))
             case StoreUnavailable():
-                self.host.recover(self.partition)  # it may have been recorded all the same
+                self.host.recover(self)  # it may have been recorded all the same
                 self.host.fail(turn.call, OutcomeUnknown(f"{self.stream}: {outcome}"))
             case StaleEpoch():
                 self.host.lost_partition(self.partition, outcome)

@@ -362,9 +362,10 @@ class Host:
                 log.exception("a callback after the commit of %s failed", turn.stream)
         return short_of
 
-    def recover(self, partition: int) -> None:
-        """The outcome of a commit is unknown: what it may have left in the store is found there."""
-        self.outbox.recover([partition])
+    def recover(self, activation: Activation) -> None:
+        """The outcome of one of its commits is unknown: what that may have left in the store is found there."""
+        self.outbox.recover([activation.partition])
+        self.reminders.forget(activation.stream)
         self.reminders.rescan()
 
     # -- activations ---------------------------------------------------------------------------------------------------

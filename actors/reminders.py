@@ -165,7 +165,7 @@ class Reminders:
                 self._wake.set()
 
     def forget(self, stream: str) -> None:
-        """The stream is gone, with its reminders."""
+        """What is known of its reminders no longer holds, and a tick that has not run does not."""
         if self._changed is not None:
             self._forgotten.add(stream)
         for rows in (self._window, self._in_flight, self._aside):
@@ -173,12 +173,11 @@ class Reminders:
                 self._supersede((stream, name))
 
     def forget_partition(self, partition: int) -> None:
-        """Another host has it: what the window knows of it may be old when it comes back."""
+        """Another host has it: what this one knows of it may be old when it comes back."""
         partitions = self._host.journal.partitions
-        for stream in {*self._window.streams(), *self._aside.streams()}:
+        for stream in {*self._window.streams(), *self._in_flight.streams(), *self._aside.streams()}:
             if partition_of(stream, partitions) == partition:
-                for name in (*self._window.names(stream), *self._aside.names(stream)):
-                    self._supersede((stream, name))
+                self.forget(stream)
 
     def is_superseded(self, reminder: Reminder) -> bool:
         """Whether a commit has changed the reminder since the tick of this row began: it must not take effect."""

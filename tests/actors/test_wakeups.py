@@ -126,6 +126,11 @@ class Alarm:
     async def let_go(self) -> None:
         self._gate.set()
 
+    @method(interleave=True)
+    async def listen(self) -> None:
+        self._gate = asyncio.Event()
+        await self._gate.wait()
+
     @method
     async def hear(self) -> None:
         self.heard += 1
@@ -322,6 +327,84 @@ async def test_tick_that_waits_to_be_tried_again_is_dropped_when_cleared(
     await until(lambda: not client._host.reminders._ticking)
     (info,) = await client.reminders("Alarm", "a")
     assert info.data == "new"
+
+
+@pytest.mark.parametrize("change", ["clear", "delete"])
+@pytest.mark.parametrize("waiting", [False, True], ids=["not due", "tick waits"])
+async def test_reminder_is_gone_although_nobody_said_so(world: World, change: str, waiting: bool) -> None:
+    """A turn that clears it, or deletes the actor, is recorded, and its caller does not hear so. The reminder does not
+    fire: neither from the window, nor by a tick that waited behind that turn. A deleted actor does not come back."""
+    wall = Wall()
+    client = await world.client(Alarm, clock=wall, store_patience_s=0.001)
+    host, alarm = client._host, client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 5, "callback": "ring"})
+    world.lever.lose_answers = 1
+    world.lever.hold()
+    changing = asyncio.ensure_future(alarm.clear("r") if change == "clear" else alarm.remove())
+    await settled()
+    slow = None
+    if waiting:
+        slow = asyncio.ensure_future(alarm.ring_slowly())  # the next turn; the tick comes after it
+        await settled()
+        wall.ms += 6_000
+        host.reminders._wake.set()
+        await until(lambda: host.reminders._ticking == 1)
+        await settled()
+    world.lever.let_go()
+    with pytest.raises(OutcomeUnknown):
+        await changing
+    if slow is not None:
+        slow.cancel()
+    else:
+        wall.ms += 6_000
+    await wait_witness(world, client)
+    assert rings(world) == 0
+    assert await client.reminders("Alarm", "a") == []
+    if change == "delete":
+        assert await client.state("Alarm", "a") is None
+
+
+async def test_tick_that_waited_while_its_actor_was_elsewhere(world: World) -> None:
+    """INV-8: it was fired there; the tick that still waits here, when the actor is back, has no effect."""
+    wall = Wall()
+    one = await world.host(Alarm, clock=wall)
+    alarm = one.client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 5, "callback": "ring"})
+    slow = asyncio.ensure_future(alarm.ring_slowly())
+    await until(lambda: one.activations["Alarm/a"].running)
+    wall.ms += 12_000  # its lease has ended, too
+    one.reminders._wake.set()
+    await until(lambda: one.reminders._ticking == 1)
+    await settled()
+    two = await world.host(Alarm, name="two", clock=wall)
+    await until(lambda: rings(world) == 1)
+    await two.stop()
+    await one.take(range(4), force=True)
+    slow.cancel()
+    await until(lambda: not one.reminders._ticking)
+    await wait_witness(world, one.client)
+    assert await alarm.rung() == [["ring", None]]
+
+
+@pytest.mark.parametrize(("change", "left"), [("nothing", 3600), ("clear", None), ("replace", 7200)])
+async def test_reminder_that_changes_while_its_interleaved_tick_runs(
+    world: World, change: str, left: int | None
+) -> None:
+    """The tick's turn lets others in. What they say of its reminder holds; if they say nothing, its schedule goes
+    on."""
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 0, "period": 3600, "callback": "listen"})
+    due = client._host.clock.now_ms()
+    await until(lambda: hasattr(client._host.activations["Alarm/a"].instance, "_gate"))
+    if change == "clear":
+        await alarm.clear("r")
+    elif change == "replace":
+        await alarm.set("r", {"due": 7200})
+    await alarm.let_go()
+    await until(lambda: not client._host.reminders._ticking)
+    dues = [info.due_ms - due for info in await client.reminders("Alarm", "a")]
+    assert [round(ms / 60_000) for ms in dues] == ([] if left is None else [left // 60])
 
 
 class HeldScan:
