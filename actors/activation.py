@@ -129,8 +129,9 @@ class Activation:
 
     @property
     def quiet(self) -> bool:
-        """Nothing runs, waits or is being committed: may be deactivated."""
-        return self.pump is None and not self.mailbox and not self.readers and self.uncommitted == 0
+        """Nothing runs, waits, is being committed or confirmed: may be deactivated."""
+        at_the_store = self.uncommitted + self.confirming
+        return self.pump is None and not self.mailbox and not self.readers and at_the_store == 0
 
     def event_name(self, name: str) -> str:
         return versioned_name(name, self.definition.options.schema)
@@ -182,7 +183,7 @@ class Activation:
             await settled
 
     async def wait_quiet(self) -> None:
-        """Return when nothing runs, waits or is being committed."""
+        """Return when it is quiet, or out of service."""
         while not self.quiet and not self.dead:
             if self._idle is None:  # shared by everybody who waits
                 self._idle = asyncio.get_running_loop().create_future()
@@ -197,7 +198,7 @@ class Activation:
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.resubmit(call)
-        self._tell_idle()
+        self.tell_idle()
 
     def deactivate(self) -> None:
         """Leave memory. Only when quiet."""
@@ -238,7 +239,19 @@ class Activation:
         """Whether the call is one too many. Messages count each other only where they queue: elsewhere the outbox they
         come from bounds them, and one that is refused loses its place in the order."""
         waiting = self._waiting() if call.outbox_id is None else len(self.mailbox or ())
-        return waiting >= self.limit and not call.passes_limit
+        if waiting < self.limit or call.passes_limit:
+            return False
+        return waiting - self._drop_given_up() >= self.limit
+
+    def _drop_given_up(self) -> int:
+        """Take calls whose callers wait no longer out of the mailbox. How many there were.
+
+        Only when they may be in somebody's way: to take out each when it is given up would cost as much every time."""
+        mailbox = self.mailbox
+        if mailbox is None:
+            return 0
+        self.mailbox = deque([call for call in mailbox if not call.future.done()])
+        return len(mailbox) - len(self.mailbox)
 
     def _refuse(self, call: Call) -> None:
         self.host.fail(call, MailboxFull(f"{self.stream} has {self._waiting()} calls waiting: try again later"))
@@ -274,7 +287,7 @@ class Activation:
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.fail(call, failure)
-        self._tell_idle()
+        self.tell_idle()
 
     async def _load(self) -> None:
         history = await self.host.journal.load(self.stream)
@@ -342,7 +355,7 @@ class Activation:
                 self.mailbox = None
             elif not self.dead and not self.host.aborted:
                 self.pump = self.host.create_task(self._pump())
-            self._tell_idle()
+            self.tell_idle()
 
     async def _take(self, call: Call) -> None:
         """Run a call of the mailbox. It is answered if that fails: nobody else knows of it any more."""
@@ -376,7 +389,7 @@ class Activation:
     def _run_inline(self, call: Call, method: Method) -> Turn | None:
         """The turn, when there is a rest of it that waits (see `Turn.go_on`); None: it is decided or has failed."""
         turn = Turn(self, call, method)
-        if call.reminder is not None and self._is_stale(call):
+        if call.reminder is not None and self.is_stale(call):
             self.host.answer(call, None)
             return None
         if call.internal:  # others are not looked for before they are answered
@@ -424,7 +437,7 @@ class Activation:
             if begun is not None:
                 result = begun.result
             else:
-                if call.reminder is not None and self._is_stale(call):
+                if call.reminder is not None and self.is_stale(call):
                     self.host.answer(call, None)
                     return None
                 if call.may_be_repeated and await self._answered_before(turn):
@@ -500,7 +513,7 @@ class Activation:
         self.readers.discard(task)
         if not self.readers:
             self.readers = None
-            self._tell_idle()
+            self.tell_idle()
 
     def _watch(self, turn: Turn) -> asyncio.TimerHandle | None:
         """Cancel the turn when its caller gives up or it runs longer than its type allows."""
@@ -560,7 +573,8 @@ class Activation:
         except ActorError as error:
             self.host.fail(call, error)
 
-    def _is_stale(self, call: Call) -> bool:
+    def is_stale(self, call: Call) -> bool:
+        """Whether another turn has changed the reminder of this tick, or what is known of it no longer holds."""
         assert call.reminder is not None
         reminder = call.reminder.reminder
         if self.marks is not None and self.marks.get(reminder.name, reminder) != reminder:
@@ -608,7 +622,7 @@ class Activation:
             self._refused(turn, outcome)
         if self.uncommitted == 0:
             self.marks = None
-            self._tell_idle()
+            self.tell_idle()
 
     def _refused(self, turn: Turn, outcome: CommitRefused | StoreUnavailable) -> None:
         self.was_refused = True
@@ -619,7 +633,7 @@ class Activation:
             case ImpossibleTurn():
                 self.host.fail(turn.call, ActorFailed(type(outcome).__name__, str(outcome)))
             case StoreUnavailable():
-                self.host.recover(self.partition)  # it may have been recorded all the same
+                self.host.recover(self)  # it may have been recorded all the same
                 self.host.fail(turn.call, OutcomeUnknown(f"{self.stream}: {outcome}"))
             case StaleEpoch():
                 self.host.lost_partition(self.partition, outcome)
@@ -672,7 +686,8 @@ class Activation:
         else:
             self.host.answer_confirmed(turn, error)
 
-    def _tell_idle(self) -> None:
+    def tell_idle(self) -> None:
+        """To who waits for it, if it is."""
         if self._idle is not None and (self.quiet or self.dead):
             idle, self._idle = self._idle, None
             if not idle.done():

@@ -158,7 +158,7 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
     listing: IndexEntry | None = None
     if (turn.index_name is not None or (exists and not activation.indexed)) and not turn.deleting:
         listing = IndexEntry(activation.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)
-    if call.reminder is not None and not turn.deleting:
+    if call.reminder is not None and not turn.deleting and not activation.is_stale(call):
         advance_reminder(turn, call.reminder, now_ms)
     receipt: Receipt | None = None
     if call.outbox_id is not None:

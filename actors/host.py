@@ -61,6 +61,8 @@ _RETRY_S = 0.02
 _SWEEP_SLICE = 2_000
 # Activations whose last turn, or the wait for it, goes on at the same time.
 _MOST_LEAVING = 100
+# How long what a stop has cancelled may clean up before the leases are ended without it.
+_LETTING_GO_S = 1.0
 _PURGE_EVERY_S = 60.0
 _PURGED_AT_ONCE = 500  # what one step of the store may take, since commits wait behind it
 
@@ -167,31 +169,29 @@ class Host:
         """Hand partitions over: finish the turns that run or wait in them, commit, deactivate, end the leases. What has
         not finished after `timeout_s` is rolled back and runs elsewhere. New calls are the placement's to keep away."""
         leaving = frozenset(partitions)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._drain(leaving)
-        except TimeoutError:
-            log.warning("turns took longer than %g s to end, their partitions leave without them", timeout_s)
+        await self._within(timeout_s, self._drain(leaving))
         self.outbox.flush()
         await self.group.drain()
         await self.ownership.release(leaving)
 
     async def stop(self, timeout_s: float = 30.0) -> None:
         """Drain: refuse new calls, finish the turns that are queued, commit, deactivate, give the partitions back. What
-        has not finished after `timeout_s` is cancelled and rolled back. Durable work goes on at the next start."""
+        has not finished after `timeout_s` is cancelled and rolled back. Durable work goes on at the next start.
+
+        A method that swallows its cancellation, or is in a thread, may run on beside its successor elsewhere. It can do
+        nothing here: its activation is dead, so that its turn is never decided, calls are refused, and nobody writes
+        commits any more; one that is in the store's hands is recorded before its partition is taken, or refused
+        (INV-2)."""
         self.draining = True
         await self.reminders.stop()
         await self.timers.stop()
         await self.outbox.stop()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._drain()
-                await self.group.close()
-                await self.placement.drain()
-        except TimeoutError:
-            log.warning("the %g s left for the drain are over: what still runs is rolled back", timeout_s)
+        await self._within(timeout_s, self._drain_all())
         self.abort()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=_LETTING_GO_S)
+            if left:
+                log.warning("%d tasks do not end although they are cancelled: the leases end without them", len(left))
         await self.ownership.release(self.owned())
 
     def abort(self) -> None:
@@ -209,6 +209,23 @@ class Host:
             task.cancel()
         for callback in self.when_stopped:
             callback()
+
+    async def _within(self, timeout_s: float, draining: Coroutine[Any, Any, None]) -> None:
+        """Drain. What has not finished after `timeout_s` is cancelled, not waited for: it might not let go."""
+        drain = self.create_task(draining)
+        try:
+            done, _ = await asyncio.wait([drain], timeout=timeout_s)
+        finally:
+            drain.cancel()
+        if not done:
+            log.warning("turns took longer than %g s to end: they are rolled back, and run elsewhere", timeout_s)
+        elif not drain.cancelled():  # by an abort meanwhile
+            drain.result()
+
+    async def _drain_all(self) -> None:
+        await self._drain()
+        await self.group.close()
+        await self.placement.drain()
 
     async def _drain(self, partitions: Container[int] | None = None) -> None:
         """Deactivate all activations, or those of some partitions."""
@@ -317,6 +334,7 @@ class Host:
             await self._answer_confirmed(turn, failure)
         finally:
             turn.activation.confirming -= 1
+            turn.activation.tell_idle()
 
     async def _answer_confirmed(self, turn: Turn, failure: ActorError | None) -> None:
         activation, call = turn.activation, turn.call
@@ -361,9 +379,10 @@ class Host:
                 log.exception("a callback after the commit of %s failed", turn.stream)
         return short_of
 
-    def recover(self, partition: int) -> None:
-        """The outcome of a commit is unknown: what it may have left in the store is found there."""
-        self.outbox.recover([partition])
+    def recover(self, activation: Activation) -> None:
+        """The outcome of one of its commits is unknown: what that may have left in the store is found there."""
+        self.outbox.recover([activation.partition])
+        self.reminders.forget(activation.stream)
         self.reminders.rescan()
 
     # -- activations ---------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
     if not call.waiter:
         return await client.start(call, timeout)
     waits = turn.activation.host.waits
-    waits.add(call.waiter, call.stream)
+    waits.add(call)
     running = turn.activation.running
     before = tuple(running.joined or ()) if running is not None else ()
     try:
@@ -147,7 +147,7 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
             await wait_without(running, call, error, before)
         raise
     finally:
-        waits.remove(call.waiter, call.stream)
+        waits.remove(call)
 
 
 def encode_loose(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:

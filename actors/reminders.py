@@ -6,8 +6,8 @@ is put into the window by the commit that made it. The tick's turn records the a
 commit: a crash before the commit fires it again, after the commit never (INV-4, INV-8).
 
 No reminder may hold up those of others. So a tick that waits for its actor gives its place among those that start to
-the next one, and a row that can neither be fired nor go on (its type is not hosted, its actor cannot be read) is *set
-aside*: scans go past it, and try it again after a pause that grows.
+the next one, and a row that cannot be fired (no host has its type or its callback, which another release may have; its
+actor cannot be read) is *set aside*: scans go past it, and try it again after a pause that grows.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ class Reminders:
         self._starting: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         # What commits have changed since the scan under way was sent: its rows of these may be old.
         self._changed: set[tuple[str, str]] | None = None
-        # Streams deleted meanwhile: none of the scan's rows of these count.
-        self._deleted: set[str] = set()
-        # Everything due up to here is in the window (or in flight).
+        # Streams forgotten meanwhile: none of the scan's rows of these count.
+        self._forgotten: set[str] = set()
+        # Everything due up to here is in the window (or in flight); 0: nobody knows.
         self._scanned_to_ms = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -149,7 +149,7 @@ class Reminders:
             self._task = None
 
     def rescan(self) -> None:
-        """New partitions: what they have due is not in the window yet."""
+        """The store has, or may have, what is due and not in the window yet."""
         self._scanned_to_ms = 0
         self._wake.set()
 
@@ -165,20 +165,19 @@ class Reminders:
                 self._wake.set()
 
     def forget(self, stream: str) -> None:
-        """The stream is gone, with its reminders."""
+        """What is known of its reminders no longer holds, and a tick that has not run does not."""
         if self._changed is not None:
-            self._deleted.add(stream)
+            self._forgotten.add(stream)
         for rows in (self._window, self._in_flight, self._aside):
             for name in rows.names(stream):
                 self._supersede((stream, name))
 
     def forget_partition(self, partition: int) -> None:
-        """Another host has it: what the window knows of it may be old when it comes back."""
+        """Another host has it: what this one knows of it may be old when it comes back."""
         partitions = self._host.journal.partitions
-        for stream in {*self._window.streams(), *self._aside.streams()}:
+        for stream in {*self._window.streams(), *self._in_flight.streams(), *self._aside.streams()}:
             if partition_of(stream, partitions) == partition:
-                for name in (*self._window.names(stream), *self._aside.names(stream)):
-                    self._supersede((stream, name))
+                self.forget(stream)
 
     def is_superseded(self, reminder: Reminder) -> bool:
         """Whether a commit has changed the reminder since the tick of this row began: it must not take effect."""
@@ -229,30 +228,37 @@ class Reminders:
     async def _scan(self) -> None:
         now_ms = self._host.clock.now_ms()
         # With a backlog the window is refilled when it is half empty, not after every tick.
-        if self._scanned_to_ms > now_ms + _HORIZON_MS // 2 or len(self._window) > _WINDOW // 2:
+        enough = len(self._window) > _WINDOW // 2 and self._scanned_to_ms > 0
+        if enough or self._scanned_to_ms > now_ms + _HORIZON_MS // 2:
             return
         until_ms = now_ms + _HORIZON_MS
         # Commits answered while the scan is under way must find their place: they compare with the new mark.
         before, self._scanned_to_ms = self._scanned_to_ms, until_ms
         room = _WINDOW + len(self._in_flight) + len(self._aside)
         changed: set[tuple[str, str]] = set()
-        deleted: set[str] = set()
-        self._changed, self._deleted = changed, deleted
+        forgotten: set[str] = set()
+        self._changed, self._forgotten = changed, forgotten
+        epochs = [*self._host.epochs]
         try:
             found = await self._host.journal.due_reminders(self._host.owned(), until_ms, room)
         except BaseException:
-            self._scanned_to_ms = before
+            self._scanned_to_ms = min(self._scanned_to_ms, before)
             raise
         finally:
             self._changed = None
+        # Partitions that have left since, and may be back: another host may have changed their rows.
+        left = {p for p, epoch in enumerate(epochs) if self._host.epochs[p] != epoch}
         for reminder in found:
             key = (reminder.stream, reminder.name)
-            if key in changed or reminder.stream in deleted or key in self._window or key in self._in_flight:
+            if key in changed or reminder.stream in forgotten or key in self._window or key in self._in_flight:
+                continue
+            if left and partition_of(reminder.stream, len(epochs)) in left:
                 continue
             if not self._is_aside(reminder):
                 self._put(reminder)
         if len(found) == room:  # there is more before the horizon: the window reaches only to the last one found
-            until_ms = self._scanned_to_ms = found[-1].due_ms - 1
+            until_ms = found[-1].due_ms - 1
+            self._scanned_to_ms = min(self._scanned_to_ms, until_ms)
         self._forget_aside(until_ms, found)
 
     def _set_aside(self, reminder: Reminder) -> bool:
@@ -346,10 +352,12 @@ class Reminders:
                 if refusals > _RETRIES:
                     raise
                 log.info("reminder %s of %s is tried again: %s", reminder.name, reminder.stream, error)
+            except CallerError:  # no method of the actor has run: a release that has this one's fires it
+                raise
             except ActorError as error:
                 failures += 1
                 log.warning("reminder %s of %s failed (%d): %s", reminder.name, reminder.stream, failures, error)
-                if failures > _RETRIES or isinstance(error, CallerError):
+                if failures > _RETRIES:
                     await self._advance_only(Tick(reminder, info.schedule))
                     return
             else:

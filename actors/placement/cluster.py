@@ -375,7 +375,7 @@ class ClusterPlacement:
         call.hop, call.from_peer = wanted.id, True
         self._serving[sender, wanted.id] = call
         if call.waiter:  # known at both ends, so that a cycle over two hosts is seen by one of them
-            host.waits.add(call.waiter, call.stream)
+            host.waits.add(call)
         call.future.add_done_callback(functools.partial(self._served, sender, call))
         self._begin(call, wanted.left_s)
 
@@ -383,7 +383,7 @@ class ClusterPlacement:
         assert call.hop is not None
         del self._serving[sender, call.hop]
         if call.waiter:
-            self._host.waits.remove(call.waiter, call.stream)
+            self._host.waits.remove(call)
         future = call.future
         if future.cancelled():
             return

@@ -510,6 +510,30 @@ async def test_mailbox_refuses_when_full(world: World) -> None:
     assert [await running, *await asyncio.gather(*waiting)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("how", ["deadline", "cancellation"])
+async def test_calls_that_are_given_up_take_nobodys_place(world: World, how: str) -> None:
+    """A mailbox is not full of calls whose callers wait no longer; those that do keep their order."""
+    client = await world.client(Till)
+    till = client.actor(Till, "t")
+    await till.read()
+    running = asyncio.ensure_future(till.pay_slowly(1))
+    await settled()
+    hasty = client.actor(Till, "t", timeout=0.01) if how == "deadline" else till
+    given_up = [asyncio.ensure_future(hasty.pay(100)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(till.pay(10))]
+    await settled()
+    if how == "cancellation":
+        for call in given_up:
+            call.cancel()
+    await asyncio.wait(given_up)
+    waiting += [asyncio.ensure_future(till.pay(20)), asyncio.ensure_future(till.pay(30))]
+    await settled()
+    with pytest.raises(MailboxFull, match="3 calls"):
+        await till.pay(40)
+    await till.open_gate()
+    assert [await running, *await asyncio.gather(*waiting)] == [1, 11, 31, 61]
+
+
 async def test_mailbox_limit_counts_reads_that_run(world: World) -> None:
     """Reads that run beside each other are calls that wait as well."""
     client = await world.client(Till)

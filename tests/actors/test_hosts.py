@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from actors import (
+    ActorError,
     ActorFailed,
     Host,
     HostStopping,
@@ -443,6 +445,93 @@ async def test_stop_with_a_turn_that_hangs(world: World) -> None:
     assert await (await world.client(Cell)).actor(Cell, "c").read() == 0
 
 
+@actor
+class Deaf:
+    """Swallows every cancellation."""
+
+    hanging: ClassVar[set[str]] = set()
+    released: ClassVar[asyncio.Event]
+    value: int = 0
+
+    async def _hang(self, where: str) -> None:
+        self.hanging.add(where)
+        while not self.released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.released.wait()
+        self.hanging.discard(where)
+
+    async def on_deactivate(self) -> None:
+        if context().actor_id == "hook":
+            self.value += 100
+            await self._hang("hook")
+
+    @method
+    async def add(self, amount: int = 1) -> int:
+        self.value += amount
+        return self.value
+
+    @method
+    async def add_and_hang(self) -> int:
+        self.value += 100
+        await self._hang("turn")
+        await context().actor(Deaf, "other").add()
+        return self.value
+
+    @method(read_only=True)
+    async def read_and_hang(self) -> int:
+        await self._hang("read")
+        return self.value
+
+
+@pytest.mark.parametrize("ending", ["stop", "give"])
+@pytest.mark.parametrize("where", ["turn", "read", "hook"])
+async def test_what_does_not_let_go_keeps_no_host(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str, ending: str
+) -> None:
+    """A turn that swallows its cancellation runs on, and the partitions leave all the same, at once. Of what it does
+    then nothing is recorded, neither its own state nor that of others it calls (INV-2, INV-6)."""
+    monkeypatch.setattr("actors.host._LETTING_GO_S", 0.01)
+    Deaf.hanging.clear()
+    Deaf.released = asyncio.Event()
+    one = await world.host(Deaf)
+    deaf = one.client.actor(Deaf, where)
+    await deaf.add()
+    call = {"turn": deaf.add_and_hang, "read": deaf.read_and_hang}.get(where)
+    asked = [asyncio.ensure_future(call())] if call is not None else []
+    if asked:
+        await until(lambda: Deaf.hanging)
+    leaving = asyncio.ensure_future(one.stop(timeout_s=0.02) if ending == "stop" else one.give(range(4), 0.02))
+    try:
+        await until(leaving.done)
+        assert Deaf.hanging == {where}
+        two = await world.host(Deaf, name="two")
+        assert await two.client.actor(Deaf, where).add() == 2
+    finally:
+        Deaf.released.set()
+    await leaving
+    await until(lambda: not Deaf.hanging)
+    for outcome in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(outcome, ActorError)
+    assert await two.client.actor(Deaf, where).add() == 3
+    assert await two.client.state("Deaf", "other") is None
+
+
+@pytest.mark.parametrize("ending", ["stop", "give"])
+async def test_abort_ends_a_drain(world: World, ending: str) -> None:
+    """Who waits for the drain hears that it is over, not that it was cancelled itself."""
+    host = await world.host(Cell)
+    hanging = asyncio.ensure_future(host.client.actor(Cell, "c").add_and_hang())
+    await until(lambda: "Cell/c" in host.activations and host.activations["Cell/c"].running)
+    leaving = asyncio.ensure_future(host.stop() if ending == "stop" else host.give(range(4), 30))
+    await settled()
+    host.abort()
+    async with asyncio.timeout(5):
+        await leaving
+    assert host.owned() == []
+    with pytest.raises(Retriable):
+        await hanging
+
+
 async def test_abort_answers_whoever_waits(world: World) -> None:
     """Decided turns: nobody knows. All others: not applied. Nobody waits for ever."""
     host = await world.host(Cell)
@@ -476,6 +565,38 @@ async def test_idle_actor_leaves_memory_and_comes_back(world: World) -> None:
     await until(lambda: client.active_counts() == {"Cell": 0})
     assert client.is_active("Cell", "c") is False
     assert await client.actor(Cell, "c").add() == 2
+
+
+async def test_read_that_is_being_confirmed_keeps_its_actor_in_memory(world: World) -> None:
+    """However long the store takes to say whose it is: the read is not made again and again, its actor is not loaded
+    anew; then it leaves."""
+    client = await world.client(Cell)
+    await client.actor(Cell, "c").add()
+    activation = client._host.activations["Cell/c"]
+    gate = world.lever.gates["renew"] = asyncio.Event()
+    read = asyncio.ensure_future(client.actor(Cell, "c").read_surely())
+    await until(lambda: "renew" in world.lever.calls)
+    for _ in range(2):  # as long as it takes others to leave
+        await client.actor(Cell, "other").add()
+        await until(lambda: not client.is_active("Cell", "other"))
+    assert client._host.activations["Cell/c"] is activation
+    gate.set()
+    assert await read == 1
+    await until(lambda: not client.is_active("Cell", "c"))
+
+
+async def test_stop_finishes_reads_that_are_being_confirmed(world: World) -> None:
+    """Drain: what they have read is shown when the store has said whose it is, and nobody has to ask again."""
+    host = await world.host(Cell)
+    await host.client.actor(Cell, "c").add()
+    gate = world.lever.gates["renew"] = asyncio.Event()
+    read = asyncio.ensure_future(host.client.actor(Cell, "c").read_surely())
+    await until(lambda: "renew" in world.lever.calls)
+    stopping = asyncio.ensure_future(host.stop())
+    await settled()
+    gate.set()
+    assert await read == 1
+    await stopping
 
 
 async def test_hooks_are_turns(world: World) -> None:

@@ -126,6 +126,11 @@ class Alarm:
     async def let_go(self) -> None:
         self._gate.set()
 
+    @method(interleave=True)
+    async def listen(self) -> None:
+        self._gate = asyncio.Event()
+        await self._gate.wait()
+
     @method
     async def hear(self) -> None:
         self.heard += 1
@@ -329,30 +334,166 @@ async def test_tick_that_waits_to_be_tried_again_is_dropped_when_cleared(
     assert info.data == "new"
 
 
+@pytest.mark.parametrize("change", ["clear", "delete"])
+@pytest.mark.parametrize("waiting", [False, True], ids=["not due", "tick waits"])
+async def test_reminder_is_gone_although_nobody_said_so(world: World, change: str, waiting: bool) -> None:
+    """A turn that clears it, or deletes the actor, is recorded, and its caller does not hear so. The reminder does not
+    fire: neither from the window, nor by a tick that waited behind that turn. A deleted actor does not come back."""
+    wall = Wall()
+    client = await world.client(Alarm, clock=wall, store_patience_s=0.001)
+    host, alarm = client._host, client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 5, "callback": "ring"})
+    world.lever.lose_answers = 1
+    world.lever.hold()
+    changing = asyncio.ensure_future(alarm.clear("r") if change == "clear" else alarm.remove())
+    await settled()
+    slow = None
+    if waiting:
+        slow = asyncio.ensure_future(alarm.ring_slowly())  # the next turn; the tick comes after it
+        await settled()
+        wall.ms += 6_000
+        host.reminders._wake.set()
+        await until(lambda: host.reminders._ticking == 1)
+        await settled()
+    world.lever.let_go()
+    with pytest.raises(OutcomeUnknown):
+        await changing
+    if slow is not None:
+        slow.cancel()
+    else:
+        wall.ms += 6_000
+    await wait_witness(world, client)
+    assert rings(world) == 0
+    assert await client.reminders("Alarm", "a") == []
+    if change == "delete":
+        assert await client.state("Alarm", "a") is None
+
+
+async def test_tick_that_waited_while_its_actor_was_elsewhere(world: World) -> None:
+    """INV-8: it was fired there; the tick that still waits here, when the actor is back, has no effect."""
+    wall = Wall()
+    one = await world.host(Alarm, clock=wall)
+    alarm = one.client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 5, "callback": "ring"})
+    slow = asyncio.ensure_future(alarm.ring_slowly())
+    await until(lambda: one.activations["Alarm/a"].running)
+    wall.ms += 12_000  # its lease has ended, too
+    one.reminders._wake.set()
+    await until(lambda: one.reminders._ticking == 1)
+    await settled()
+    two = await world.host(Alarm, name="two", clock=wall)
+    await until(lambda: rings(world) == 1)
+    await two.stop()
+    await one.take(range(4), force=True)
+    slow.cancel()
+    await until(lambda: not one.reminders._ticking)
+    await wait_witness(world, one.client)
+    assert await alarm.rung() == [["ring", None]]
+
+
+@pytest.mark.parametrize(("change", "left"), [("nothing", 3600), ("clear", None), ("replace", 7200)])
+async def test_reminder_that_changes_while_its_interleaved_tick_runs(
+    world: World, change: str, left: int | None
+) -> None:
+    """The tick's turn lets others in. What they say of its reminder holds; if they say nothing, its schedule goes
+    on."""
+    client = await world.client(Alarm)
+    alarm = client.actor(Alarm, "a")
+    await alarm.set("r", {"due": 0, "period": 3600, "callback": "listen"})
+    due = client._host.clock.now_ms()
+    await until(lambda: hasattr(client._host.activations["Alarm/a"].instance, "_gate"))
+    if change == "clear":
+        await alarm.clear("r")
+    elif change == "replace":
+        await alarm.set("r", {"due": 7200})
+    await alarm.let_go()
+    await until(lambda: not client._host.reminders._ticking)
+    dues = [info.due_ms - due for info in await client.reminders("Alarm", "a")]
+    assert [round(ms / 60_000) for ms in dues] == ([] if left is None else [left // 60])
+
+
+class HeldScan:
+    """The next scan of a host: what it reads of the store is kept from the host until it is let go."""
+
+    def __init__(self, world: World) -> None:
+        self.has_read, self._held = asyncio.Event(), asyncio.Event()
+        self._read = world.lever.__getattr__("due_reminders")
+        self._lever = world.lever
+        world.lever.due_reminders = self._scan  # type: ignore[attr-defined]  # the lever passes everything on
+
+    async def _scan(self, *args: Any) -> Any:
+        found = await self._read(*args)
+        self.has_read.set()
+        await self._held.wait()
+        return found
+
+    def let_go(self) -> None:
+        self._held.set()
+        del self._lever.due_reminders
+
+
 async def test_scan_that_is_older_than_a_commit(world: World) -> None:
     """Rows a scan has read before their reminder was cleared are not fired."""
     client = await world.client(Alarm)
     alarm = client.actor(Alarm, "a")
     await alarm.set("r", {"due": 5, "callback": "ring"})
     reminders = client._host.reminders
-    inner = world.lever.__getattr__("due_reminders")
-    reading, holding = asyncio.Event(), asyncio.Event()
-
-    async def slow_scan(*args: Any, **options: Any) -> Any:
-        found = await inner(*args, **options)
-        reading.set()
-        await holding.wait()
-        return found
-
-    world.lever.due_reminders = slow_scan  # type: ignore[attr-defined]  # the lever passes everything on
+    scan = HeldScan(world)
     reminders.rescan()
     reminders._window.clear()
-    await reading.wait()
+    await scan.has_read.wait()
     await alarm.clear("r")
-    holding.set()
+    scan.let_go()
     await until(lambda: reminders._changed is None)  # the scan is over
     assert ("Alarm/a", "r") not in reminders._window
-    del world.lever.due_reminders
+
+
+@pytest.mark.parametrize("back_first", [False, True])
+async def test_scan_that_is_older_than_a_hand_over(world: World, back_first: bool) -> None:
+    """Nor are rows that were read before their partition left, which comes back when another host has cleared the
+    reminder: whether the scan ends while it is away or when it is back."""
+    one = await world.host(Alarm)
+    await one.client.actor(Alarm, "a").set("r", {"due": 5, "callback": "ring"})
+    reminders = one.reminders
+    scan = HeldScan(world)
+    reminders.rescan()
+    reminders._window.clear()
+    await scan.has_read.wait()
+    await one.give(range(4), timeout_s=5)
+    if not back_first:
+        scan.let_go()
+        await until(lambda: reminders._changed is None)
+    two = await world.host(Alarm, name="two")
+    await two.client.actor(Alarm, "a").clear("r")
+    await two.stop()
+    await one.take(range(4), force=False)
+    if back_first:
+        scan.let_go()
+    await until(lambda: reminders._changed is None and reminders._scanned_to_ms)
+    assert ("Alarm/a", "r") not in reminders._window
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_window_full_of_later_ones_does_not_hold_up_a_partition_that_comes(
+    world: World, monkeypatch: pytest.MonkeyPatch, under_way: bool
+) -> None:
+    """What it has due is fired at once, however full the window is, also when another scan was under way."""
+    monkeypatch.setattr("actors.reminders._WINDOW", 20)
+    host = await world.host(Alarm)
+    now = host.clock.now_ms()
+    later = [encode_reminder(f"Alarm/{i}", "r", now + 9_500, Schedule(), i, "ring") for i in range(30)]
+    await commit_rows(world, host.epochs, later)
+    scan = HeldScan(world) if under_way else None
+    host.reminders.rescan()
+    if scan is not None:
+        await scan.has_read.wait()
+    else:
+        await until(lambda: len(host.reminders._window) == 20)
+    await commit_rows(world, host.epochs, [encode_reminder("Alarm/due", "r", now, Schedule(), 0, "ring")])
+    host.reminders.rescan()
+    if scan is not None:
+        scan.let_go()
+    await until(lambda: rings(world) == 1)
 
 
 async def test_failing_tick_is_tried_again_then_the_schedule_goes_on(
@@ -383,17 +524,48 @@ async def test_callback_that_does_not_exist_is_refused(world: World, callback: s
     assert await client.reminders("Alarm", "a") == []
 
 
-async def test_reminder_for_a_method_that_does_not_exist(world: World) -> None:
-    """The class has changed since it was set. It cannot fire; its schedule goes on, and the others are not held up."""
+@actor(name="Alarm")
+class Former:
+    """The type in the release before: one callback is not there yet, another one takes something else."""
+
+    rings: list[list[Any]] = field(default_factory=list)
+
+    @method
+    async def ring(self, data: list[int]) -> None:
+        self.rings.append(["ring", data])
+
+
+@pytest.mark.parametrize("callback", ["ring_inline", "ring"])
+async def test_tick_this_release_does_not_take(world: World, callback: str) -> None:
+    """INV-9: while a release is rolled out, or back, a reminder may be due where its callback is another one, or none.
+    It is set aside, holds up nobody, and fires where it can."""
     host = await world.host(Alarm)
-    row = encode_reminder("Alarm/a", "bad", host.clock.now_ms(), Schedule(), None, "no_such")
+    row = encode_reminder("Alarm/a", "r", host.clock.now_ms(), Schedule(), "new", callback)
     await commit_rows(world, host.epochs, [row])
     await world.crash(host)
-    client = await world.client(Alarm)
-    await client.actor(Alarm, "a").set("good", {"due": 0, "callback": "ring"})
+    host = await world.host(Former)
+    await until(lambda: len(host.reminders._aside) == 1)
+    await host.client.set_reminder("Alarm", "b", "r", {"due": 0, "callback": "ring", "data": [1]})
     await until(lambda: rings(world) == 1)
+    assert [info.name for info in await host.client.reminders("Alarm", "a")] == ["r"]
+    await host.stop()
+    client = await world.client(Alarm)
+    await until(lambda: rings(world) == 2)
     await until(lambda: not client._host.reminders._ticking)
     assert await client.reminders("Alarm", "a") == []
+
+
+async def test_reminder_whose_callback_is_gone_can_be_cleared(world: World) -> None:
+    """For good: it is listed, and cleared from outside."""
+    client = await world.client(Alarm)
+    row = encode_reminder("Alarm/a", "bad", client._host.clock.now_ms(), Schedule(), None, "no_such")
+    await commit_rows(world, client._host.epochs, [row])
+    client._host.reminders.rescan()
+    await until(lambda: len(client._host.reminders._aside) == 1)
+    assert [info.callback for info in await client.reminders("Alarm", "a")] == ["no_such"]
+    await client.clear_reminder("Alarm", "a", "bad")
+    assert await client.reminders("Alarm", "a") == []
+    assert len(client._host.reminders._aside) == 0
 
 
 async def test_tick_takes_effect_once_across_a_crash(world: World) -> None:
