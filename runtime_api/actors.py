@@ -422,13 +422,12 @@ def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
         request: Request,
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
+        key = call_options(request.scope["headers"]).idempotency_key
         check_names(actor_type, actor_id)
         check_known(runtime, actor_type)
         try:
             body = bodies.json_text(await request.body())
-            await runtime.actors.send_raw(
-                actor_type, actor_id, _method_name(method), body, idempotency_key=idempotency_key
-            )
+            await runtime.actors.send_raw(actor_type, actor_id, _method_name(method), body, idempotency_key=key)
         except Exception as error:
             raise invoke_failed(error, actor_type, actor_id, method) from error
         return json_response({}, 202)

@@ -104,12 +104,27 @@ def remote(url: str) -> Iterator[Remote]:
         fail(error, EXIT_UNREACHABLE)
 
 
-def value_of(text: str) -> Any:
-    """An argument of the command line: JSON when it is JSON, else the text itself."""
+def json_of(text: str) -> str:
+    """An argument of the command line: itself when it is JSON, else the JSON of the text."""
     try:
-        return json.loads(text)
+        json.loads(text, parse_constant=_refuse)
     except ValueError:
-        return text
+        return json.dumps(text)
+    return text
+
+
+def _refuse(constant: str) -> NoReturn:
+    """NaN and infinities, which only Python takes for JSON."""
+    raise ValueError(constant)
+
+
+def seconds_of(text: str) -> float:
+    from runtime_api.wire import duration_s
+
+    try:
+        return duration_s(text)
+    except ValueError as error:
+        fail(error, EXIT_USAGE)
 
 
 def body_of(arguments: Sequence[str] | None, data: str | None) -> bytes:
@@ -118,10 +133,8 @@ def body_of(arguments: Sequence[str] | None, data: str | None) -> bytes:
         if arguments:
             fail("give arguments or --data, not both", EXIT_USAGE)
         return sys.stdin.buffer.read() if data == "-" else data.encode()
-    values = [value_of(text) for text in arguments or ()]
-    if not values:
-        return b""
-    return json.dumps(values[0] if len(values) == 1 else values, ensure_ascii=False).encode()
+    values = [json_of(text) for text in arguments or ()]
+    return (f"[{','.join(values)}]" if len(values) > 1 else "".join(values)).encode()
 
 
 def print_json(value: Any) -> None:
@@ -345,8 +358,10 @@ def actor_call(
 
     with remote(url) as server:
         where = path("v1.0", "actors", actor_type, actor_id, "method", method)
-        result = server.request("POST", where, content=body, headers=headers)
-    print_json(result.json()) if as_json else print(result.text)
+        if as_json:
+            print_json(server.json("POST", where, content=body, headers=headers))
+        else:
+            print(server.request("POST", where, content=body, headers=headers).text)
 
 
 @actor_cli.command("send")
@@ -486,6 +501,7 @@ def workflow_start(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Start a workflow and print its instance id."""
+    timeout_s = seconds_of(timeout)
     body = body_of([value] if value is not None else [], data)
     from runtime_api.remote import path
 
@@ -494,7 +510,7 @@ def workflow_start(
         where = path("v1.0", "workflows", "dapr", name, "start")
         started = server.json("POST", where, params=params, content=body)
         if wait:
-            _wait(server, started["instanceID"], timeout, as_json)
+            _wait(server, started["instanceID"], timeout_s, as_json)
     if not wait:
         print_json(started) if as_json else print(started["instanceID"])
 
@@ -569,21 +585,18 @@ def workflow_wait(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Wait for the end of an instance and print its result. Exit code 1: it failed; 4: it had not ended in time."""
+    timeout_s = seconds_of(timeout)
     with remote(url) as server:
-        _wait(server, instance_id, timeout, as_json)
+        _wait(server, instance_id, timeout_s, as_json)
 
 
-def _wait(server: Remote, instance_id: str, timeout: str, as_json: bool) -> None:
+def _wait(server: Remote, instance_id: str, timeout_s: float, as_json: bool) -> None:
     """Long polls, one after the other, until the instance ends or the time is over."""
     import time
 
     from runtime_api.remote import path
-    from runtime_api.wire import duration_s
 
-    try:
-        end = time.monotonic() + duration_s(timeout)
-    except ValueError as error:
-        fail(error, EXIT_USAGE)
+    end = time.monotonic() + timeout_s
     where = path("v1.0", "mecha", "workflows", instance_id, "result")
     while True:
         left_s = end - time.monotonic()

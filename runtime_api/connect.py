@@ -20,9 +20,16 @@ from urllib.parse import quote
 
 import httpx
 
-from actors import errors as actor_errors
 from actors.definition import definition_of
-from actors.errors import ActorError, ActorFailed, OutcomeUnknown, UnknownActorType, UnknownMethod
+from actors.errors import (
+    ActorError,
+    ActorFailed,
+    Deadlock,
+    OutcomeUnknown,
+    Retriable,
+    UnknownActorType,
+    UnknownMethod,
+)
 from actors.message import Call
 from actors.names import check_name, stream_of
 from actors.placement.hop import PeerGone, PeerUnsure, asked, decode_error, result_of
@@ -32,7 +39,7 @@ from statestores.codec import decode, encode
 from workflow.errors import (
     Failure,
     InstanceNotFound,
-    InvalidWorkflowInput,
+    UnknownWorkflow,
     WorkflowError,
     WorkflowFailed,
     WorkflowStalled,
@@ -59,7 +66,11 @@ _OF_WORKFLOWS = ("/v1.0/workflows/", "/v1.0/mecha/workflows/")
 _POLL_S = 5.0
 # How long one attempt may take that has no time of its own: the next one finds its receipt, or waits for its turn.
 _ATTEMPT_S = 10.0
-_ERRORS: Mapping[str, type[Exception]] = {row.code: row.error for row in reversed(TABLE) if row.code}
+# Each wait holds a connection: nothing else may have to wait for one.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+# Of several errors with one code the last counts, which is what the others are kinds of.
+_ACTOR_ERRORS = {row.code: row.error for row in TABLE if row.code and issubclass(row.error, ActorError)}
+_WORKFLOW_ERRORS = {row.code: row.error for row in TABLE if row.code and issubclass(row.error, WorkflowError)}
 
 
 class Instance(NamedTuple):
@@ -134,7 +145,7 @@ class Connection:
         actor_type, _, actor_id = stream.partition("/")
         where = f"/v1.0/mecha/actors/{_escaped(actor_type, actor_id)}/send/{_escaped(name)}"
         given, http = key or str(uuid.uuid4()), self._opened
-        await _insist(lambda: http.request("POST", where, payload, given), PATIENCE_S)
+        await _insist(lambda _: http.request("POST", where, payload, given), PATIENCE_S)
 
     @property
     def workflows(self) -> RemoteWorkflows:
@@ -177,8 +188,11 @@ class _Calls:
     async def start(self, call: Call, timeout: float | None) -> Any:
         if call.key is None:
             call.key = str(uuid.uuid4())
-        patience_s = PATIENCE_S if timeout is None else timeout
-        return result_of(call, await _insist(lambda: self._attempt(call, timeout), patience_s))
+        if timeout is None:
+            answer = await _insist(lambda _: self._attempt(call, None), PATIENCE_S)
+        else:
+            answer = await _insist(lambda left_s: self._attempt(call, left_s), timeout)
+        return result_of(call, answer)
 
 
 class _Http:
@@ -187,7 +201,7 @@ class _Http:
 
     def __init__(self, token: str | None, url: str, find: Callable[[], Awaitable[str]] | None = None) -> None:
         headers = {"dapr-api-token": token} if token else {}
-        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False)
+        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=None, limits=_LIMITS, trust_env=False)
         self._find = find
         self._is_lost = False
 
@@ -227,7 +241,7 @@ class _OverHttp:
     async def attempt(self, call: Call, timeout: float | None) -> bytes:
         actor_type, _, actor_id = call.stream.partition("/")
         where = f"/v1.0/actors/{_escaped(actor_type, actor_id)}/method/{_escaped(call.method_name)}"
-        headers = {} if timeout is None else {"mecha-timeout": f"{timeout}s"}
+        headers = {} if timeout is None else {"mecha-timeout": f"{timeout:.9f}s"}
         body = asked(call, "", 0.0).payload
         attempt_s = _ATTEMPT_S if timeout is None else timeout + _PAUSE_S
         return await self._http.request("POST", where, body, call.key or "", headers, attempt_s)
@@ -340,24 +354,26 @@ class RemoteWorkflows:
         await self._insist("POST", where, b"" if value is None else encode(value), key)
 
     async def _insist(self, verb: str, where: str, body: bytes = b"", key: str = "") -> bytes:
-        return await _insist(lambda: self._http.request(verb, where, body, key), PATIENCE_S)
+        return await _insist(lambda _: self._http.request(verb, where, body, key), PATIENCE_S)
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
 
 
-async def _insist(attempt: Callable[[], Awaitable[bytes]], patience_s: float) -> bytes:
-    """The answer, asked for again while it is refused for now, or is missing."""
+async def _insist(attempt: Callable[[float], Awaitable[bytes]], patience_s: float) -> bytes:
+    """The answer, asked for again while it is refused for now, or is missing. An attempt is told how much of the time
+    is left, in seconds."""
     loop = asyncio.get_running_loop()
-    give_up, pause_s = loop.time() + patience_s, _PAUSE_S
+    give_up, pause_s, left_s = loop.time() + patience_s, _PAUSE_S, patience_s
     while True:
         try:
-            return await attempt()
+            return await attempt(left_s)
         except ActorError as error:
             if not error.retriable or loop.time() + pause_s > give_up:
                 raise
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        left_s = max(_PAUSE_S, give_up - loop.time())  # a pause may last longer than it should
 
 
 def _error_of(answer: httpx.Response, where: str) -> Exception:
@@ -367,16 +383,23 @@ def _error_of(answer: httpx.Response, where: str) -> Exception:
     except (ValueError, KeyError, TypeError):
         kind = OutcomeUnknown if answer.status_code in _FOR_NOW else ActorError
         return kind(f"{answer.status_code} {answer.text[:500]}")
-    if code == "ERR_ACTOR_INVOKE_METHOD":
-        return _invoke_error(message)
-    if code == "ERR_INSTANCE_ID_NOT_FOUND":
-        return InstanceNotFound(message.rpartition(": ")[2])
-    known = _ERRORS.get(code, actor_errors.Retriable if answer.status_code in _TRY_AGAIN else None)
+    match code:
+        case "ERR_ACTOR_INVOKE_METHOD":
+            return _invoke_error(message)
+        case "ERR_ACTOR_DEADLOCK":
+            return Deadlock(tuple(message.partition(": ")[2].rpartition(" (")[0].split(" -> ")))
+        case "ERR_INSTANCE_ID_NOT_FOUND":
+            return InstanceNotFound(message.rpartition(": ")[2])
+        case "ERR_WORKFLOW_UNKNOWN":
+            name, _, known = message.removeprefix("no workflow named ").partition(" is served here; there is ")
+            return UnknownWorkflow(name[1:-1], known.split(", "))
     of_workflows = where.startswith(_OF_WORKFLOWS)
-    if of_workflows and known is actor_errors.InvalidArguments:
-        return InvalidWorkflowInput(message)
-    if known is not None and issubclass(known, ActorError) and known is not actor_errors.Deadlock:
-        return known(message)
+    if of_workflows and code in _WORKFLOW_ERRORS:
+        return _WORKFLOW_ERRORS[code](message)
+    if code in _ACTOR_ERRORS:
+        return _ACTOR_ERRORS[code](message)
+    if answer.status_code in _TRY_AGAIN:
+        return Retriable(f"{code}: {message}")
     return WorkflowError(message) if of_workflows else ActorError(f"{code}: {message}")
 
 

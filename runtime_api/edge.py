@@ -87,14 +87,17 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            body = _Body(self)
+            try:
+                await self._http(body, scope, receive, send)
+            finally:
+                body.drop()
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
         else:
             await self._app(scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = _Body(self)
+    async def _http(self, body: _Body, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             scope["path"] = path = wire.normal_path(scope["raw_path"])
             wire.check_baggage(scope["headers"])
@@ -102,10 +105,8 @@ class Edge:
                 raise PlainText(401, "invalid api token")
             await body.read(scope["headers"], receive)
         except Disconnected:
-            body.drop()
             return
         except Exception as error:
-            body.drop()
             await _refuse(error, scope, receive, send)
             return
         try:
@@ -114,8 +115,6 @@ class Edge:
             # The handlers in `runtime_api.app` have logged and answered it; Starlette raises it again for servers'
             # logs.
             _log.debug("raised again after it was answered", exc_info=True)
-        finally:
-            body.drop()
 
     def hold(self, size: int) -> None:
         """Count `size` bytes more. Raises `Problem` 503 when all requests together hold too much."""
@@ -144,7 +143,8 @@ class _Body:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._chunks: list[bytes] = []
+        # Not a list of what has come: chunks may be as short as a byte, and an object of Python's has fifty more.
+        self._bytes = bytearray()
         self._size = 0
 
     async def read(self, headers: Sequence[Header], receive: Receive) -> None:
@@ -165,11 +165,12 @@ class _Body:
             raise body_too_large(self._edge.body_limit)
         self._edge.hold(len(chunk))
         self._size += len(chunk)
-        self._chunks.append(chunk)
+        self._bytes += chunk
 
     def replay(self, receive: Receive) -> Receive:
         """A `receive` that gives the body as one message, then what the connection has to say."""
-        waiting: list[Message] = [{"type": "http.request", "body": b"".join(self._chunks), "more_body": False}]
+        waiting: list[Message] = [{"type": "http.request", "body": bytes(self._bytes), "more_body": False}]
+        self._bytes = bytearray()
 
         async def replayed() -> Message:
             return waiting.pop() if waiting else await receive()

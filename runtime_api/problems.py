@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from actors import errors as actor
 from runtime_api.wire import BadEscape, BadHeader, BadParameter
 from statestores import errors as store
+from statestores.codec import CodecError
 from workflow import errors as workflow
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Row(NamedTuple):
 TABLE: tuple[Row, ...] = (
     Row(BadHeader, 400, "ERR_BAD_REQUEST"),
     Row(BadParameter, 400, "ERR_BAD_REQUEST"),
+    Row(CodecError, 400, "ERR_MALFORMED_REQUEST"),
     # actors: the caller's fault
     Row(actor.InvalidName, 400, "ERR_BAD_REQUEST"),
     Row(actor.InvalidArguments, 400, "ERR_MALFORMED_REQUEST"),

@@ -15,7 +15,8 @@ import orjson
 
 _BLANK = " \t\n\r"
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
-_STRUCTURE = re.compile(rf"{_STRING.pattern}|[\[\]{{}}]")
+# A bracket, and before it all that is none: one step of Python's for each bracket, however much stands between them.
+_STRUCTURE = re.compile(rf"""(?:[^"\[\]{{}}]++|{_STRING.pattern})*+[\[\]{{}}]""")
 _SCALAR_END = re.compile(r"[,\]}\s]")
 
 
@@ -87,10 +88,9 @@ def _value_end(text: str, start: int) -> int:
 def _container_end(text: str, start: int) -> int:
     depth = 0
     for token in _STRUCTURE.finditer(text, start):
-        first = token.group()[0]
-        if first in "[{":
+        if text[token.end() - 1] in "[{":
             depth += 1
-        elif first in "]}":
+        else:
             depth -= 1
             if depth == 0:
                 return token.end()

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-DEFAULT_URL = "http://127.0.0.1:3500"
 _CONNECT_S = 5.0
 _ANSWER_S = 300.0
 
@@ -35,17 +34,20 @@ def path(*parts: str) -> str:
 
 
 class Remote:
-    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``."""
+    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``. Raises `Unreachable` when `url` is none."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         token = token or os.environ.get("MECHA_API_TOKEN") or os.environ.get("DAPR_API_TOKEN")
         self._url = url
-        self._client = httpx.Client(
-            base_url=url,
-            headers={"dapr-api-token": token} if token else {},
-            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-            trust_env=False,
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=url,
+                headers={"dapr-api-token": token} if token else {},
+                timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise Unreachable(f"{url} is no URL: {error}") from error
 
     def __enter__(self) -> Remote:
         return self
@@ -77,8 +79,14 @@ class Remote:
         return response
 
     def json(self, method: str, where: str, **options: Any) -> Any:
+        """What the answer says, None when it is empty. Raises as `request` does, and `RemoteError` for what is no
+        JSON."""
         response = self.request(method, where, **options)
-        return response.json() if response.content else None
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            message = f"the answer from {self._url} is no JSON (is that `mecha run`?)"
+            raise RemoteError(response.status_code, "", message) from None
 
 
 def _error_of(response: httpx.Response) -> RemoteError:

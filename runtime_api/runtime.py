@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors import ActorClient, Host, SystemClock
 from actors.placement.local import LocalPlacement
-from runtime_api import collector, switching
+from runtime_api import interpreter
 from runtime_api.components import StateComponent
 from runtime_api.loader import Application, AppSource, find_application
 from runtime_api.purging import purge_expired
@@ -62,7 +62,8 @@ class Runtime:
     host of several, see `runtime_api.cluster`.
 
     While it runs, Python's garbage collector is made to look less often, and threads to make room for each other sooner
-    (`runtime_api.collector` and `runtime_api.switching` say why).
+    (`runtime_api.collector` and `runtime_api.switching` say why); so it stays until the last runtime of the process has
+    stopped.
 
     Between `start` and `stop` (or inside ``async with``) everything works; before and after, calls raise
     `RuntimeError`.
@@ -100,7 +101,7 @@ class Runtime:
         self._drain_s = drain_s
         self._large_value_bytes = large_value_bytes
         self._opened: list[StateStore] = []
-        self._collector = (0, 0, 0)
+        self._starting = False
         self._store: StateStore | None = None
         self._host: Host | None = None
         self._engine: Engine | None = None
@@ -130,10 +131,11 @@ class Runtime:
         written by a newer version, `ComponentError` for resources that cannot be used. What was opened until then is
         closed again.
         """
-        if self._host is not None:
+        if self._host is not None or self._starting:
             raise RuntimeError("this runtime has been started already")
         if self._ending is not None and not self._ending.done():
             raise RuntimeError("this runtime is still stopping")
+        self._starting = True
         try:
             await self._open_stores()
             engine = Engine(
@@ -150,9 +152,10 @@ class Runtime:
         except BaseException:
             await self._close_stores()
             raise
+        finally:
+            self._starting = False
         self._host, self._engine, self._workflows = host, engine, workflows
-        self._collector = collector.collect_rarely()
-        self._switch_interval_s = switching.switch_often()
+        interpreter.TUNING.begin()
         self._stopping.clear()
         self._ending = None
         self._purging = asyncio.create_task(purge_expired(self.components.values(), self.clock))
@@ -185,8 +188,7 @@ class Runtime:
         host, self._host = self._host, None
         try:
             if host is not None:
-                collector.restore(self._collector)
-                switching.restore(self._switch_interval_s)
+                interpreter.TUNING.end()
                 await host.stop(timeout_s)
         finally:
             if self._engine is not None:
@@ -261,17 +263,17 @@ class Runtime:
 
     async def _open_stores(self) -> None:
         components = load_resources(self._resources, self.app_id, self.namespace) if self._resources else []
+        actors_in = actor_component(components) if self._given_store is None else None
         self.components = {}
         for component in components:
             if component.is_state:
-                await self._open_component(component)
+                await self._open_component(component, is_needed=component is actors_in)
         if self._resources and not components and self._given_store is None:
             _log.warning(
                 "no component in %s is meant for app-id %s: everything goes to %s",
                 ", ".join(map(str, self._resources)), self.app_id, DEFAULT_STORE,
             )  # fmt: skip
-        actors_in = actor_component(components)
-        if self._given_store is None and actors_in is not None:
+        if actors_in is not None:
             self._store = self.components[actors_in.name].store
         else:
             self._store = await self._open_own()
@@ -285,12 +287,12 @@ class Runtime:
             return self._given_store
         return await self._open(open_url(self._given_store or DEFAULT_STORE))
 
-    async def _open_component(self, component: Component) -> None:
+    async def _open_component(self, component: Component, *, is_needed: bool) -> None:
         facts = store_component(component, self.app_id, self.namespace)
         try:
             store = await self._open_in_time(component)
         except StoreError as error:
-            if not component.ignore_errors:
+            if is_needed or not component.ignore_errors:
                 raise type(error)(f"component {component.name}: {error}") from error
             _log.warning("component %s is left out: %s", component.name, error)
             return

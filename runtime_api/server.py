@@ -3,9 +3,10 @@
     load the application -> bind the port -> start the runtime -> serve -> (signal) stop accepting -> finish requests
     -> drain the runtime -> exit 0
 
-The first SIGTERM or SIGINT begins the end, the second ends the process at once with 1. Both phases of the drain,
-requests and turns, share one deadline; and so does what comes after, when the interpreter waits for threads that still
-run (of the application's, or of an activity that uses `asyncio.to_thread`): then the process ends without them.
+The first SIGTERM or SIGINT begins the end, or leaves one that was begun over HTTP to itself; the second ends the
+process at once with 1. Both phases of the drain, requests and turns, share one deadline; and so does what comes after,
+when the interpreter waits for threads that still run (of the application's, or of an activity that uses
+`asyncio.to_thread`): then the process ends without them.
 """
 
 from __future__ import annotations
@@ -170,6 +171,7 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._drain_s = settings.drain
         self._stop_at: float | None = None
+        self._signalled = False
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -182,7 +184,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def stop(self, force: bool = False) -> None:
-        """Begin the end. `force`, or asking again: at once, with exit code 1."""
+        """Begin the end, unless it has begun. `force`: end at once, with exit code 1."""
         loop = asyncio.get_running_loop()
         if force:
             loop.call_later(_FORCED_EXIT_DELAY_S, os._exit, 1)
@@ -214,8 +216,9 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:
-        if self._stop_at is not None:
+        if self._signalled:
             _end_at_once()
+        self._signalled = True
         self.stop()
 
     @contextlib.contextmanager

@@ -118,7 +118,10 @@ def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Setting
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "settings"
-        reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"setting {name}: {reason} (got {first['input']!r})") from None
+        is_unknown = first["type"] == "extra_forbidden"
+        reason = "unknown setting" if is_unknown else first["msg"].removeprefix("Value error, ")
+        # What may be the token is not told, neither under its name nor under one that is misspelled.
+        shown = "" if is_unknown or name == "api_token" else f" (got {first['input']!r})"
+        raise SettingsError(f"setting {name}: {reason}{shown}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise SettingsError(f"settings file {file}: {' '.join(str(error).split())}") from None

@@ -6,13 +6,14 @@ sends.
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request
@@ -24,15 +25,20 @@ from runtime_api.openapi import Name, StoreName, errors, takes
 from runtime_api.pages import LINE_BYTES, VALUES_AT_ONCE
 from runtime_api.problems import Operation, Problem, bad_field, error_info, failing_as, malformed, resource_info
 from statestores import Capability, DeleteKey, ETagInvalid, ETagMismatch, InvalidRequest, KeyQuery, SetKey
+from statestores.keyrules import SEPARATOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from runtime_api.bodies import SortKey, StateItem, StateOperation
     from runtime_api.components import StateComponent
     from statestores import KeyItem, StoreError
 
-SEPARATOR = "||"
+T = TypeVar("T")
+
+LONG_BODY_BYTES = 65_536
+"""Longer bodies of several items are read beside the event loop: to check and cut 4 MB can take a second."""
+
 _TTL = "ttlInSeconds"
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 _PAGE = 1000
@@ -108,7 +114,7 @@ def _value(item: StateItem, raw: str | None) -> bytes:
     if item.content_type.partition(";")[0].strip() == "application/octet-stream" and isinstance(item.value, str):
         try:
             return base64.b64decode(item.value, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # a value that is not ASCII is no binascii.Error
             raise malformed(f"value of key {item.key!r} is not base64, as its contentType says: {error}") from None
     return raw.encode() if raw is not None else b"null"
 
@@ -158,15 +164,18 @@ async def read_key(component: StateComponent, key: str, now_ms: int) -> Answer:
     return Answer(200, headers, item.value)
 
 
-async def save(component: StateComponent, body: bytes, query: Mapping[str, str], now_ms: int) -> None:
-    items = bodies.read(body, bodies.STATE_ITEMS)
-    raw = _raw_values(body)
+async def save(component: StateComponent, writes: Awaitable[list[SetKey]], now_ms: int) -> None:
     begin = f"failed saving state in state store {component.name}"
     with failing_as(_operation(component, "ERR_STATE_SAVE", begin + ": ")):
-        writes = [set_key(component, item, text, query) for item, text in zip(items, raw, strict=True)]
-        outcomes = await component.store.keys.apply(writes, now_ms)
+        outcomes = await component.store.keys.apply(await writes, now_ms)
     if failures := [outcome for outcome in outcomes if outcome is not None]:
         raise _write_problem(component, "ERR_STATE_SAVE", begin, failures)
+
+
+def save_writes(component: StateComponent, query: Mapping[str, str], body: bytes) -> list[SetKey]:
+    """Raises `Problem` 400, `InvalidRequest`."""
+    items = bodies.read(body, bodies.STATE_ITEMS)
+    return [set_key(component, item, raw, query) for item, raw in zip(items, _raw_values(body), strict=True)]
 
 
 async def delete(component: StateComponent, key: str, etag: str | None, query: Mapping[str, str], now_ms: int) -> None:
@@ -224,7 +233,15 @@ def _bulk_line(key: str, item: KeyItem | None) -> dict[str, Any]:
     return line
 
 
-async def transact(component: StateComponent, body: bytes, now_ms: int) -> None:
+async def transact(component: StateComponent, operations: Awaitable[list[SetKey | DeleteKey]], now_ms: int) -> None:
+    begin = "error while executing state transaction: "
+    with failing_as(_operation(component, "ERR_STATE_TRANSACTION", begin, 500)):
+        if wanted := await operations:
+            await component.store.keys.transact(wanted, now_ms)
+
+
+def transaction_steps(component: StateComponent, body: bytes) -> list[SetKey | DeleteKey]:
+    """Raises `Problem` 400 and 500, `InvalidRequest`."""
     request = bodies.read(body, bodies.STATE_TRANSACTION)
     if Capability.TRANSACTIONAL not in component.store.capabilities:
         message = "state store doesn't support transaction"
@@ -235,14 +252,10 @@ async def transact(component: StateComponent, body: bytes, now_ms: int) -> None:
             details=_details(component.name, "TRANSACTIONS_NOT_SUPPORTED"),
         )
     raw = _transaction_values(body)
-    begin = "error while executing state transaction: "
-    with failing_as(_operation(component, "ERR_STATE_TRANSACTION", begin, 500)):
-        operations = [
-            _transaction_step(component, operation, text, request.metadata)
-            for operation, text in zip(request.operations, raw, strict=True)
-        ]
-        if operations:
-            await component.store.keys.transact(operations, now_ms)
+    return [
+        _transaction_step(component, operation, text, request.metadata)
+        for operation, text in zip(request.operations, raw, strict=True)
+    ]
 
 
 def _transaction_values(body: bytes) -> list[str | None]:
@@ -318,6 +331,15 @@ class StateApi:
         self, components: Mapping[str, StateComponent], app_id: str, now_ms: Callable[[], int], most_bytes: int
     ) -> None:
         self._components, self._app_id, self.now_ms, self.most_bytes = components, app_id, now_ms, most_bytes
+        # Its own thread, since the application may keep those of `asyncio.to_thread` busy; one, so that long bodies
+        # take turns and leave the interpreter to the loop.
+        self._beside = ThreadPoolExecutor(1, "mecha-bodies")
+
+    async def read(self, reading: Callable[[bytes], T], body: bytes) -> T:
+        """What `reading` makes of a body, beside the loop when it is long."""
+        if len(body) <= LONG_BODY_BYTES:
+            return reading(body)
+        return await asyncio.get_running_loop().run_in_executor(self._beside, reading, body)
 
     def component(self, name: str) -> StateComponent:
         if name not in self._components:
@@ -372,8 +394,9 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         operation_id=f"save_state_{verb.lower()}",
     )
     async def save_state(store: StoreName, request: Request) -> Response:
-        metadata = wire.metadata_of(wire.query_of(request.scope["query_string"]))
-        await save(api.component(store), await request.body(), metadata, api.now_ms())
+        component, metadata = api.component(store), wire.metadata_of(wire.query_of(request.scope["query_string"]))
+        writes = api.read(partial(save_writes, component, metadata), await request.body())
+        await save(component, writes, api.now_ms())
         return Response(status_code=204)
 
     @routes.api_route(
@@ -398,7 +421,9 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         operation_id=f"transact_state_{verb.lower()}",
     )
     async def transaction(store: StoreName, request: Request) -> Response:
-        await transact(api.component(store), await request.body(), api.now_ms())
+        component = api.component(store)
+        steps = api.read(partial(transaction_steps, component), await request.body())
+        await transact(component, steps, api.now_ms())
         return Response(status_code=204)
 
     @routes.api_route(

@@ -372,6 +372,9 @@ def test_send(api: httpx.Client, account: str) -> None:
         pass
     assert error_of(api.post(f"{own}/send/deposit", content=b"{")) == (400, "ERR_MALFORMED_REQUEST")
     assert error_of(api.post(f"{OWN}/Nobody/1/send/deposit", content=b"1")) == (404, "ERR_ACTOR_TYPE_UNKNOWN")
+    long = {"idempotency-key": "k" * 2000}
+    for where in (f"{own}/send/deposit", f"{account}/method/deposit"):
+        assert error_of(api.post(where, content=b"5", headers=long)) == (400, "ERR_BAD_REQUEST")
 
 
 @pytest.mark.parametrize("path", ["Nobody", "Nobody/1", "Nobody/1/history", "Nobody/1/reminders"])

@@ -196,6 +196,31 @@ def test_one_member_spelled_twice(client: httpx.Client) -> None:
     assert client.get(f"{STATE}/k").status_code == 204
 
 
+DEEP = "[" * 300 + "]" * 300
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1.0/actors/Account/a/reminders/deep", f'{{"dueTime":"1h","data":{DEEP}}}'),
+        ("/v1.0/actors/Account/a/timers/deep", f'{{"dueTime":"1h","data":{DEEP}}}'),
+        ("/v1.0/actors/Account/a/method/deposit", DEEP),
+        ("/v1.0/actors/Account/a/state", f'[{{"operation":"upsert","request":{{"key":"balance","value":{DEEP}}}}}]'),
+        ("/v1.0/workflows/dapr/doubling/start", DEEP),
+        ("/v1.0/workflows/dapr/w/raiseEvent/e", DEEP),
+    ],
+)
+def test_json_too_deep_to_be_written_again(
+    client: httpx.Client, path: str, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such JSON can be read, but not written: the client is told so."""
+    client.post("/v1.0/actors/Account/a/method/deposit", content=b"1")
+    client.post("/v1.0/workflows/dapr/approval/start?instanceID=w", content=b"1")
+    answer = client.post(path, content=body)
+    assert (answer.status_code, answer.json()["errorCode"]) == (400, "ERR_MALFORMED_REQUEST")
+    assert [record.getMessage() for record in caplog.records if record.name == "mecha.http"] == []
+
+
 @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_instants_that_utc_cannot_write(client: httpx.Client, instant: str) -> None:
     """An instant outside the calendar is refused when it is set, not when it is read back."""

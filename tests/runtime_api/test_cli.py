@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -204,6 +206,47 @@ def test_errors_are_one_line_with_the_code(failed: Callable[..., tuple[int, str]
     assert "FAILED: LookupError: gone" in line
     assert failed("workflow", "start", "approval", "{}", "--id", name, "--wait", "--timeout", "10ms")[0] == 4
     assert failed("workflow", "wait", name, "--timeout", "never")[0] == 2
+    assert failed("workflow", "start", "approval", "{}", "--id", f"{name}-2", "--wait", "--timeout", "never")[0] == 2
+    assert "ERR_INSTANCE_ID_NOT_FOUND" in failed("workflow", "get", f"{name}-2")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        ([], ""),
+        (["alice"], '"alice"'),
+        (["1.00"], "1.00"),
+        (['"a"', "b", "[1]"], '["a","b",[1]]'),
+        (["NaN", "-Infinity", "[NaN]"], '["NaN","-Infinity","[NaN]"]'),
+    ],
+)
+def test_arguments_are_json_or_texts(arguments: list[str], body: str) -> None:
+    """JSON goes as it was written; what only Python takes for JSON is a text."""
+    assert command_line.body_of(arguments, None) == body.encode()
+
+
+class NoJson(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_another_server() -> None:
+    """What answers, but not with JSON, is said to be no server of ours."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoJson) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        for command in (["actor", "list"], ["actor", "call", "A", "1", "do", "--json"]):
+            ended = invoke(f"http://127.0.0.1:{server.server_port}", *command)
+            assert (ended.exit_code, "is no JSON" in ended.stderr) == (1, True)
+        server.shutdown()
+        serving.join()
 
 
 def test_no_server(mecha: Callable[..., Any]) -> None:
@@ -212,6 +255,8 @@ def test_no_server(mecha: Callable[..., Any]) -> None:
     assert ended.returncode == 3
     assert "cannot reach http://127.0.0.1:1" in ended.stderr
     assert mecha("actor", "list", "--url", "nonsense://x").returncode == 3
+    ended = mecha("actor", "list", "--url", "http://localhost:abc")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (3, 1)
 
 
 def test_token_is_sent(mecha: Callable[..., Any], serve: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime_api import Runtime
+from runtime_api import Runtime, interpreter
 from runtime_api.collector import collect_rarely, restore
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _own_thresholds() -> Iterator[None]:
+def _own_thresholds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(interpreter, "TUNING", interpreter.Tuning())  # other tests' runtimes may run meanwhile
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
@@ -26,6 +27,18 @@ async def test_raised_while_a_runtime_runs_and_given_back() -> None:
     gc.set_threshold(700, 10, 10)
     async with Runtime([], store="memory://"):
         assert gc.get_threshold()[0] > 700
+    assert gc.get_threshold() == (700, 10, 10)
+
+
+async def test_the_last_of_several_runtimes_gives_them_back() -> None:
+    """Whichever started first: while one runs, nothing is given back."""
+    gc.set_threshold(700, 10, 10)
+    first, second = Runtime([], store="memory://"), Runtime([], store="memory://")
+    await first.start()
+    await second.start()
+    await first.stop()
+    assert gc.get_threshold()[0] > 700
+    await second.stop()
     assert gc.get_threshold() == (700, 10, 10)
 
 

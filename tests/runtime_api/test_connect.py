@@ -16,18 +16,30 @@ import pytest
 from actors import (
     ActorError,
     ActorFailed,
+    CallerError,
     DeadlineExceeded,
+    Deadlock,
     InvalidArguments,
+    InvalidName,
     OutcomeUnknown,
     UnknownActorType,
     UnknownMethod,
 )
 from runtime_api import Runtime, connect
 from runtime_api.connect import Connection
+from runtime_api.problems import problem_of
+from tests.actors.worlds import until
 from tests.placements import ON_RAY
 from tests.runtime_api import sample_app
 from tests.runtime_api.sample_app import Account, Gate, approval, breaking, doubling, journey
-from workflow.errors import InstanceNotFound, InvalidWorkflowInput, WorkflowError, WorkflowFailed, WorkflowTerminated
+from workflow.errors import (
+    InstanceNotFound,
+    InvalidWorkflowInput,
+    UnknownWorkflow,
+    WorkflowError,
+    WorkflowFailed,
+    WorkflowTerminated,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -246,7 +258,7 @@ class Door:
 
     def __init__(self, *answers: str | None) -> None:
         self.knocks = 0
-        self.keys: list[str] = []
+        self.heads: list[list[str]] = []
         self._answers = answers
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -268,10 +280,14 @@ class Door:
         answer = self._answers[min(self.knocks, len(self._answers) - 1)]
         self.knocks += 1
         if answer is not None:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-            self.keys += [line.partition(": ")[2] for line in head if line.startswith("idempotency-key:")]
+            self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n"))
             writer.write(answer.encode())
             writer.close()
+
+    def told(self, header: str) -> list[str]:
+        """The values of a header, of one request after the other."""
+        lines = (line.partition(": ") for head in self.heads for line in head)
+        return [value for name, _, value in lines if name == header]
 
 
 def http(status: str, body: str) -> str:
@@ -312,7 +328,7 @@ async def test_what_is_to_be_done_once_is_asked_under_one_key(verb: str) -> None
     async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
         for _ in range(2):
             await getattr(runtime.workflows, verb)(*arguments)
-    first, again, other = door.keys
+    first, again, other = door.told("idempotency-key")
     assert first == again
     assert other != first
 
@@ -322,7 +338,60 @@ async def test_a_key_of_the_callers_is_the_key() -> None:
     door = Door(http("202 Accepted", "{}"))
     async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
         await runtime.workflows.raise_event("a", "go", 1, idempotency_key="mine")
-    assert door.keys == ["mine"]
+    assert door.told("idempotency-key") == ["mine"]
+
+
+async def test_attempts_share_the_time_of_their_call() -> None:
+    """Each is given what the ones before it have left."""
+    refused = http("503 Unavailable", "")
+    door = Door(refused, refused, http("200 OK", "7"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        assert await runtime.actor("Account", "a", timeout=20).deposit(7) == 7
+    first, second, third = (float(told.removesuffix("s")) for told in door.told("mecha-timeout"))
+    assert 20 == first > second > third > 0
+
+
+async def test_waits_leave_connections_to_calls() -> None:
+    """However many wait for workflows, a call is sent at once."""
+    door = Door(*[None] * 120, http("200 OK", "7"))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        waiting = asyncio.gather(*(runtime.workflows.wait(str(number)) for number in range(120)))
+        await until(lambda: door.knocks == 120)
+        assert await runtime.actor("Account", "a").deposit(7) == 7
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+WORKFLOW_UNKNOWN = UnknownWorkflow("nix", ["one", "two"])
+DEADLOCK = Deadlock(("A/1", "B/2", "A/1"))
+
+
+@pytest.mark.parametrize(
+    ("error", "path"),
+    [
+        (InvalidName("actor id '.' cannot be one"), "actor"),
+        (CallerError("no"), "actor"),
+        (CallerError("no"), "workflow"),
+        (InvalidArguments("no"), "actor"),
+        (InvalidWorkflowInput("no"), "workflow"),
+        (InstanceNotFound("i"), "workflow"),
+        (WORKFLOW_UNKNOWN, "workflow"),
+        (DEADLOCK, "actor"),
+    ],
+)
+async def test_errors_keep_their_class(error: Exception, path: str) -> None:
+    """What the server tells is raised as the error it was told of, or as what several with one code are kinds of."""
+    problem = problem_of(error)
+    assert problem is not None
+    door = Door(http(f"{problem.status} No", problem.body.decode()))
+    async with asyncio.timeout(30), door as url, Runtime.connect(url) as runtime:
+        with pytest.raises((ActorError, WorkflowError)) as raised:
+            await (runtime.actor("A", "1").do() if path == "actor" else runtime.workflows.start("nix"))
+    kind = CallerError if isinstance(error, InvalidName) else type(error)
+    assert type(raised.value) is kind
+    assert str(raised.value) == str(error)
+    assert vars(raised.value) == vars(error)
 
 
 async def test_what_a_proxy_says_for_good_is_an_error() -> None:

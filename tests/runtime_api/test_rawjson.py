@@ -41,6 +41,12 @@ def test_text_is_kept_as_it_was() -> None:
     )
 
 
+def test_brackets_inside_strings_are_none() -> None:
+    """Nor do the quotes between them end a string that they are escaped in."""
+    text = r'[["]", "\"]", "\\"], {"}": "{"}, "]"]'
+    assert rawjson.items(text) == [r'["]", "\"]", "\\"]', '{"}": "{"}', '"]"']
+
+
 def test_the_last_of_a_repeated_key_wins() -> None:
     """As in Go, whatever the case."""
     assert rawjson.member('{"value":1,"Value":2,"other":3}', "value") == "2"

@@ -16,7 +16,7 @@ from actors import ActorFailed, actor, method
 from runtime_api import Runtime
 from runtime_api.loader import Application
 from statestores.components import open_url
-from statestores.errors import ComponentError, StoreUnavailable
+from statestores.errors import ComponentError, StoreError, StoreUnavailable
 from workflow import activity, workflow
 
 if TYPE_CHECKING:
@@ -110,6 +110,17 @@ async def test_outside_of_its_life() -> None:
     for use in (lambda: runtime.actors, lambda: runtime.workflows, lambda: runtime.store):
         with pytest.raises(RuntimeError, match="not running"):
             use()
+
+
+async def test_of_two_starts_at_once_one_is_refused(tmp_path: Path) -> None:
+    """The other one is not disturbed: the stores are closed by whoever has opened them."""
+    runtime = Runtime([Tally], store=f"sqlite:///{tmp_path / 'once.db'}")
+    started, refused = await asyncio.gather(runtime.start(), runtime.start(), return_exceptions=True)
+    assert started is None
+    assert isinstance(refused, RuntimeError)
+    assert "already" in str(refused)
+    assert await runtime.actor(Tally, "a").add(1) == 1
+    await runtime.stop()
 
 
 class Gate:
@@ -251,6 +262,19 @@ spec:
         )
         with pytest.raises(StoreUnavailable, match="component statestore: did not open within its initTimeout"):
             await Runtime([Tally], resources_path=tmp_path).start()
+
+
+async def test_errors_may_be_ignored_of_a_component_without_actors(tmp_path: Path) -> None:
+    """`ignoreErrors` leaves a store out that does not open, unless actors live in it: then it is said what is wrong."""
+    component(tmp_path, "lost", "state.sqlite", connectionString=f"{tmp_path}/missing/x.db", actorStateStore="true")
+    file = tmp_path / "lost.yaml"
+    file.write_text(file.read_text().replace("spec: {", "spec: {ignoreErrors: true, "))
+    runtime = Runtime([Tally], resources_path=tmp_path)
+    with pytest.raises(StoreError, match="component lost: "):
+        await runtime.start()
+    async with Runtime([Tally], resources_path=tmp_path, store="memory://") as runtime:
+        assert "lost" not in runtime.components
+        assert await runtime.actor(Tally, "a").add(1) == 1
 
 
 async def test_a_bad_component_closes_what_was_opened(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_second_signal(mecha_process: Callable[..., Any]) -> None:
         assert answers == []
 
 
+def test_first_signal_after_a_shutdown_over_http(mecha_process: Callable[..., Any]) -> None:
+    """It is no second signal: what the shutdown waits for is answered. Supervisors ask first, then send SIGTERM."""
+    with mecha_process("--store", "memory://") as server:
+        caller, answers = in_flight(server.url, "/v1.0/actors/Gate/g/method/linger", b"0.7")
+        assert httpx.post(f"{server.url}/v1.0/shutdown", trust_env=False).status_code == 204
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        caller.join(30)
+        assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"1")]
+
+
 BLOCKING_APP = Path(__file__).parent / "blocking_app.py"
 
 

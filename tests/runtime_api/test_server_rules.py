@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from runtime_api.edge import Edge, Limits, Token
+from runtime_api.problems import Problem
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from starlette.types import Message, Receive, Scope, Send
 
     from tests.runtime_api.conftest import Sample
 
@@ -225,16 +232,61 @@ def test_the_page_needs_no_internet(api: httpx.Client) -> None:
 
 def test_too_many_long_bodies_at_once() -> None:
     """All requests together hold a bounded number of bytes; what is too much is told to come again."""
-    from runtime_api.edge import Edge, Limits, Token
-    from runtime_api.problems import Problem
-
-    async def nowhere(*_: Any) -> None:
-        raise AssertionError("not called")
-
-    edge = Edge(nowhere, Limits(body=10, bodies=15), Token(None))
+    edge = Edge(_nowhere, Limits(body=10, bodies=15), Token(None))
     edge.hold(10)
     with pytest.raises(Problem) as caught:
         edge.hold(10)
     assert (caught.value.status, caught.value.code, caught.value.retry) == (503, "ERR_OVERLOADED", True)
     edge.let_go(10)
     edge.hold(10)
+
+
+async def _nowhere(*_: Any) -> None:
+    raise AssertionError("not called")
+
+
+POST = {"type": "http", "method": "POST", "raw_path": b"/v1.0/state/statestore", "headers": []}
+
+
+async def test_a_body_that_is_given_up_is_not_counted() -> None:
+    """Whatever ends a request while its body is read, a cancel included, gives back what it held."""
+    edge = Edge(_nowhere, Limits(body=10, bodies=10), Token(None))
+    waiting = asyncio.Event()
+    messages = iter([{"type": "http.request", "body": b"x" * 10, "more_body": True}])
+
+    async def receive() -> Message:
+        for message in messages:
+            return message
+        waiting.set()
+        return await asyncio.Future()
+
+    request = asyncio.create_task(edge(dict(POST), receive, _nowhere))
+    await waiting.wait()
+    with pytest.raises(Problem):
+        edge.hold(1)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    edge.hold(10)
+
+
+async def test_a_body_takes_its_own_size_however_it_is_cut() -> None:
+    """A chunk as an object of its own is twenty times as long as the two bytes in it."""
+    count, gathered = 50_000, []
+    chunks = ({"type": "http.request", "body": bytes((n % 256, 1)), "more_body": n < count} for n in range(count + 1))
+
+    async def receive() -> Message:
+        return next(chunks)
+
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        gathered.append((await receive())["body"])
+
+    edge = Edge(app, Limits(), Token(None))
+    tracemalloc.start()
+    try:
+        await edge(dict(POST), receive, _nowhere)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert gathered == [b"".join(bytes((n % 256, 1)) for n in range(count + 1))]
+    assert peak < 5 * len(gathered[0])

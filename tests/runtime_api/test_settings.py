@@ -87,6 +87,17 @@ def test_a_wrong_value_is_told_with_what_it_could_be(setting: str, value: str, r
     assert remedy in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["api_tokn: s3cret\n", "api_token: [s3cret]\n"])
+def test_mistakes_do_not_tell_the_token(tmp_path: Path, content: str) -> None:
+    """Neither under its name nor under one that was misspelled."""
+    file = tmp_path / "mecha.yaml"
+    file.write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({}, file)
+    assert "api_tok" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Asking for a file that is not there is an error, not a default."""
     with pytest.raises(SettingsError, match=r"nowhere\.yaml"):

@@ -74,7 +74,26 @@ def test_base64_values(state: httpx.Client) -> None:
     assert state.get(f"{STATE}/bin").content == raw
     lines = state.post(f"{STATE}/bulk", json={"keys": ["bin"]}).json()
     assert base64.b64decode(lines[0]["data"]) == raw
-    assert save(state, {**item, "value": "%%%"}).status_code == 400
+    for wrong in ("%%%", "ä"):
+        answer = save(state, {**item, "value": wrong})
+        assert (answer.status_code, answer.json()["errorCode"]) == (400, "ERR_MALFORMED_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (STATE, "[%s]"),
+        (f"{STATE}/bulk", '{"keys":[%s]}'),
+        (f"{STATE}/transaction", '{"operations":[%s]}'),
+        ("/v1.0-alpha1/state/statestore/query", '{"sort":[%s]}'),
+        ("/v1.0/actors/Account/many/state", "[%s]"),
+    ],
+)
+def test_more_items_than_a_body_may_have(state: httpx.Client, path: str, body: str) -> None:
+    """They are counted before they are looked at, or a body of the smallest would keep the host busy for seconds."""
+    answer = state.post(path, content=body % ",".join(["7"] * 10_001))
+    assert (answer.status_code, answer.json()["errorCode"]) == (400, "ERR_MALFORMED_REQUEST")
+    assert answer.json()["message"].endswith("more than 10000 items: send them in several requests")
 
 
 @pytest.mark.parametrize(

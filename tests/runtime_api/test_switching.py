@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime_api import Runtime
+from runtime_api import Runtime, interpreter
 from runtime_api.switching import restore, switch_often
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _own_interval() -> Iterator[None]:
+def _own_interval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(interpreter, "TUNING", interpreter.Tuning())  # other tests' runtimes may run meanwhile
     before = sys.getswitchinterval()
     yield
     sys.setswitchinterval(before)
@@ -26,6 +27,18 @@ async def test_shortened_while_a_runtime_runs_and_given_back() -> None:
     sys.setswitchinterval(0.005)
     async with Runtime([], store="memory://"):
         assert sys.getswitchinterval() < 0.001
+    assert sys.getswitchinterval() == pytest.approx(0.005)
+
+
+async def test_the_last_of_several_runtimes_gives_it_back() -> None:
+    """Whichever started first: while one runs, nothing is given back."""
+    sys.setswitchinterval(0.005)
+    first, second = Runtime([], store="memory://"), Runtime([], store="memory://")
+    await first.start()
+    await second.start()
+    await first.stop()
+    assert sys.getswitchinterval() < 0.001
+    await second.stop()
     assert sys.getswitchinterval() == pytest.approx(0.005)
 
 
