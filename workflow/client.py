@@ -201,18 +201,16 @@ class WorkflowClient:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def get(self, instance_id: str) -> WorkflowState:
-        """Raises `InstanceNotFound`."""
-        shown: str = await self._ask(instance_id, "describe")
-        if not shown:
-            raise InstanceNotFound(instance_id)
-        return await self._state(instance_id, orjson.loads(shown))
+        """A large value that the store has lost is None. Raises `InstanceNotFound`; `PayloadLost` when the instance was
+        purged meanwhile, and its id used again."""
+        return await self._state(instance_id, await self._described(instance_id))
 
     async def wait(self, instance_id: str, timeout: float | None = None) -> Any:
         """The result of the instance, once it has one: the workflow's annotated type where it is deployed here, else
         JSON.
 
-        Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`; `TimeoutError` after
-        `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
+        Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`, `PayloadLost`;
+        `TimeoutError` after `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
         """
         shown = orjson.loads(await self._wait_shown(instance_id, timeout))
         if shown["status"] == COMPLETED:
@@ -221,14 +219,13 @@ class WorkflowClient:
             if (stored := shown.get("payloads", {}).get("output")) is not None:
                 return read(adapter, await self._load(instance_id, stored))
             return restore(adapter, shown["output"])
-        state = await self._state(instance_id, shown)
-        if state.status == TERMINATED:
-            raise WorkflowTerminated(instance_id, state.output)
-        failure = state.failure or Failure("Unknown", "")
-        raise (WorkflowFailed if state.status == FAILED else WorkflowStalled)(instance_id, failure)
+        if shown["status"] == TERMINATED:
+            raise WorkflowTerminated(instance_id, shown["output"])
+        failure = _failure(shown) or Failure("Unknown", "")
+        raise (WorkflowFailed if shown["status"] == FAILED else WorkflowStalled)(instance_id, failure)
 
     async def wait_state(self, instance_id: str, timeout: float | None = None) -> WorkflowState:
-        """The state of the instance once it has ended or stalled. Raises `InstanceNotFound`, `TimeoutError`."""
+        """`get`, once the instance has ended or stalled. Raises `TimeoutError` as well."""
         return await self._state(instance_id, orjson.loads(await self._wait_shown(instance_id, timeout)))
 
     async def listing(
@@ -338,11 +335,24 @@ class WorkflowClient:
             raise PayloadLost("this host's store has no payloads")
         return await self._deployment.keeper.load(_stream(instance_id), Stored.parse(stored))
 
+    async def _described(self, instance_id: str) -> dict[str, Any]:
+        """Raises `InstanceNotFound`."""
+        shown: str = await self._ask(instance_id, "describe")
+        if not shown:
+            raise InstanceNotFound(instance_id)
+        fields: dict[str, Any] = orjson.loads(shown)
+        return fields
+
     async def _state(self, instance_id: str, fields: dict[str, Any]) -> WorkflowState:
-        """With large values read. Raises `PayloadLost`."""
+        """With large values read. Raises `InstanceNotFound`, or `PayloadLost` when there is another instance by now."""
         for name, stored in fields.get("payloads", {}).items():
-            fields[name] = decode(await self._load(instance_id, stored))
-        failure = None if fields["failure"] is None else Failure(*fields["failure"])
+            try:
+                fields[name] = decode(await self._load(instance_id, stored))
+            except PayloadLost:
+                if (await self._described(instance_id))["execution"] != fields["execution"]:
+                    raise
+                # The instance stands, and is perhaps stalled for this: the rest of it is to be seen.
+                fields[name] = None
         return WorkflowState(
             instance_id,
             fields["name"],
@@ -352,7 +362,7 @@ class WorkflowClient:
             fields["input"],
             fields["output"],
             fields["custom_status"],
-            failure,
+            _failure(fields),
             fields["execution"],
         )
 
@@ -389,11 +399,11 @@ class WorkflowClient:
         """Somebody else may purge, and start anew, at the same time: only the execution that was seen to have ended
         goes."""
         try:
-            ended = await self.get(instance_id)
+            ended = await self._described(instance_id)
         except InstanceNotFound:
             return
-        if ended.is_terminal:
-            await self._ask(instance_id, "purge", False, ended.execution_id)
+        if ended["status"] in TERMINAL:
+            await self._ask(instance_id, "purge", False, ended["execution"])
 
     async def _command(self, instance_id: str, method: str, *args: Any, key: _Identity | None = None) -> str:
         answer: str = await self._ask(instance_id, method, *args, key=key)
@@ -447,6 +457,10 @@ def _identity(given: str | None, instance_id: str, method: str, *args: Any, pref
     if turn is None or turn.idempotency_key is None:
         return _Identity(_new_id(), True)
     return _Identity(turn.nested_key(_stream(instance_id), method, encode(args)), False)
+
+
+def _failure(shown: Mapping[str, Any]) -> Failure | None:
+    return None if shown["failure"] is None else Failure(*shown["failure"])
 
 
 def history_entry(recorded: Event) -> HistoryEntry:

@@ -13,7 +13,8 @@ At the client (what a call of `WorkflowClient` may raise):
     WorkflowError
     ├── UnknownWorkflow             no workflow of that name is served here
     ├── InvalidWorkflowInput        not what the workflow's annotation asks for
-    ├── PayloadLost                 a large value is not in the store any more: its instance was purged meanwhile
+    ├── PayloadLost                 a large value is not in the store any more: its instance was purged meanwhile, or
+    │                               the store has lost it
     ├── InstanceExists              that id is in use by an unfinished instance
     ├── InstanceNotFound
     ├── InstanceNotTerminal         purge of an unfinished instance: terminate it first, or force
