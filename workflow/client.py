@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 import orjson
 
 from actors import ActorFailed, InvalidSchedule, Retriable
-from actors.names import check_key, check_name
+from actors.names import check_key, check_name, check_text
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
 from actors.turn import current_turn
@@ -266,12 +266,15 @@ class WorkflowClient:
     ) -> None:
         """Kept until the workflow waits for it; ignored when the instance has ended. It arrives once (INV-8);
         `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour.
-        Raises `InstanceNotFound` (which is not remembered), `CodecError`."""
+        Raises `InstanceNotFound` (which is not remembered), `InvalidName`, `CodecError`."""
+        check_text("event name", name)
         text = encode(payload).decode()
         folded = name.casefold()
-        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, prefix=f"{folded}:")
+        # With its length before it, since both may contain whatever would separate them.
+        prefix = f"{len(folded)}:{folded}:"
+        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, prefix=prefix)
         if self._is_large(text):
-            answer = await self._ask_large(instance_id, "raise_event_large", name, text, key=key)
+            answer = await self._ask_large(instance_id, "raise_event", name, text, True, key=key)
         else:
             answer = await self._ask(instance_id, "raise_event", name, text, key=key)
         if answer == MISSING:

@@ -498,7 +498,7 @@ async def test_value_of_another_epoch_is_stored_again(world: World) -> None:
     instance = await client.start(remembers, 5)
     stream = f"mecha.workflow/{instance}"
     foreign = await write(world.store.payloads, stream, "0.5.abc", orjson.dumps(text_of(30_000)))
-    assert await client._ask(instance, "raise_event_large", "go", str(foreign)) == ""
+    assert await client._ask(instance, "raise_event", "go", str(foreign), True) == ""
     assert await client.wait(instance, 10) == [5, text_of(5)[:8], 30_000]
     assert world.host is not None
     facts = [orjson.loads(event.data) for event in await world.store.journal.events(stream)]
@@ -516,7 +516,7 @@ async def test_value_that_is_gone_is_not_recorded(world: World) -> None:
     await eventually(lambda: has_recorded(world, instance, '"done"'))
     lost = Stored("0" * 64, 50_000, "0.5.abc")
     with pytest.raises(ActorFailed, match="is not in the store"):
-        await client._ask(instance, "raise_event_large", "go", str(lost))
+        await client._ask(instance, "raise_event", "go", str(lost), True)
     await client.raise_event(instance, "go", "ab")
     assert await client.wait(instance, 10) == [5, text_of(5)[:8], 2]
 
