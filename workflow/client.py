@@ -1,7 +1,7 @@
 """What the outside world does with workflows: start, look, wait, signal, pause, resume, terminate, purge, list.
 
-Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`) is asked again for
-`patience_s`: each operation is safe to repeat, by its nature or by a key.
+Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`), or a store, is asked
+again until `patience_s` are over: each operation is safe to repeat, by its nature or by a key.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 
-from actors import ActorFailed, InvalidSchedule, Retriable
+from actors import ActorFailed, InvalidSchedule, OutcomeUnknown, Retriable
 from actors.names import check_key, check_name, check_text
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import CodecError, decode, encode
+from statestores.errors import StoreUnavailable
 from statestores.model import IndexEntry, IndexQuery
 from workflow.definition import Workflow, read, restore
 from workflow.errors import (
@@ -42,7 +43,7 @@ from workflow.instance import MISSING, definition_for
 from workflow.payloads import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from datetime import datetime, timedelta
 
     from actors import ActorClient
@@ -322,7 +323,7 @@ class WorkflowClient:
         keeper = self._deployment.keeper
         assert keeper is not None
         while True:
-            stored = await keeper.keep(_stream(instance_id), text.encode(), at_hand=True)
+            stored = await self._patiently(lambda: keeper.keep(_stream(instance_id), text.encode(), at_hand=True))
             try:
                 return await self._ask(instance_id, method, name, str(stored), *args, fresh=fresh, key=key)
             except ActorFailed as error:
@@ -334,9 +335,22 @@ class WorkflowClient:
 
     async def _load(self, instance_id: str, stored: str) -> Data:
         """Raises `PayloadLost`."""
-        if self._deployment.keeper is None:
+        keeper = self._deployment.keeper
+        if keeper is None:
             raise PayloadLost("this host's store has no payloads")
-        return await self._deployment.keeper.load(_stream(instance_id), Stored.parse(stored))
+        return await self._patiently(lambda: keeper.load(_stream(instance_id), Stored.parse(stored)))
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the store is asked for from here, with the patience, and in the end the error, of `_ask`."""
+        clock = asyncio.get_running_loop().time
+        pause_s, until_s = _FIRST_RETRY_S, clock() + self._patience_s
+        while True:
+            try:
+                return await attempt()
+            except StoreUnavailable as error:
+                if clock() >= until_s:
+                    raise OutcomeUnknown(str(error)) from error
+            pause_s = await _paused(pause_s)
 
     async def _described(self, instance_id: str) -> dict[str, Any]:
         """Raises `InstanceNotFound`."""
@@ -419,7 +433,8 @@ class WorkflowClient:
     ) -> Any:
         """`fresh`: the id was made for this, nothing is recorded under it. `key`: of what takes effect each time it is
         recorded."""
-        pause_s, patience_s = _FIRST_RETRY_S, self._patience_s
+        clock = asyncio.get_running_loop().time
+        pause_s, until_s = _FIRST_RETRY_S, clock() + self._patience_s
         text, is_new = (None, False) if key is None else key
         while True:
             try:
@@ -435,12 +450,16 @@ class WorkflowClient:
                     return error.message
                 raise
             except Retriable:
-                if patience_s <= 0:
+                if clock() >= until_s:
                     raise
             fresh = is_new = False
-            await asyncio.sleep(pause_s)
-            patience_s -= pause_s
-            pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+            pause_s = await _paused(pause_s)
+
+
+async def _paused(pause_s: float) -> float:
+    """Between two attempts; how long the next pause is."""
+    await asyncio.sleep(pause_s)
+    return min(pause_s * 2, _LONGEST_RETRY_S)
 
 
 class _Identity(NamedTuple):
