@@ -125,7 +125,8 @@ class WorkflowStalled(WorkflowError):
 
 class Stall(Exception):
     """The present code cannot carry this instance on. `kind` is NondeterminismError, WorkflowGuardError,
-    UnknownWorkflow, StuckWorkflow or EngineError; `message` names the step and the source line where there is one."""
+    UnknownWorkflow, InvalidWorkflowInput, StuckWorkflow, PayloadLost or EngineError; `message` names the step and the
+    source line where there is one."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import weakref
 from contextlib import AsyncExitStack
@@ -463,6 +464,26 @@ async def test_values_in_flight_are_left_alone(world: World) -> None:
     assert await world.sweep_later() == 1
     assert await world.stored("x") == []
     assert client is not None
+
+
+async def test_a_sweep_lets_go_of_turns_that_are_over(world: World) -> None:
+    """A turn and its instance are not kept in memory by a value of theirs for as long as the value is young."""
+
+    class Turn:
+        def is_over(self) -> bool:
+            return True
+
+    await world.start([echo])
+    assert world.engine is not None
+    assert world.engine.keeper is not None
+    turn = Turn()
+    await world.engine.keeper.keep("mecha.workflow/x", b"y" * 10_000, turn.is_over)
+    held = weakref.ref(turn)
+    del turn
+    assert held() is not None
+    assert await world.engine.keeper.sweep() == 0
+    gc.collect()
+    assert held() is None
 
 
 async def test_deposed_host_sweeps_nothing_of_its_successor(world: World) -> None:
