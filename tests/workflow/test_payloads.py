@@ -33,6 +33,7 @@ from workflow import (
     wait_event,
     workflow,
 )
+from workflow.advance import Advance
 from workflow.errors import PayloadLost
 from workflow.history import Start
 from workflow.payloads import GRACE_MS, Stored, digest_of, reference, write
@@ -311,6 +312,40 @@ async def test_replay_after_a_restart(world: World, limit_then: int) -> None:
     await client.raise_event(instance, "go", "xyz")
     assert await client.wait(instance, 10) == [100_000, text_of(100_000)[:8], 3]
     assert ran == ["make"]
+    await world.check(instance)
+
+
+async def test_only_turns_that_read_wait_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that has had a large value, and is live, takes small inputs as any other does."""
+    read: list[Any] = []
+    reading = Advance._run_reading
+
+    async def watched(self: Advance, arrived: Any) -> None:
+        read.extend(item[0] for item in self._inputs)
+        await reading(self, arrived)
+
+    monkeypatch.setattr(Advance, "_run_reading", watched)
+
+    @workflow
+    async def collects(size: int) -> list[int]:
+        found = [len(await make(size))]
+        while event := await wait_event("go"):
+            found.append(len(event) + (await measure("a"))[0])
+        return found
+
+    client = await world.start([collects], [make, measure])
+    instance = await client.start(collects, 100_000)
+    await eventually(lambda: has_recorded(world, instance, '"done"'))
+    read.clear()
+    for payload in ("xyz", text_of(LIMIT * 2), "x"):
+        await client.raise_event(instance, "go", payload)
+    await client.pause(instance)
+    await client.raise_event(instance, "go", text_of(LIMIT * 2))
+    await client.resume(instance)
+    await client.raise_event(instance, "go", "")
+    assert await client.wait(instance, 10) == [100_000, 4, LIMIT * 2 + 1, 2, LIMIT * 2 + 1]
+    if not world._evict_always:
+        assert read == ["event", "event", "resumed"]
     await world.check(instance)
 
 
