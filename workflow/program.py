@@ -268,7 +268,7 @@ class Program:
         return future
 
     def put_back(self, name: str, payload: Any) -> None:
-        """An event that was given to a waiter which was cancelled before it could look at it: first in line again."""
+        """An event that was there for a waiter which came to nothing before it could take it: first in line again."""
         self._events.setdefault(name, deque()).appendleft(payload)
 
     def start_timer(self, when: float, site: str, callee: str, place: Place) -> str:

@@ -330,8 +330,8 @@ async def given_but_cancelled(_: None) -> str:
     return str(await wait_event("go"))
 
 
-def test_event_given_and_cancelled_in_one_turn_is_put_back() -> None:
-    """An event handed to a task that is cancelled before it runs is first in line again."""
+def test_event_that_comes_in_the_turn_of_the_cancellation_is_kept() -> None:
+    """Inputs of one turn are seen one after the other: the waiter is gone before the event comes."""
     run = Rehearsal(given_but_cancelled)
     run.turn(("paused",))
     run.event("stop")
