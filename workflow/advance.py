@@ -60,7 +60,9 @@ class Advance:
         self._kept: dict[str, str] = {}
 
     def run(self) -> None:
-        if self._instance._payloads:
+        instance = self._instance
+        # (One that is stalled is not live, and reads what it has parked.)
+        if instance._payloads and (instance._live is None or instance._live.program.wanted(self._inputs)):
             self._turn.go_on(functools.partial(self._run_reading, {}))
         else:
             self._apply()

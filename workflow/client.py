@@ -1,7 +1,7 @@
 """What the outside world does with workflows: start, look, wait, signal, pause, resume, terminate, purge, list.
 
-Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`) is asked again for
-`patience_s`: each operation is safe to repeat, by its nature or by a key.
+Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`), or a store, is asked
+again until `patience_s` are over: each operation is safe to repeat, by its nature or by a key.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 
-from actors import ActorFailed, InvalidSchedule, Retriable
-from actors.names import check_key, check_name
+from actors import ActorFailed, InvalidSchedule, OutcomeUnknown, Retriable
+from actors.names import check_key, check_name, check_text
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
 from actors.turn import current_turn
 from statestores.codec import CodecError, decode, encode
+from statestores.errors import StoreUnavailable
 from statestores.model import IndexEntry, IndexQuery
 from workflow.definition import Workflow, read, restore
 from workflow.errors import (
@@ -42,7 +43,7 @@ from workflow.instance import MISSING, definition_for
 from workflow.payloads import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from datetime import datetime, timedelta
 
     from actors import ActorClient
@@ -201,18 +202,16 @@ class WorkflowClient:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def get(self, instance_id: str) -> WorkflowState:
-        """Raises `InstanceNotFound`."""
-        shown: str = await self._ask(instance_id, "describe")
-        if not shown:
-            raise InstanceNotFound(instance_id)
-        return await self._state(instance_id, orjson.loads(shown))
+        """A large value that the store has lost is None. Raises `InstanceNotFound`; `PayloadLost` when the instance was
+        purged meanwhile, and its id used again."""
+        return await self._state(instance_id, await self._described(instance_id))
 
     async def wait(self, instance_id: str, timeout: float | None = None) -> Any:
         """The result of the instance, once it has one: the workflow's annotated type where it is deployed here, else
         JSON.
 
-        Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`; `TimeoutError` after
-        `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
+        Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`, `PayloadLost`;
+        `TimeoutError` after `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
         """
         shown = orjson.loads(await self._wait_shown(instance_id, timeout))
         if shown["status"] == COMPLETED:
@@ -221,14 +220,13 @@ class WorkflowClient:
             if (stored := shown.get("payloads", {}).get("output")) is not None:
                 return read(adapter, await self._load(instance_id, stored))
             return restore(adapter, shown["output"])
-        state = await self._state(instance_id, shown)
-        if state.status == TERMINATED:
-            raise WorkflowTerminated(instance_id, state.output)
-        failure = state.failure or Failure("Unknown", "")
-        raise (WorkflowFailed if state.status == FAILED else WorkflowStalled)(instance_id, failure)
+        if shown["status"] == TERMINATED:
+            raise WorkflowTerminated(instance_id, shown["output"])
+        failure = _failure(shown) or Failure("Unknown", "")
+        raise (WorkflowFailed if shown["status"] == FAILED else WorkflowStalled)(instance_id, failure)
 
     async def wait_state(self, instance_id: str, timeout: float | None = None) -> WorkflowState:
-        """The state of the instance once it has ended or stalled. Raises `InstanceNotFound`, `TimeoutError`."""
+        """`get`, once the instance has ended or stalled. Raises `TimeoutError` as well."""
         return await self._state(instance_id, orjson.loads(await self._wait_shown(instance_id, timeout)))
 
     async def listing(
@@ -269,12 +267,15 @@ class WorkflowClient:
     ) -> None:
         """Kept until the workflow waits for it; ignored when the instance has ended. It arrives once (INV-8);
         `idempotency_key`: so do all that are raised under one name with this key, which is remembered for an hour.
-        Raises `InstanceNotFound` (which is not remembered), `CodecError`."""
+        Raises `InstanceNotFound` (which is not remembered), `InvalidName`, `CodecError`."""
+        check_text("event name", name)
         text = encode(payload).decode()
         folded = name.casefold()
-        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, prefix=f"{folded}:")
+        # With its length before it, since both may contain whatever would separate them.
+        prefix = f"{len(folded)}:{folded}:"
+        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, prefix=prefix)
         if self._is_large(text):
-            answer = await self._ask_large(instance_id, "raise_event_large", name, text, key=key)
+            answer = await self._ask_large(instance_id, "raise_event", name, text, True, key=key)
         else:
             answer = await self._ask(instance_id, "raise_event", name, text, key=key)
         if answer == MISSING:
@@ -322,7 +323,7 @@ class WorkflowClient:
         keeper = self._deployment.keeper
         assert keeper is not None
         while True:
-            stored = await keeper.keep(_stream(instance_id), text.encode(), at_hand=True)
+            stored = await self._patiently(lambda: keeper.keep(_stream(instance_id), text.encode(), at_hand=True))
             try:
                 return await self._ask(instance_id, method, name, str(stored), *args, fresh=fresh, key=key)
             except ActorFailed as error:
@@ -334,15 +335,41 @@ class WorkflowClient:
 
     async def _load(self, instance_id: str, stored: str) -> Data:
         """Raises `PayloadLost`."""
-        if self._deployment.keeper is None:
+        keeper = self._deployment.keeper
+        if keeper is None:
             raise PayloadLost("this host's store has no payloads")
-        return await self._deployment.keeper.load(_stream(instance_id), Stored.parse(stored))
+        return await self._patiently(lambda: keeper.load(_stream(instance_id), Stored.parse(stored)))
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the store is asked for from here, with the patience, and in the end the error, of `_ask`."""
+        clock = asyncio.get_running_loop().time
+        pause_s, until_s = _FIRST_RETRY_S, clock() + self._patience_s
+        while True:
+            try:
+                return await attempt()
+            except StoreUnavailable as error:
+                if clock() >= until_s:
+                    raise OutcomeUnknown(str(error)) from error
+            pause_s = await _paused(pause_s)
+
+    async def _described(self, instance_id: str) -> dict[str, Any]:
+        """Raises `InstanceNotFound`."""
+        shown: str = await self._ask(instance_id, "describe")
+        if not shown:
+            raise InstanceNotFound(instance_id)
+        fields: dict[str, Any] = orjson.loads(shown)
+        return fields
 
     async def _state(self, instance_id: str, fields: dict[str, Any]) -> WorkflowState:
-        """With large values read. Raises `PayloadLost`."""
+        """With large values read. Raises `InstanceNotFound`, or `PayloadLost` when there is another instance by now."""
         for name, stored in fields.get("payloads", {}).items():
-            fields[name] = decode(await self._load(instance_id, stored))
-        failure = None if fields["failure"] is None else Failure(*fields["failure"])
+            try:
+                fields[name] = decode(await self._load(instance_id, stored))
+            except PayloadLost:
+                if (await self._described(instance_id))["execution"] != fields["execution"]:
+                    raise
+                # The instance stands, and is perhaps stalled for this: the rest of it is to be seen.
+                fields[name] = None
         return WorkflowState(
             instance_id,
             fields["name"],
@@ -352,7 +379,7 @@ class WorkflowClient:
             fields["input"],
             fields["output"],
             fields["custom_status"],
-            failure,
+            _failure(fields),
             fields["execution"],
         )
 
@@ -389,11 +416,11 @@ class WorkflowClient:
         """Somebody else may purge, and start anew, at the same time: only the execution that was seen to have ended
         goes."""
         try:
-            ended = await self.get(instance_id)
+            ended = await self._described(instance_id)
         except InstanceNotFound:
             return
-        if ended.is_terminal:
-            await self._ask(instance_id, "purge", False, ended.execution_id)
+        if ended["status"] in TERMINAL:
+            await self._ask(instance_id, "purge", False, ended["execution"])
 
     async def _command(self, instance_id: str, method: str, *args: Any, key: _Identity | None = None) -> str:
         answer: str = await self._ask(instance_id, method, *args, key=key)
@@ -406,7 +433,8 @@ class WorkflowClient:
     ) -> Any:
         """`fresh`: the id was made for this, nothing is recorded under it. `key`: of what takes effect each time it is
         recorded."""
-        pause_s, patience_s = _FIRST_RETRY_S, self._patience_s
+        clock = asyncio.get_running_loop().time
+        pause_s, until_s = _FIRST_RETRY_S, clock() + self._patience_s
         text, is_new = (None, False) if key is None else key
         while True:
             try:
@@ -422,12 +450,16 @@ class WorkflowClient:
                     return error.message
                 raise
             except Retriable:
-                if patience_s <= 0:
+                if clock() >= until_s:
                     raise
             fresh = is_new = False
-            await asyncio.sleep(pause_s)
-            patience_s -= pause_s
-            pause_s = min(pause_s * 2, _LONGEST_RETRY_S)
+            pause_s = await _paused(pause_s)
+
+
+async def _paused(pause_s: float) -> float:
+    """Between two attempts; how long the next pause is."""
+    await asyncio.sleep(pause_s)
+    return min(pause_s * 2, _LONGEST_RETRY_S)
 
 
 class _Identity(NamedTuple):
@@ -447,6 +479,10 @@ def _identity(given: str | None, instance_id: str, method: str, *args: Any, pref
     if turn is None or turn.idempotency_key is None:
         return _Identity(_new_id(), True)
     return _Identity(turn.nested_key(_stream(instance_id), method, encode(args)), False)
+
+
+def _failure(shown: Mapping[str, Any]) -> Failure | None:
+    return None if shown["failure"] is None else Failure(*shown["failure"])
 
 
 def history_entry(recorded: Event) -> HistoryEntry:

@@ -157,7 +157,9 @@ class Activity(Generic[P, T]):
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
         self._parameters = [p for p in declared if p.kind in _POSITIONAL]
-        self._arity = len(self._parameters)
+        # So many arguments by position are a call of it; -1: some must go by name.
+        named = any(p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty for p in declared)
+        self._arity = -1 if named else len(self._parameters)
         self._adapters = [_value_adapter(hints.get(p.name, Any)) for p in self._parameters]
         self._by_name = {p.name: _value_adapter(hints.get(p.name, Any)) for p in declared}
         self._signature = inspect.Signature(declared)

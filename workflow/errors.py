@@ -13,7 +13,8 @@ At the client (what a call of `WorkflowClient` may raise):
     WorkflowError
     ├── UnknownWorkflow             no workflow of that name is served here
     ├── InvalidWorkflowInput        not what the workflow's annotation asks for
-    ├── PayloadLost                 a large value is not in the store any more: its instance was purged meanwhile
+    ├── PayloadLost                 a large value is not in the store any more: its instance was purged meanwhile, or
+    │                               the store has lost it
     ├── InstanceExists              that id is in use by an unfinished instance
     ├── InstanceNotFound
     ├── InstanceNotTerminal         purge of an unfinished instance: terminate it first, or force
@@ -124,7 +125,8 @@ class WorkflowStalled(WorkflowError):
 
 class Stall(Exception):
     """The present code cannot carry this instance on. `kind` is NondeterminismError, WorkflowGuardError,
-    UnknownWorkflow, StuckWorkflow or EngineError; `message` names the step and the source line where there is one."""
+    UnknownWorkflow, InvalidWorkflowInput, StuckWorkflow, PayloadLost or EngineError; `message` names the step and the
+    source line where there is one."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

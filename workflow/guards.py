@@ -10,7 +10,8 @@ Three nets, since no one of them catches everything:
    first two cannot see: a refused function imported by name, and ``datetime.now``. It is found whether it would run or
    not.
 
-Logging, warnings, tracebacks and imports may read the clock and files: nothing of that flows back into the workflow.
+Logging (handlers, formatters and filters of the application included), warnings, tracebacks and imports may read the
+clock and files: nothing of that flows back into the workflow.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def _guarded(module: types.ModuleType | type, name: str, instead: str) -> Callab
         if (
             _stepping
             and _in_workflow()
-            and not _is_trusted(sys._getframe(1).f_globals.get("__name__", ""))
             and not (given_at is not None and _is_given(given_at, args, kwargs))
+            and not _below_trusted()
         ):
             raise WorkflowGuardError(f"{module.__name__}.{name} inside a workflow: {instead}")
         return original(*args, **kwargs)
@@ -246,6 +247,7 @@ def _audit(event: str, _args: Any) -> None:
 
 
 def _below_trusted() -> bool:
+    """Whether the caller of our caller is what may look at the world, or was called by it within this step."""
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") != "workflow.loop":
         if _is_trusted(frame.f_globals.get("__name__", "")):

@@ -274,23 +274,19 @@ class WorkflowInstance:
             Advance(self, context(), [again]).run()
 
     @method
-    def raise_event(self, name: str, payload: str) -> str:
-        """`payload`: JSON text. Ignored once the instance has ended."""
+    def raise_event(self, name: str, payload: str, large: bool = False) -> str:
+        """`payload`: JSON text; `large`: where it is. (One method for both: under one key they are one event.) Ignored
+        once the instance has ended."""
         if not self.status:
             raise Refused(MISSING)
-        if self.status not in TERMINAL:
-            Advance(self, context(), [("event", name, orjson.Fragment(payload))]).run()
-        return ""
-
-    @method
-    def raise_event_large(self, name: str, stored: str) -> str:
-        """`stored`: where the JSON of the payload is."""
-        if not self.status:
-            raise Refused(MISSING)
-        if self.status not in TERMINAL:
-            found = Stored.parse(stored)
+        if self.status in TERMINAL:
+            return ""
+        if large:
+            found = Stored.parse(payload)
             item: Input = ("event", name, None, reference(found.digest, found.size))
             Advance(self, context(), [item]).take_in(found)
+        else:
+            Advance(self, context(), [("event", name, orjson.Fragment(payload))]).run()
         return ""
 
     @method

@@ -27,8 +27,9 @@ sweeps. That follows from the epochs (INV-2), by one rule:
     of an epoch after E    yes: we are deposed                  leaves it alone
 
 A sweep that was decided on long ago is as right as a new one: what it found unrecorded stays so. The grace saves the
-call of whoever stores a value for an actor that another host owns. Safety rests on it in one case: a commit that the
-host has given up, its outcome unknown, reaches the store `GRACE_MS` after its value.
+call of whoever stores a value for an actor that another host owns. Safety rests on it in two cases, both of an id that
+is out of flight while its commit is still on its way to the store, `GRACE_MS` after its value: the host has given up
+the commit, its outcome unknown; or whoever had asked for the turn (`WorkflowClient`) was cancelled meanwhile.
 
     crash                                  what is left                        who cleans up
     -------------------------------------  ----------------------------------  ---------------------------------------
@@ -210,6 +211,7 @@ class Keeper:
     async def sweep(self, most: int = _SWEPT_AT_ONCE) -> int:
         """Look at the next values, at most so many, of the partitions owned here; how many were removed. Raises
         `StoreError`."""
+        self._land()  # also where nothing is stored that is old enough: what is in flight holds its turn
         removed, first = 0, self._swept[0]
         epochs = self._client.epochs()
         order = sorted(epochs, key=lambda partition: (partition < first, partition))

@@ -269,7 +269,7 @@ class Program:
         return future
 
     def put_back(self, name: str, payload: Any) -> None:
-        """An event that was given to a waiter which was cancelled before it could look at it: first in line again."""
+        """An event that was there for a waiter which came to nothing before it could take it: first in line again."""
         self._events.setdefault(name, deque()).appendleft(payload)
 
     def start_timer(self, when: float, site: str, callee: str, place: Place) -> str:
@@ -467,8 +467,8 @@ class Program:
             return ("failed", "UnserializableResult", message_of(error))
 
     def _failure(self, error: BaseException) -> Command:
-        if isinstance(error, WorkflowGuardError):
-            raise Stall("WorkflowGuardError", f"{error} ({_raised_at(error)})") from error
+        if (refusal := _refusal_in(error)) is not None:
+            raise Stall("WorkflowGuardError", f"{refusal} ({_raised_at(refusal)})") from error
         if not self.replaying:
             self.traceback = trace_of(error, _LONGEST_TRACEBACK)
         return ("failed", type(error).__name__, message_of(error))
@@ -566,6 +566,14 @@ def _unreadable(name: str, call: bool, error: CodecError) -> ActivityFailed | Ac
 
 def _failed(name: str, call: bool, failure: Failure) -> ActivityFailed | ActorCallFailed:
     return ActorCallFailed(f"actor call {name}", failure) if call else ActivityFailed(f"activity {name}", failure)
+
+
+def _refusal_in(error: BaseException) -> WorkflowGuardError | None:
+    """A guard's error, by itself or among those of a `TaskGroup`."""
+    if isinstance(error, BaseExceptionGroup):
+        found = error.subgroup(WorkflowGuardError)
+        return None if found is None else _refusal_in(found.exceptions[0])
+    return error if isinstance(error, WorkflowGuardError) else None
 
 
 def _line(place: Place) -> str:

@@ -57,18 +57,28 @@ class Rehearsal:
     # -- the world acts -----------------------------------------------------------------------------------------------
 
     def complete(self, step: str, result: Any = None) -> None:
-        """An activity or actor call is answered."""
-        self.activities.pop(step, None)
-        self.calls.pop(step, None)
+        """An activity or actor call is answered. Raises `LookupError` when it is not open."""
+        self._close(step)
         self.turn(("done", step, result))
 
     def fail(self, step: str, error_type: str = "RuntimeError", message: str = "") -> None:
-        self.activities.pop(step, None)
-        self.calls.pop(step, None)
+        """An activity or actor call fails, with no attempt left. Raises `LookupError` when it is not open."""
+        self._close(step)
         self.turn(("failed", step, *Failure(error_type, message)))
 
+    def _close(self, step: str) -> None:
+        if step not in (*self.activities, *self.calls):
+            raise LookupError(f"no step {step!r} is open; {self._open()}")
+        self.activities.pop(step, None)
+        self.calls.pop(step, None)
+
+    def _open(self) -> str:
+        return f"open are {', '.join([*self.activities, *self.calls]) or 'none'}"
+
     def advance(self) -> str:
-        """Let the timer that is due first fire, at its time. Returns its step."""
+        """Let the timer that is due first fire, at its time. Returns its step. Raises `LookupError` without a timer."""
+        if not self.timers:
+            raise LookupError(f"no timer is pending; the workflow is {self.status}, {self._open()}")
         step = min(self.timers, key=lambda s: (self.timers[s], s))
         self.now_ms = max(self.now_ms, self.timers.pop(step))
         self.turn(("fired", step))

@@ -220,6 +220,71 @@ def test_uncaught_guard_error_stalls() -> None:
     assert "test_guards.py:" in run.stall[1]
 
 
+@workflow
+async def uncaught_in_a_group(_: None) -> None:
+    async def inner() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(double(1))
+            group.create_task(uncaught.function(None))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(inner())
+
+
+def test_guard_error_within_groups_stalls() -> None:
+    """As it would by itself, with the line, although a TaskGroup wraps it, and another does so again."""
+    run = Rehearsal(uncaught_in_a_group)
+    *_, step = [step for step, (_, arguments) in run.activities.items() if arguments == [1]]
+    run.complete(step, 2)
+    assert run.stall is not None
+    assert run.stall[0] == "WorkflowGuardError"
+    assert "time.time inside a workflow" in run.stall[1]
+    assert "test_guards.py:" in run.stall[1]
+
+
+def test_groups_of_other_errors_fail() -> None:
+    """Only a guard's error is a matter of the code that is deployed."""
+
+    async def fails() -> None:
+        raise ValueError("no")
+
+    @workflow
+    async def groups(_: None) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails())
+
+    assert Rehearsal(groups).failure == ("ExceptionGroup", "unhandled errors in a TaskGroup (1 sub-exception)")
+
+
+def test_a_logging_handler_may_look_at_the_world() -> None:
+    """Whatever the application's own handler asks for, the workflow sees nothing of it; its own code stays guarded."""
+    import logging
+
+    class Handler(logging.Handler):
+        seen: list[Any]
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.seen.append((time.time(), time.strftime("%Y"), random.random(), uuid.uuid4(), record.getMessage()))
+
+    handler = Handler()
+    handler.seen = []
+    logger = logging.getLogger("tests.handled")
+    logger.addHandler(handler)
+
+    @workflow
+    async def logs(_: None) -> float:
+        logger.warning("hello")
+        return time.time()
+
+    try:
+        run = Rehearsal(logs)
+    finally:
+        logger.removeHandler(handler)
+    assert [message for *_, message in handler.seen] == ["hello"]
+    assert run.stall is not None
+    assert "time.time inside a workflow" in run.stall[1]
+
+
 def test_logging_is_allowed_where_ray_has_been_imported(caplog: pytest.LogCaptureFixture) -> None:
     """Ray makes the records of `logging` itself, and asks for the time: a workflow that logs must not stall of it."""
     import logging

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from actors import ActorFailed, Host, actor, definition_of, method
+from actors import ActorFailed, Host, InvalidName, actor, definition_of, method
 from statestores.memory import MemoryStore
 from statestores.sqlite import SqliteStore
 from tests.actors.worlds import Lever
@@ -152,6 +152,35 @@ async def test_events_under_one_key_are_one_event(bank: Bank, store: StateStore)
     assert await bank.collected("b") == [5]
     names = [item[1] for entry in await bank.client.history("a") for item in entry.inputs if item[0] == "event"]
     assert names == ["money", "other", "money", "money"]
+
+
+async def test_a_name_and_a_key_are_kept_apart(bank: Bank) -> None:
+    """Wherever the colons are, another name is another event."""
+    await bank.client.start(collecting, instance_id="a")
+    raised = [("money:b", "c"), ("money", "b:c"), ("7:money", "b:c"), ("", "5:money:b:c")]
+    for name, key in raised * 2:
+        await bank.client.raise_event("a", name, 1, idempotency_key=key)
+    names = [item[1] for entry in await bank.client.history("a") for item in entry.inputs if item[0] == "event"]
+    assert names == [name for name, _ in raised]
+
+
+async def test_under_one_key_the_size_does_not_matter(bank: Bank) -> None:
+    """The first of a small and a large payload is the event."""
+    large = "x" * LIMIT
+    await bank.client.start(collecting, instance_id="a")
+    for key, payloads in (("k", (1, large)), ("l", (large, 1))):
+        for payload in payloads:
+            await bank.client.raise_event("a", "money", payload, idempotency_key=key)
+    assert await bank.collected("a") == [1, large]
+
+
+@pytest.mark.parametrize("name", ["\ud800", None, 5])
+async def test_a_name_no_store_can_hold_is_refused(bank: Bank, name: Any) -> None:
+    """Before it is anybody's event."""
+    await bank.client.start(collecting, instance_id="a")
+    with pytest.raises(InvalidName, match="event name"):
+        await bank.client.raise_event("a", name, 1)
+    assert await bank.collected("a") == []
 
 
 async def test_a_repeated_turn_repeats_no_events(bank: Bank) -> None:

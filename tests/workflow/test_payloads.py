@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import weakref
 from contextlib import AsyncExitStack
@@ -20,7 +21,20 @@ from statestores.model import partition_of
 from statestores.redis import RedisStore
 from statestores.sqlite import SqliteStore
 from tests.servers import shared_redis
-from workflow import ActivityFailed, Engine, RetryPolicy, WorkflowStalled, activity, wait_event, workflow
+from workflow import (
+    ActivityFailed,
+    Engine,
+    InstanceNotFound,
+    RetryPolicy,
+    WorkflowFailed,
+    WorkflowStalled,
+    WorkflowTerminated,
+    activity,
+    wait_event,
+    workflow,
+)
+from workflow.advance import Advance
+from workflow.errors import PayloadLost
 from workflow.history import Start
 from workflow.payloads import GRACE_MS, Stored, digest_of, reference, write
 from workflow.program import Program
@@ -61,6 +75,8 @@ class WatchedPayloads:
     def __init__(self, face: Payloads) -> None:
         self._face = face
         self.after_put: Callable[[str, str], None] = lambda stream, id: None
+        self.before_get: Callable[[], Awaitable[None]] | None = None
+        self.gets = 0
         self.failures = 0
 
     async def put(self, stream: str, id: str, number: int, chunk: bytes | bytearray | memoryview) -> None:
@@ -71,6 +87,10 @@ class WatchedPayloads:
         self.after_put(stream, id)
 
     async def get(self, stream: str, id: str, number: int) -> bytes | None:
+        self.gets += 1
+        if (before := self.before_get) is not None:
+            self.before_get = None
+            await before()
         if self.failures:
             self.failures -= 1
             raise StoreUnavailable("away for a moment")
@@ -133,6 +153,11 @@ class World:
         stream = f"mecha.workflow/{instance_id}"
         partition = partition_of(stream, self.store.journal.partitions)
         return [at.id for at in await self.store.payloads.stored(partition, None, 1000) if at.stream == stream]
+
+    async def lose_all(self, instance_id: str) -> None:
+        """Of the values of an instance: a store that has lost what it had acknowledged."""
+        for id_ in await self.stored(instance_id):
+            await self.store.payloads.remove(f"mecha.workflow/{instance_id}", id_)
 
     async def recorded(self, instance_id: str) -> bytes:
         return b"\n".join(event.data for event in await self.store.journal.events(f"mecha.workflow/{instance_id}"))
@@ -217,6 +242,11 @@ async def echo(text: str) -> str:
 
 
 @workflow
+async def passes_on(text: str) -> str:
+    return text + await wait_event("go", str)
+
+
+@workflow
 async def remembers(size: int) -> list[Any]:
     text = await make(size)
     event = await wait_event("go")
@@ -282,6 +312,40 @@ async def test_replay_after_a_restart(world: World, limit_then: int) -> None:
     await client.raise_event(instance, "go", "xyz")
     assert await client.wait(instance, 10) == [100_000, text_of(100_000)[:8], 3]
     assert ran == ["make"]
+    await world.check(instance)
+
+
+async def test_only_turns_that_read_wait_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that has had a large value, and is live, takes small inputs as any other does."""
+    read: list[Any] = []
+    reading = Advance._run_reading
+
+    async def watched(self: Advance, arrived: Any) -> None:
+        read.extend(item[0] for item in self._inputs)
+        await reading(self, arrived)
+
+    monkeypatch.setattr(Advance, "_run_reading", watched)
+
+    @workflow
+    async def collects(size: int) -> list[int]:
+        found = [len(await make(size))]
+        while event := await wait_event("go"):
+            found.append(len(event) + (await measure("a"))[0])
+        return found
+
+    client = await world.start([collects], [make, measure])
+    instance = await client.start(collects, 100_000)
+    await eventually(lambda: has_recorded(world, instance, '"done"'))
+    read.clear()
+    for payload in ("xyz", text_of(LIMIT * 2), "x"):
+        await client.raise_event(instance, "go", payload)
+    await client.pause(instance)
+    await client.raise_event(instance, "go", text_of(LIMIT * 2))
+    await client.resume(instance)
+    await client.raise_event(instance, "go", "")
+    assert await client.wait(instance, 10) == [100_000, 4, LIMIT * 2 + 1, 2, LIMIT * 2 + 1]
+    if not world._evict_always:
+        assert read == ["event", "event", "resumed"]
     await world.check(instance)
 
 
@@ -437,6 +501,26 @@ async def test_values_in_flight_are_left_alone(world: World) -> None:
     assert client is not None
 
 
+async def test_a_sweep_lets_go_of_turns_that_are_over(world: World) -> None:
+    """A turn and its instance are not kept in memory by a value of theirs for as long as the value is young."""
+
+    class Turn:
+        def is_over(self) -> bool:
+            return True
+
+    await world.start([echo])
+    assert world.engine is not None
+    assert world.engine.keeper is not None
+    turn = Turn()
+    await world.engine.keeper.keep("mecha.workflow/x", b"y" * 10_000, turn.is_over)
+    held = weakref.ref(turn)
+    del turn
+    assert held() is not None
+    assert await world.engine.keeper.sweep() == 0
+    gc.collect()
+    assert held() is None
+
+
 async def test_deposed_host_sweeps_nothing_of_its_successor(world: World) -> None:
     """PAY-1: whoever does not know that it has lost the partition leaves alone what is of a later epoch."""
     await world.start([echo])
@@ -470,7 +554,7 @@ async def test_value_of_another_epoch_is_stored_again(world: World) -> None:
     instance = await client.start(remembers, 5)
     stream = f"mecha.workflow/{instance}"
     foreign = await write(world.store.payloads, stream, "0.5.abc", orjson.dumps(text_of(30_000)))
-    assert await client._ask(instance, "raise_event_large", "go", str(foreign)) == ""
+    assert await client._ask(instance, "raise_event", "go", str(foreign), True) == ""
     assert await client.wait(instance, 10) == [5, text_of(5)[:8], 30_000]
     assert world.host is not None
     facts = [orjson.loads(event.data) for event in await world.store.journal.events(stream)]
@@ -488,7 +572,7 @@ async def test_value_that_is_gone_is_not_recorded(world: World) -> None:
     await eventually(lambda: has_recorded(world, instance, '"done"'))
     lost = Stored("0" * 64, 50_000, "0.5.abc")
     with pytest.raises(ActorFailed, match="is not in the store"):
-        await client._ask(instance, "raise_event_large", "go", str(lost))
+        await client._ask(instance, "raise_event", "go", str(lost), True)
     await client.raise_event(instance, "go", "ab")
     assert await client.wait(instance, 10) == [5, text_of(5)[:8], 2]
 
@@ -523,6 +607,81 @@ async def test_damaged_value_stalls_the_instance(world: World) -> None:
     await world.store.payloads.put(stream, id_, 0, chunk)
     await client.resume(instance)
     assert await client.wait(instance, 10) == [100_000, text_of(100_000)[:8], 3]
+
+
+async def test_instance_stalled_by_a_lost_value_can_be_seen_and_ended(world: World) -> None:
+    """Whoever is to mend it sees what there is, and the id can be used again."""
+    client = await world.start([passes_on])
+    text = text_of(LIMIT * 2)
+    await client.start(passes_on, text, instance_id="one")
+    world.crash()
+    await world.lose_all("one")
+    client = await world.start([passes_on])
+    await client.raise_event("one", "go", "!")
+    with pytest.raises(WorkflowStalled, match="is not in the store"):
+        await client.wait("one", 10)
+    for state in (await client.get("one"), await client.wait_state("one", 10)):
+        assert (state.status, state.name, state.input) == ("STALLED", "passes_on", None)
+        assert state.failure is not None
+        assert state.failure.type == "PayloadLost"
+    await client.terminate("one", "given up")
+    with pytest.raises(WorkflowTerminated) as ended:
+        await client.wait("one", 10)
+    assert ended.value.output == "given up"
+    await client.start(passes_on, text, instance_id="one")
+    await client.raise_event("one", "go", "!")
+    assert await client.wait("one", 10) == text + "!"
+
+
+async def test_result_that_is_lost(world: World) -> None:
+    """It is no result, and no other instance is kept from its id by it."""
+    client = await world.start([echo])
+    await client.start(echo, text_of(LIMIT * 2), instance_id="one")
+    await client.wait("one", 10)
+    await world.lose_all("one")
+    with pytest.raises(PayloadLost, match="is not in the store"):
+        await client.wait("one", 10)
+    state = await client.get("one")
+    assert (state.status, state.input, state.output) == ("COMPLETED", None, None)
+    await client.start(echo, "b", instance_id="one")
+    assert await client.wait("one", 10) == "b"
+
+
+async def test_only_what_is_shown_is_read(world: World) -> None:
+    """A large input is not read to say that its instance has failed, nor to use its id again."""
+
+    @workflow
+    async def refuses(text: str) -> None:
+        raise ValueError(len(text))
+
+    client = await world.start([refuses])
+    state = await (await client.handle(refuses, text_of(LIMIT * 2), instance_id="one")).state()
+    before = world.payloads.gets
+    assert (await client.wait_state("one", 10)).input == state.input == text_of(LIMIT * 2)
+    assert world.payloads.gets > before, "reads are counted"
+    before = world.payloads.gets
+    with pytest.raises(WorkflowFailed):
+        await client.wait("one", 10)
+    await client.start(refuses, "", instance_id="one")
+    assert world.payloads.gets == before
+
+
+async def test_values_that_went_with_their_instance(world: World) -> None:
+    """Who looks meanwhile is told so, and sees nothing as lost that is only over."""
+    client = await world.start([echo])
+    for again, told in ((False, InstanceNotFound), (True, PayloadLost)):
+        await client.start(echo, text_of(LIMIT * 2), instance_id="one")
+        await client.wait("one", 10)
+
+        async def purge(again: bool = again) -> None:
+            await client.purge("one")
+            await eventually(lambda: has_none(world, "one"))
+            if again:
+                await client.start(echo, "b", instance_id="one")
+
+        world.payloads.before_get = purge
+        with pytest.raises(told):
+            await client.get("one")
 
 
 async def test_order_that_outlives_its_workflow_keeps_its_arguments(world: World) -> None:

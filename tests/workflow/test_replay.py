@@ -11,7 +11,7 @@ import pytest
 
 import actors
 from tests.workflow.steps import Ledger, Order, Receipt, charge, double, issue
-from workflow import ActivityFailed, ActorCallFailed, actor, current, send, set_status, wait_event, workflow
+from workflow import ActivityFailed, ActorCallFailed, activity, actor, current, send, set_status, wait_event, workflow
 from workflow.testing import Rehearsal
 
 if TYPE_CHECKING:
@@ -333,14 +333,53 @@ async def given_but_cancelled(_: None) -> str:
     return str(await wait_event("go"))
 
 
-def test_event_given_and_cancelled_in_one_turn_is_put_back() -> None:
-    """An event handed to a task that is cancelled before it runs is first in line again."""
+def test_event_that_comes_in_the_turn_of_the_cancellation_is_kept() -> None:
+    """Inputs of one turn are seen one after the other: the waiter is gone before the event comes."""
     run = Rehearsal(given_but_cancelled)
     run.turn(("paused",))
     run.event("stop")
     run.event("go", "kept")
     run.turn(("resumed",))
     assert run.output == "kept"
+
+
+@activity
+async def labelled(number: int, *, label: str, loud: bool = False) -> str:
+    return f"{label}{number}"
+
+
+@workflow
+async def forgets_a_name(_: None) -> list[str]:
+    seen = []
+    mistaken: list[dict[str, Any]] = [{}, {"loud": True}]
+    for given in mistaken:
+        try:
+            await labelled(1, **given)
+        except TypeError as error:
+            seen.append(str(error))
+    return [*seen, await labelled(1, label="a")]
+
+
+def test_a_missing_argument_is_a_type_error_where_it_is_missing(evict: bool) -> None:
+    """As for any function, whether it goes by position or by name alone; nothing is recorded of the call."""
+    run = Rehearsal(forgets_a_name, evict=evict)
+    assert run.activities == {"forgets_a_name.labelled": ("labelled", {"args": [1], "kwargs": {"label": "a"}})}
+    run.complete("forgets_a_name.labelled", "a1")
+    assert run.output == ["missing a required argument: 'label'"] * 2 + ["a1"]
+
+
+def test_a_rehearsal_names_what_is_open() -> None:
+    """A step that is misspelt, or a timer nobody has set, is the test's mistake and nothing that happened."""
+    run = Rehearsal(sequence, 1)
+    for mistaken in (run.complete, run.fail):
+        with pytest.raises(LookupError, match=r"no step 'sequence\.dooble' is open; open are sequence\.double$"):
+            mistaken("sequence.dooble")
+    with pytest.raises(LookupError, match=r"no timer is pending; the workflow is RUNNING, open are sequence\.double$"):
+        run.advance()
+    assert len(run.records) == 1
+    run.complete("sequence.double", 2)
+    with pytest.raises(LookupError, match=r"open are sequence\.double\[2\]$"):
+        run.complete("sequence.double", 2)
 
 
 @workflow
