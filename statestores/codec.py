@@ -1,9 +1,9 @@
 """The one encoding of everything durable and everything on the wire: JSON, by orjson, never pickle.
 
 What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating
-decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; pydantic models and dataclasses are
-written under their own pydantic configuration (so bytes in them are UTF-8 text, unless that says ``base64``); bytes
-elsewhere become base64, sets lists, Decimals strings, timedeltas ISO 8601 durations.
+decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; bytes become base64, sets lists,
+Decimals strings, timedeltas ISO 8601 durations. Models and dataclasses of pydantic are written under their own
+configuration (so bytes in them are UTF-8 text, unless that says ``base64``).
 
 Refused, with `CodecError`: integers beyond 64 bits, NaN and infinities (JSON has none, and null would be a silent
 loss), and objects no rule covers.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import orjson
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
+from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,8 +31,9 @@ ATOMS: frozenset[type] = frozenset({int, str, bool, float, type(None)})
 """Types whose values are immutable and are their own JSON value: these need no copy and no validation beyond the
 type."""
 
+_BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 _BYTES_AS_BASE64 = (
-    "; bytes in a dataclass or model are text, unless its __pydantic_config__ or model_config is "
+    "; bytes in a model of pydantic are text, unless its configuration is "
     'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
 )
 
@@ -72,7 +74,7 @@ class Adapter(Generic[T]):
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
         # Values of exactly this type pass unexamined; None: no such shortcut.
-        self.atom: type | None = annotation if annotation in ATOMS else None
+        self.atom: type | None = annotation if isinstance(annotation, type) and annotation in ATOMS else None
         self._adapter: TypeAdapter[T] = _type_adapter(annotation)
 
     def decode(self, data: bytes | bytearray) -> T:
@@ -118,11 +120,14 @@ def adapter(annotation: Any, default: Any = ...) -> Adapter[Any]:
 
 def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation, config=ConfigDict(val_json_bytes="base64"))
+        return TypeAdapter(annotation, config=_BASE64)
     except PydanticUserError as error:
         if error.code != "type-adapter-config-unused":
             raise TypeError(f"no encoding for annotation {annotation!r}: {error}") from error
-        return TypeAdapter(annotation)
+    # What may have a configuration of its own is given none from here. By another name it is, as it is in a container:
+    # it takes what it does not have.
+    named: Any = TypeAliasType("Named", annotation)
+    return TypeAdapter(named, config=_BASE64)
 
 
 def _default(value: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 
 import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import TypedDict
 
 from statestores.codec import CodecError, adapter, encode
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BINARY = b"\x00\xff"
+T = TypeVar("T")
 
 
 @dataclass
@@ -26,6 +29,47 @@ class Plain:
 class Configured:
     __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
     data: bytes
+
+
+@pydantic_dataclass
+class Validated:
+    data: bytes
+
+
+@dataclass
+class Outer:
+    one: Plain
+    more: list[Plain]
+
+
+@dataclass
+class Node:
+    data: bytes
+    below: list[Node]
+
+
+@dataclass
+class Held(Generic[T]):
+    held: T
+
+
+class Pair(NamedTuple):
+    number: int
+    plain: Plain
+
+
+class Entry(TypedDict):
+    data: bytes
+    plain: Plain
+
+
+class Box(BaseModel):
+    data: bytes
+
+
+@dataclass
+class Shelf:
+    box: Box
 
 
 class Open(BaseModel):
@@ -48,12 +92,35 @@ def test_no_number_becomes_null_unseen(value: object, place: str) -> None:
         encode(value)
 
 
-def test_bytes() -> None:
-    """Any, by themselves and in containers; in a dataclass those its configuration takes, which is text unless it says
-    otherwise."""
-    for annotation, value in ((bytes, BINARY), (dict[str, bytes], {"x": BINARY}), (Plain, Plain(b"text"))):
-        assert adapter(annotation).decode(encode(value)) == value
-    assert adapter(list[Configured]).decode(encode([Configured(BINARY)])) == [Configured(BINARY)]
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (bytes, BINARY),
+        (Plain, Plain(BINARY)),
+        (Outer, Outer(Plain(BINARY), [Plain(BINARY)])),
+        (Node, Node(BINARY, [Node(b"", [])])),
+        (Pair, Pair(1, Plain(BINARY))),
+        (Entry, {"data": BINARY, "plain": Plain(BINARY)}),
+        (Shelf, Shelf(Box(data=b"text"))),
+        (Box, Box(data=b"text")),
+        (Configured, Configured(BINARY)),
+        (Validated, Validated(b"text")),
+        (Held[Plain], Held(Plain(BINARY))),
+    ],
+)
+def test_bytes(annotation: Any, value: Any) -> None:
+    """Any, wherever they stand; in a model, or a dataclass that is configured, those its configuration takes, which
+    for a model is text unless it says otherwise."""
+    assert adapter(annotation).decode(encode(value)) == value
+    assert adapter(list[annotation]).decode(encode([value])) == [value]
+    assert adapter(dict[str, annotation]).decode(encode({"x": value})) == {"x": value}
+    assert adapter(annotation | None).decode(encode(value)) == value
+    assert adapter(tuple[int, annotation]).decode(encode((1, value))) == (1, value)
+
+
+def test_annotation_that_cannot_be_hashed() -> None:
+    """Like any other."""
+    assert adapter(Annotated[bytes, ["no hash"]]).decode(encode(BINARY)) == BINARY
 
 
 def half_a_pair(value: str) -> str:
@@ -74,7 +141,7 @@ def test_whatever_a_validator_raises_is_a_mistake_in_the_value(validate: Callabl
         adapter(Annotated[str, AfterValidator(validate)]).decode(b'"y"')
 
 
-def test_bytes_that_a_dataclass_cannot_hold() -> None:
+def test_bytes_that_a_model_cannot_hold() -> None:
     """The error says what to write."""
     with pytest.raises(CodecError, match=r'ConfigDict\(ser_json_bytes="base64", val_json_bytes="base64"\)'):
-        encode({"x": Plain(BINARY)})
+        encode({"x": Box(data=BINARY)})
