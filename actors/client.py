@@ -12,7 +12,7 @@ from actors.message import Call, Heard
 from actors.names import check_key, check_name, check_text, stream_of
 from actors.ref import ActorRef, keyed_target_of
 from actors.state import fold, new_instance, plain_state
-from actors.turn import current_turn
+from actors.turn import current_turn, refuse_replayed
 from statestores.codec import ATOMS, encode
 from statestores.model import partition_of
 
@@ -162,6 +162,7 @@ class ActorClient:
 
     async def call(self, actor_type: str, actor_id: str, method: str, payload: bytes = b"", **options: Any) -> bytes:
         """`invoke_nowait`, awaited."""
+        refuse_replayed()
         return await self.invoke_nowait(actor_type, actor_id, method, payload, **options)
 
     async def send(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -189,10 +190,12 @@ class ActorClient:
 
     async def listing(self, query: IndexQuery) -> list[IndexEntry]:
         """One page of the actors that have state, by stream."""
+        refuse_replayed()
         return await self._host.journal.index(query)
 
     async def history(self, actor_type: str, actor_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """Recorded events, oldest first, from the version after `after`."""
+        refuse_replayed()
         return await self._host.journal.events(_stream(actor_type, actor_id), after, limit)
 
     async def state(
@@ -200,6 +203,7 @@ class ActorClient:
     ) -> tuple[int, dict[str, Any]] | None:
         """(version, committed state as JSON values), now or as it was at a version, without activating the actor. None:
         it has no history. Raises `UnknownActorType`."""
+        refuse_replayed()
         definition = self._definition(actor_type)
         history = await self._host.journal.load(_stream(actor_type, actor_id), at_version)
         if history.version == 0 and at_version != 0:
@@ -285,6 +289,7 @@ class ActorClient:
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Messages that were given up: they could never succeed, or failed too often."""
+        refuse_replayed()
         return await self._host.dead_letters.listing(limit)
 
     async def resend_dead_letter(self, letter: DeadLetter) -> None:
@@ -317,6 +322,7 @@ class ActorClient:
         return next((r for r in await self.reminders(actor_type, actor_id) if r.name == name), None)
 
     async def reminders(self, actor_type: str, actor_id: str) -> list[ReminderInfo]:
+        refuse_replayed()
         self._definition(actor_type)
         return await self._host.reminders.of(_stream(actor_type, actor_id))
 
@@ -342,6 +348,7 @@ class ActorClient:
     async def _builtin(
         self, actor_type: str, actor_id: str, method: str, arguments: list[Any], key: str | None = None
     ) -> Any:
+        refuse_replayed()
         if key is not None:
             check_key(key)
         call = self._host.new_call(_stream(actor_type, actor_id), method)

@@ -64,6 +64,13 @@ def current_turn() -> Turn | None:
     return None if turn is None or turn.closed else turn
 
 
+def refuse_replayed() -> None:
+    """For what a client does with its host by no call of a reference: code that is replayed cannot do it again. What
+    stands in there for a turn raises."""
+    if (turn := _current.get()) is not None:
+        _ = turn.activation
+
+
 def send(method: Callable[P, Awaitable[Any]] | Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
     """Send a one-way message: ``send(context().actor(Airport, "JFK").departed, miles=10)``. It leaves when the turn has
     been committed, is delivered even if everything crashes right after, and takes effect exactly once (INV-8)."""

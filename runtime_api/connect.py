@@ -34,6 +34,7 @@ from actors.message import Call
 from actors.names import check_name, stream_of
 from actors.placement.hop import PeerGone, PeerUnsure, asked, decode_error, result_of
 from actors.ref import ActorRef, keyed_target_of
+from actors.timetext import parse_duration_s
 from runtime_api.problems import TABLE
 from statestores.codec import decode, encode
 from workflow.errors import (
@@ -310,10 +311,10 @@ class RemoteWorkflows:
         """Raises `InstanceNotFound`."""
         return _instance(await self._insist("GET", f"/v1.0/mecha/workflows/{_escaped(instance_id)}"))
 
-    async def wait(self, instance_id: str, timeout: float | None = None) -> Any:
+    async def wait(self, instance_id: str, timeout: Duration | None = None) -> Any:
         """The result, as JSON, once there is one. Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`,
-        `InstanceNotFound`; `TimeoutError` after `timeout` seconds."""
-        async with asyncio.timeout(timeout):
+        `InstanceNotFound`; `TimeoutError` after `timeout` (seconds, or a duration as text)."""
+        async with asyncio.timeout(None if timeout is None else parse_duration_s(timeout)):
             while True:
                 where = f"/v1.0/mecha/workflows/{_escaped(instance_id)}/result?timeout={_POLL_S:g}s"
                 found = _instance(await self._insist("GET", where))

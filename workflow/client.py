@@ -11,7 +11,7 @@ import os
 import random
 import time
 import uuid
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
@@ -20,7 +20,7 @@ from actors import ActorFailed, InvalidSchedule, OutcomeUnknown, Retriable
 from actors.names import check_key, check_name, check_text
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
-from actors.turn import current_turn
+from actors.turn import current_turn, refuse_replayed
 from statestores.codec import CodecError, decode, encode
 from statestores.errors import StoreUnavailable
 from statestores.model import IndexEntry, IndexQuery
@@ -44,9 +44,10 @@ from workflow.payloads import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from actors import ActorClient
+    from actors.timetext import Duration
     from statestores.model import Event
     from workflow.deployment import Deployment
     from workflow.instance import WorkflowInstance
@@ -108,7 +109,7 @@ class WorkflowHandle(Generic[T]):
     async def state(self) -> WorkflowState:
         return await self._client.get(self.instance_id)
 
-    async def result(self, timeout: float | None = None) -> T:
+    async def result(self, timeout: Duration | None = None) -> T:
         """See `WorkflowClient.wait`."""
         value: T = await self._client.wait(self.instance_id, timeout)
         return value
@@ -175,7 +176,7 @@ class WorkflowClient:
                 instance_id, fresh = request, True
             else:
                 instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{request}"))
-        at_ms = _ms(start_at) or 0
+        at_ms = _ms("start_at", start_at) or 0
         delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
         if at_ms > MAX_MS or delay_ms > _LONGEST_DELAY_MS:
             raise InvalidSchedule(
@@ -206,12 +207,13 @@ class WorkflowClient:
         purged meanwhile, and its id used again."""
         return await self._state(instance_id, await self._described(instance_id))
 
-    async def wait(self, instance_id: str, timeout: float | None = None) -> Any:
+    async def wait(self, instance_id: str, timeout: Duration | None = None) -> Any:
         """The result of the instance, once it has one: the workflow's annotated type where it is deployed here, else
         JSON.
 
         Raises `WorkflowFailed`, `WorkflowTerminated`, `WorkflowStalled`, `InstanceNotFound`, `PayloadLost`;
-        `TimeoutError` after `timeout` seconds. Waiting costs nothing, and goes on when the instance moves.
+        `TimeoutError` after `timeout` (seconds, or a duration as text). Waiting costs nothing, and goes on when the
+        instance moves.
         """
         shown = orjson.loads(await self._wait_shown(instance_id, timeout))
         if shown["status"] == COMPLETED:
@@ -225,7 +227,7 @@ class WorkflowClient:
         failure = _failure(shown) or Failure("Unknown", "")
         raise (WorkflowFailed if shown["status"] == FAILED else WorkflowStalled)(instance_id, failure)
 
-    async def wait_state(self, instance_id: str, timeout: float | None = None) -> WorkflowState:
+    async def wait_state(self, instance_id: str, timeout: Duration | None = None) -> WorkflowState:
         """`get`, once the instance has ended or stalled. Raises `TimeoutError` as well."""
         return await self._state(instance_id, orjson.loads(await self._wait_shown(instance_id, timeout)))
 
@@ -249,8 +251,8 @@ class WorkflowClient:
             id_prefix=prefix,
             name=name,
             statuses=statuses,
-            created_from_ms=_ms(created_from),
-            created_to_ms=_ms(created_to),
+            created_from_ms=_ms("created_from", created_from),
+            created_to_ms=_ms("created_to", created_to),
             after=f"{ACTOR_TYPE}/{after}" if after else "",
             limit=limit,
         )
@@ -383,11 +385,17 @@ class WorkflowClient:
             fields["execution"],
         )
 
-    async def _wait_shown(self, instance_id: str, timeout: float | None) -> str:
+    async def _wait_shown(self, instance_id: str, timeout: Duration | None) -> str:
+        refuse_replayed()
         if timeout is None:
             return await self._shown_at_end(instance_id)
-        async with asyncio.timeout(timeout):
-            return await self._shown_at_end(instance_id)
+        try:
+            async with asyncio.timeout(parse_duration_s(timeout)) as scope:
+                return await self._shown_at_end(instance_id)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise TimeoutError(f"workflow instance {instance_id!r} has not ended within {timeout!r}") from None
 
     async def _shown_at_end(self, instance_id: str) -> str:
         # An instance that is seen here to go on will be heard of here: that needs no turn.
@@ -472,6 +480,7 @@ class _Identity(NamedTuple):
 def _identity(given: str | None, instance_id: str, method: str, *args: Any, prefix: str = "") -> _Identity:
     """What is given goes behind the prefix. In a turn that has a key itself the identity follows from that, and from
     what is asked for, so that a repeated turn repeats no effects."""
+    refuse_replayed()
     if given is not None:
         check_key(given)
         return _Identity(prefix + given, False)
@@ -520,8 +529,10 @@ def _stream(instance_id: str) -> str:
     return f"{ACTOR_TYPE}/{instance_id}"
 
 
-def _ms(instant: datetime | None) -> int | None:
+def _ms(what: str, instant: datetime | None) -> int | None:
     """A naive one is UTC, as it is in a reminder."""
     if instant is None:
         return None
+    if not isinstance(instant, datetime):
+        raise TypeError(f"{what}={instant!r} is not a datetime, e.g. datetime(2030, 1, 31, 9, tzinfo=UTC)")
     return round((instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)).timestamp() * 1000)

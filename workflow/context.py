@@ -247,7 +247,8 @@ class Surface:
 
     @property
     def activation(self) -> Any:
-        """What references and clients of a runtime ask a turn for, to make their call a part of it."""
+        """What references and clients of a runtime ask a turn for, to make their call a part of it; or only to be
+        refused here (`actors.turn.refuse_replayed`)."""
         raise WorkflowGuardError(
             "a runtime's references and clients do not work inside a workflow: use workflow.actor(...) and "
             "workflow.send(...), or call from an @activity"

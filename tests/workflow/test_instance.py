@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import InvalidName
+from actors import InvalidName, InvalidSchedule
 from actors.clock import SystemClock
+from statestores.model import IndexQuery
 from tests.workflow.steps import Ledger, Order, Receipt, charge, double, double_in_thread, issue
 from workflow import (
     ActivityFailed,
@@ -44,7 +45,9 @@ from workflow import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from actors import ActorClient
     from tests.workflow.conftest import World
+    from workflow import WorkflowClient
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -231,6 +234,8 @@ async def test_wrong_starts(world: World) -> None:
         await client.start("nothing")
     with pytest.raises(InvalidWorkflowInput, match="cents"):
         await client.start(order, {"card": "x"})
+    with pytest.raises(TypeError, match=r"start_at='2030-01-31T09:00:00Z' is not a datetime, e\.g\."):
+        await client.start(order, Order("x", 1), start_at="2030-01-31T09:00:00Z")  # type: ignore[arg-type]  # likewise
     with pytest.raises(TypeError, match="decorate it with @workflow"):
         await client.start(test_wrong_starts)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(InvalidName, match="instance id 'a/b'"):
@@ -240,17 +245,43 @@ async def test_wrong_starts(world: World) -> None:
     assert await client.listing() == []
 
 
-async def test_references_of_a_runtime_are_refused_inside(world: World) -> None:
-    """A call by them would be made again by each replay. The instance is stalled, and the remedy is named."""
+async def test_references_and_clients_of_a_runtime_are_refused_inside(world: World) -> None:
+    """What they do would be done again by each replay. The instance is stalled, and the remedy is named."""
+    ways: dict[str, Callable[[ActorClient, WorkflowClient], Awaitable[Any]]] = {
+        "call": lambda actors, _: actors.actor(Ledger, "x").read(),
+        "call with JSON": lambda actors, _: actors.call("Ledger", "x", "read"),
+        "send": lambda actors, _: actors.send(actors.actor(Ledger, "x").read),
+        "delete": lambda actors, _: actors.delete("Ledger", "x"),
+        "set_reminder": lambda actors, _: actors.set_reminder("Ledger", "x", "r", {"due": "1h"}),
+        "reminders": lambda actors, _: actors.reminders("Ledger", "x"),
+        "actor state": lambda actors, _: actors.state("Ledger", "x"),
+        "actors": lambda actors, _: actors.listing(IndexQuery("Ledger")),
+        "dead letters": lambda actors, _: actors.dead_letters(),
+        "start": lambda _, workflows: workflows.start("waits", "go"),
+        "start with a key": lambda _, workflows: workflows.start("waits", "go", idempotency_key="k"),
+        "run": lambda _, workflows: workflows.run(waits, "go"),
+        "get": lambda _, workflows: workflows.get("other"),
+        "wait": lambda _, workflows: workflows.wait("other"),
+        "wait for a while": lambda _, workflows: workflows.wait("other", "1h"),
+        "raise_event": lambda _, workflows: workflows.raise_event("other", "go"),
+        "pause": lambda _, workflows: workflows.pause("other"),
+        "purge": lambda _, workflows: workflows.purge("other", force=True),
+        "instances": lambda _, workflows: workflows.listing(),
+        "history": lambda _, workflows: workflows.history("other"),
+    }
 
     @workflow
-    async def calls(_: None) -> None:
+    async def uses(way: str) -> None:
         assert world.host is not None
-        await world.host.client.actor(Ledger, "x").read()
+        await ways[way](world.host.client, client)
 
-    client = await world.start([calls])
-    with pytest.raises(WorkflowStalled, match=r"use workflow\.actor"):
-        await client.run(calls)
+    client = await world.start([uses, waits])
+    await client.start(waits, "go", instance_id="other")
+    for way in ways:
+        with pytest.raises(WorkflowStalled, match=r"use workflow\.actor"):
+            await client.run(uses, way)
+    assert (await client.get("other")).status == "RUNNING"
+    assert len(await client.listing(name="waits")) == 1
 
 
 async def test_naive_start_time_is_utc(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,8 +303,12 @@ async def test_wait_times_out(world: World) -> None:
     """wait gives up after its timeout, the instance goes on."""
     client = await world.start([waits])
     instance = await client.start(waits, "go")
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.01"):
         await client.wait(instance, 0.01)
+    with pytest.raises(TimeoutError, match="has not ended within '10ms'"):
+        await client.wait(instance, "10ms")
+    with pytest.raises(InvalidSchedule, match="write a Go duration"):
+        await client.wait(instance, "soon")
     waiting = asyncio.create_task(client.wait(instance, 10))
     await client.raise_event(instance, "go", 3)
     assert await waiting == 3
