@@ -333,6 +333,11 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         raise TypeError(
             f"{cls.__qualname__}: upcasters {unused} lead from no version before schema={options.schema}: raise it"
         )
+    for version, upcaster in options.upcasters.items():
+        if not callable(upcaster):
+            raise TypeError(
+                f"{cls.__qualname__}: upcaster of version {version} is {upcaster!r}: write a function of (name, data)"
+            )
     events = _collect_events(cls)
     fields = _collect_fields(cls)
     methods = _collect_methods(cls)

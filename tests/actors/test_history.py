@@ -629,6 +629,12 @@ def test_mistakes_are_found_at_decoration() -> None:
         class Forgotten:
             pass
 
+    with pytest.raises(TypeError, match=r"upcaster of version 1 is 'v1': write a function of \(name, data\)"):
+
+        @actor(schema=2, upcasters={1: "v1"})  # type: ignore[dict-item]  # the mistake
+        class Named:
+            pass
+
     with pytest.raises(TypeError, match="size is both a field and a method"):
 
         @actor

@@ -169,8 +169,9 @@ async def test_a_workflow_of_every_step(runtime: Served, name: str) -> None:
 async def test_a_workflow_that_waits(runtime: Served, name: str) -> None:
     """An instance shows that it waits, can be waited for with a limit, is paused and goes on, and ends by its event."""
     await runtime.workflows.start(approval, {"n": 1}, instance_id=name)
-    with pytest.raises(TimeoutError):
-        await runtime.workflows.wait(name, 0.01)
+    for limit in (0.01, "10ms"):
+        with pytest.raises(TimeoutError):
+            await runtime.workflows.wait(name, limit)
     await runtime.workflows.pause(name)
     shown = await runtime.workflows.get(name)
     assert (shown.status, shown.custom_status) == ("SUSPENDED", "waiting")
