@@ -218,7 +218,7 @@ class Host:
         finally:
             drain.cancel()
         if not done:
-            log.warning("turns took longer than %g s to end: they are rolled back, and run elsewhere", timeout_s)
+            log.warning("the %g s left for turns to end are over: what still runs is rolled back", timeout_s)
         elif not drain.cancelled():  # by an abort meanwhile
             drain.result()
 

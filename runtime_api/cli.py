@@ -35,16 +35,31 @@ cli.add_typer(actor_cli, name="actor")
 cli.add_typer(cluster_cli, name="cluster")
 cli.add_typer(workflow_cli, name="workflow")
 
+
+def _named(name: str | None) -> str | None:
+    """A name that goes into a path. An empty one (a variable of a script that is not set) would lead to another path,
+    and so would dots."""
+    if name in ("", ".", ".."):
+        raise typer.BadParameter("it is empty" if not name else f"{name!r} can be no name")
+    return name
+
+
 Url = Annotated[str, typer.Option("--url", envvar="MECHA_URL", help="Where the server is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many lines.")]
-ActorType = Annotated[str, typer.Argument(metavar="TYPE")]
-ActorId = Annotated[str, typer.Argument(metavar="ID")]
-InstanceId = Annotated[str, typer.Argument(metavar="ID")]
-Method = Annotated[str, typer.Argument(metavar="METHOD")]
+ActorType = Annotated[str, typer.Argument(metavar="TYPE", callback=_named)]
+ActorId = Annotated[str, typer.Argument(metavar="ID", callback=_named)]
+InstanceId = Annotated[str, typer.Argument(metavar="ID", callback=_named)]
+Method = Annotated[str, typer.Argument(metavar="METHOD", callback=_named)]
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ARG", help="Arguments in order; each is JSON, or a string when it is not."),
+    typer.Argument(
+        metavar="ARG",
+        help="Arguments in order; each is JSON, or a string when it is not. Those that begin with - go behind --.",
+    ),
+]
+Key = Annotated[
+    str | None, typer.Option("--idempotency-key", help="It takes effect once, however often it is repeated.")
 ]
 Data = Annotated[
     str | None, typer.Option("--data", help="The whole body as JSON instead of arguments; `-` reads stdin.")
@@ -340,17 +355,13 @@ def actor_call(
     method: Method,
     arguments: Arguments = None,
     data: Data = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="The call takes effect once, however often it is made.")
-    ] = None,
+    idempotency_key: Key = None,
     timeout: Annotated[str | None, typer.Option(help="Longest wait for the answer, e.g. 1.5s.")] = None,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Call a method and print its result, as JSON on one line, or laid out with --json."""
-    headers = {"content-type": "application/json"}
-    if idempotency_key is not None:
-        headers["idempotency-key"] = idempotency_key
+    headers = _keyed(idempotency_key)
     if timeout is not None:
         headers["mecha-timeout"] = timeout
     body = body_of(arguments, data)
@@ -371,6 +382,7 @@ def actor_send(
     method: Method,
     arguments: Arguments = None,
     data: Data = None,
+    idempotency_key: Key = None,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -379,13 +391,22 @@ def actor_send(
     from runtime_api.remote import path
 
     with remote(url) as server:
-        server.request("POST", path("v1.0", "mecha", "actors", actor_type, actor_id, "send", method), content=body)
+        where = path("v1.0", "mecha", "actors", actor_type, actor_id, "send", method)
+        server.request("POST", where, content=body, headers=_keyed(idempotency_key))
     tell_done(as_json)
+
+
+def _keyed(idempotency_key: str | None) -> dict[str, str]:
+    """The headers of a body that may have a key."""
+    headers = {"content-type": "application/json"}
+    return headers if idempotency_key is None else {**headers, "idempotency-key": idempotency_key}
 
 
 @actor_cli.command("list")
 def actor_list(
-    actor_type: Annotated[str | None, typer.Argument(metavar="TYPE", help="None: list the types.")] = None,
+    actor_type: Annotated[
+        str | None, typer.Argument(metavar="TYPE", help="None: list the types.", callback=_named)
+    ] = None,
     prefix: Prefix = "",
     name: Annotated[str, typer.Option("--name", help="Only with this index name.")] = "",
     status: Statuses = None,
@@ -398,6 +419,9 @@ def actor_list(
     """List actor types, or the actors of a type."""
     from runtime_api.remote import path
 
+    params = _filters(prefix, name, status, created_from, created_to)
+    if actor_type is None and any(params.values()):
+        fail("actors are listed by type: give a TYPE before what is to be left out", EXIT_USAGE)
     with remote(url) as server:
         if actor_type is None:
             types = server.json("GET", "/v1.0/mecha/actors")["types"]
@@ -408,7 +432,6 @@ def actor_list(
                     ("TYPE", "ACTIVE", "METHODS"), ((t["type"], t["active"], ", ".join(t["methods"])) for t in types)
                 )
             return
-        params = _filters(prefix, name, status, created_from, created_to)
         items = pages(server, path("v1.0", "mecha", "actors", actor_type), params, limit)
     if as_json:
         print_json(items)
@@ -490,7 +513,7 @@ def actor_delete(actor_type: ActorType, actor_id: ActorId, as_json: Json = False
 
 @workflow_cli.command("start")
 def workflow_start(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Annotated[str, typer.Argument(metavar="NAME", callback=_named)],
     value: Annotated[str | None, typer.Argument(metavar="INPUT", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
     instance_id: Annotated[str, typer.Option("--id", help="The instance's id; default: a random one.")] = "",
@@ -618,7 +641,7 @@ def _wait(server: Remote, instance_id: str, timeout_s: float, as_json: bool) -> 
 @workflow_cli.command("raise-event")
 def workflow_raise_event(
     instance_id: InstanceId,
-    event: Annotated[str, typer.Argument(metavar="EVENT")],
+    event: Annotated[str, typer.Argument(metavar="EVENT", callback=_named)],
     value: Annotated[str | None, typer.Argument(metavar="VALUE", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
     as_json: Json = False,

@@ -78,6 +78,8 @@ def load_application(target: str) -> Application:
     import would run it, with its directory on ``sys.path``. Raises `LoadError`.
     """
     place, name = _split(target)
+    if not place:
+        raise LoadError("no application is named: give app.py, app.py:name, package.module or package.module:name")
     module = _import(place)
     source: AppSource = module if not name else _named(module, name, place)
     application = find_application(source)

@@ -293,8 +293,8 @@ class Runtime:
             store = await self._open_in_time(component)
         except StoreError as error:
             if is_needed or not component.ignore_errors:
-                raise type(error)(f"component {component.name}: {error}") from error
-            _log.warning("component %s is left out: %s", component.name, error)
+                raise type(error)(f"{component}: {error}") from error
+            _log.warning("%s is left out: %s", component, error)
             return
         self.components[component.name] = StateComponent(
             component.name,

@@ -124,15 +124,19 @@ def _entry(entry: IndexEntry) -> dict[str, Any]:
 
 # -- requests --------------------------------------------------------------------------------------------------------
 
+_TOO_DEEP = "depth limit exceeded"  # orjson says it by this text alone
+
 
 def input_of(body: bytes) -> Any:
     """A workflow's input, or an event's payload: the body parsed as JSON when it is JSON, else its text; empty:
-    None."""
+    None. Raises `Problem` 400 for JSON that is too deep to be read, which is no text either."""
     if not body:
         return None
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError:
+    except orjson.JSONDecodeError as error:
+        if error.msg.startswith(_TOO_DEEP):
+            raise Problem(400, "ERR_MALFORMED_REQUEST", f"the body cannot be read as JSON: {error}") from error
         return body.decode(errors="replace")
 
 

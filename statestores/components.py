@@ -19,6 +19,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Protocol, cast
 
 from statestores.errors import ComponentError
+from statestores.keyrules import MAX_TTL_S
 from statestores.resources import Component, Metadata, actor_component, load_resources, make_secret_store
 from statestores.settingtext import duration_s
 
@@ -104,20 +105,19 @@ def open_url(url: str) -> StateStore:
 
 
 def make_store(component: Component) -> StateStore:
-    """The store that a component of type ``state.…`` describes; its `open` is the caller's to call."""
+    """The store that a component of type ``state.…`` describes; its `open` is the caller's to call. Errors do not say
+    which component: that is the caller's to add, as to those of `open`."""
     implementation = component.type.removeprefix("state.")
     name = _TYPES.get(implementation, implementation)
     known = _known_stores()
     if not component.is_state or name not in known:
         types = {f"state.{name}" for name in known - set(_TYPES.values())} | {f"state.{name}" for name in _TYPES}
-        raise ComponentError(
-            f"{component}: spec.type {component.type!r} is no state store; there are {', '.join(sorted(types))}"
-        )
+        raise ComponentError(f"spec.type {component.type!r} is no state store; there are {', '.join(sorted(types))}")
     own = {name: text for name, text in component.metadata.items() if name.lower() not in _RUNTIME_METADATA}
     try:
         return _factory(name).from_metadata(Metadata(own))
     except ComponentError as error:
-        raise ComponentError(f"{component}: spec.metadata: {error}") from error
+        raise ComponentError(f"spec.metadata: {error}") from error
 
 
 def _known_stores() -> set[str]:
@@ -180,6 +180,8 @@ def _ttl_s(component: Component) -> int | None:
     """The component's `ttlInSeconds`, as Dapr's Redis has it; zero or less means none."""
     if not (text := component.metadata.get("ttlInSeconds", "")):
         return None
-    if not re.fullmatch(r"-?[0-9]{1,12}", text):
-        raise ComponentError(f"{component}: ttlInSeconds must be a whole number of seconds, not {text!r}")
+    if not re.fullmatch(r"-?[0-9]{1,12}", text) or int(text) > MAX_TTL_S:
+        raise ComponentError(
+            f"{component}: ttlInSeconds must be a whole number of seconds, at most {MAX_TTL_S}, not {text!r}"
+        )
     return max(0, int(text)) or None

@@ -149,7 +149,7 @@ def _file(name: str, text: str) -> str:
 
 def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ComponentError(f"{name} must be a number, not {text!r}")
+        raise ComponentError(f"{name} must be a whole number, 0 or more, not {text!r}")
     return int(text)
 
 

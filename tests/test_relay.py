@@ -67,6 +67,7 @@ class Client:
 
 
 async def test_requests_and_answers_pass(relay: Relay) -> None:
+    """Without a fault it is as if the relay were not there."""
     async with Client(relay) as client:
         assert await client.ask(b"one\n") == b"one\n"
         assert await client.ask(b"two\n") == b"two\n"
@@ -105,6 +106,7 @@ async def test_what_is_held_arrives_late(echo: Echo, relay: Relay) -> None:
 
 
 async def test_others_are_not_held(relay: Relay) -> None:
+    """A hold is on the process it names alone."""
     async with Client(relay) as client:
         relay.hold(1 << 30)
         assert await client.ask(b"one\n") == b"one\n"

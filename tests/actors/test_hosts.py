@@ -431,14 +431,16 @@ async def test_stop_finishes_what_is_queued(world: World) -> None:
     assert await (await world.client(Cell)).actor(Cell, "c").read() == 20
 
 
-async def test_stop_with_a_turn_that_hangs(world: World) -> None:
-    """After the time limit it is rolled back, and its caller, and those behind it, are told to go elsewhere."""
+async def test_stop_with_a_turn_that_hangs(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """After the time limit it is rolled back, and its caller, and those behind it, are told to go elsewhere. The limit
+    is what is left of a drain, not all of it, and the log says no more."""
     host = await world.host(Cell)
     hanging = asyncio.ensure_future(host.client.actor(Cell, "c").add_and_hang())
     await until(lambda: host.client.is_active("Cell", "c") and host.activations["Cell/c"].running)
     behind = asyncio.ensure_future(host.client.actor(Cell, "c").add())
     await settled()
     await host.stop(timeout_s=0.02)
+    assert caplog.messages == ["the 0.02 s left for turns to end are over: what still runs is rolled back"]
     async with asyncio.timeout(1):
         outcomes = await asyncio.gather(hanging, behind, return_exceptions=True)
     assert all(isinstance(o, Retriable) for o in outcomes)

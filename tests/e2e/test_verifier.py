@@ -42,11 +42,13 @@ def increments(layer: int, actor: str, program: list[Any]) -> Counter[str]:
 
 
 def test_a_seed_is_its_programs() -> None:
+    """What a run found can be run again: the programs follow from the seed alone."""
     assert made(7) == made(7)
     assert made(7) != made(8)
 
 
 def test_programs_hold_all_kinds_of_steps() -> None:
+    """No kind of step goes untried in a run."""
     actors, workflows, _ = made(1)
     assert set().union(*map(kinds_in, actors)) == KINDS
     assert {step[0] for program in workflows for step in program} == {"call", "fail", "send", "step", "sleep"}
@@ -55,6 +57,7 @@ def test_programs_hold_all_kinds_of_steps() -> None:
 
 
 def test_the_model_is_what_programs_do() -> None:
+    """The counts expected are those of walking a program by hand, whatever is tried, fails or is sent in it."""
     maker = Maker(random.Random(1))
     found: Counter[str] = Counter()
     for _ in range(300):
@@ -100,6 +103,7 @@ def test_a_workflow_does_to_its_key_one_thing_after_the_other() -> None:
     ],
 )
 def test_what_is_wrong_is_seen(wrong: dict[str, Any], beyond: bool) -> None:
+    """Each answer that breaks a promise is one fault, whatever else is right."""
     model = Model(Counter(a=3), Counter(a=1), {"a": {"w1": 5}})
     right = {"counter": 3, "maybe": 0, "kept": {"w1": 5}, "wrong": []}
     assert model.faults_of("a", right) == []

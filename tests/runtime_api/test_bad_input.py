@@ -221,6 +221,15 @@ def test_json_too_deep_to_be_written_again(
     assert [record.getMessage() for record in caplog.records if record.name == "mecha.http"] == []
 
 
+@pytest.mark.parametrize("path", ["/v1.0/workflows/dapr/echoing/start", "/v1.0/workflows/dapr/deeper/raiseEvent/e"])
+def test_json_too_deep_to_be_read_is_no_text(client: httpx.Client, path: str) -> None:
+    """What is no JSON is a workflow's input as text; what is JSON, and too deep, is refused at any depth."""
+    client.post("/v1.0/workflows/dapr/approval/start?instanceID=deeper", content=b"1")
+    answer = client.post(path, content="[" * 2000 + "]" * 2000)
+    assert (answer.status_code, answer.json()["errorCode"]) == (400, "ERR_MALFORMED_REQUEST")
+    assert "depth limit exceeded" in answer.json()["message"]
+
+
 @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_instants_that_utc_cannot_write(client: httpx.Client, instant: str) -> None:
     """An instant outside the calendar is refused when it is set, not when it is read back."""

@@ -183,6 +183,56 @@ def test_every_command_has_an_answer_for_programs(done: Mecha) -> None:
         assert json.loads(done(*command, "--json")) == {}, command
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("actor", "get", "Account", "@"),
+        ("actor", "get", "@", "a"),
+        ("actor", "list", "@"),
+        ("actor", "history", "Account", "@"),
+        ("actor", "delete", "Account", "@"),
+        ("actor", "call", "Account", "@", "deposit", "1"),
+        ("actor", "send", "Account", "a", "@", "1"),
+        ("workflow", "get", "@"),
+        ("workflow", "wait", "@"),
+        ("workflow", "purge", "@", "--force"),
+        ("workflow", "start", "@"),
+        ("workflow", "raise-event", "a", "@"),
+    ],
+    ids=" ".join,
+)
+def test_names_that_lead_elsewhere(arguments: tuple[str, ...], name: str) -> None:
+    """A variable that is not set, or dots, would make the path of another request: they are wrong usage, told before
+    anything is asked for."""
+    ended = invoke("http://127.0.0.1:1", *(name if argument == "@" else argument for argument in arguments))
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ("it is empty" if not name else f"'{name}' can be no name") in ended.stderr
+
+
+def test_filters_without_a_type() -> None:
+    """Types are not filtered: what leaves out actors needs to know which."""
+    ended = invoke("http://127.0.0.1:1", "actor", "list", "--prefix", "a")
+    assert (ended.exit_code, "give a TYPE" in ended.stderr) == (2, True)
+
+
+def test_a_message_with_a_key_is_sent_once(done: Mecha) -> None:
+    """docs/cli.md: `send … --idempotency-key`."""
+    name = uuid4().hex
+    for _ in range(2):
+        done("actor", "send", "Account", name, "deposit", "5", "--idempotency-key", "k")
+    done("actor", "send", "Account", name, "deposit", "1", "--idempotency-key", "other")
+    while (state := _state(done, name)) is None or state["balance"] % 5 != 1:
+        pass
+    assert state["balance"] == 6
+
+
+def _state(done: Mecha, name: str) -> dict[str, Any] | None:
+    """What is recorded of an account, if anything is."""
+    found = json.loads(done("actor", "list", "Account", "--prefix", name, "--json"))
+    return dict(json.loads(done("actor", "get", "Account", name, "--json"))["state"]) if found else None
+
+
 def test_no_cluster(serve: Callable[..., Any]) -> None:
     """One host is not asked for its cluster by a path that nobody knows: the command says that there is none."""
     with serve() as server:

@@ -109,6 +109,13 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path: Path, content: str, t
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("target", ["", ":Cart"])
+def test_no_name_at_all(target: str) -> None:
+    """A variable of a script that is not set names no application: that is said, and what would."""
+    with pytest.raises(LoadError, match=r"no application is named: give app\.py"):
+        load_application(target)
+
+
 @pytest.mark.parametrize("target", ["nowhere.py", "./nowhere/app.py", "no.such.module", "json:nothing"])
 def test_missing_files_modules_and_names(target: str) -> None:
     """What is not there is said to be not there."""

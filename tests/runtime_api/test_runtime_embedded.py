@@ -260,7 +260,7 @@ spec:
   metadata: [{{name: redisHost, value: "127.0.0.1:{port}"}}]
 """
         )
-        with pytest.raises(StoreUnavailable, match="component statestore: did not open within its initTimeout"):
+        with pytest.raises(StoreUnavailable, match="component 'statestore': did not open within its initTimeout"):
             await Runtime([Tally], resources_path=tmp_path).start()
 
 
@@ -270,11 +270,31 @@ async def test_errors_may_be_ignored_of_a_component_without_actors(tmp_path: Pat
     file = tmp_path / "lost.yaml"
     file.write_text(file.read_text().replace("spec: {", "spec: {ignoreErrors: true, "))
     runtime = Runtime([Tally], resources_path=tmp_path)
-    with pytest.raises(StoreError, match="component lost: "):
+    with pytest.raises(StoreError, match="component 'lost': "):
         await runtime.start()
     async with Runtime([Tally], resources_path=tmp_path, store="memory://") as runtime:
         assert "lost" not in runtime.components
         assert await runtime.actor(Tally, "a").add(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "metadata", "says"),
+    [
+        ("state.nothing", {}, "spec.type 'state.nothing' is no state store"),
+        ("state.sqlite", {}, "spec.metadata: connectionString: name the database file"),
+        ("state.sqlite", {"connectionString": "missing/x.db"}, "missing/x.db: there is no directory missing"),
+        ("state.in-memory", {"ttlInSeconds": "2147483648"}, "ttlInSeconds must be a whole number of seconds, at most"),
+    ],
+)
+async def test_errors_name_a_component_and_its_file_once(
+    tmp_path: Path, kind: str, metadata: dict[str, str], says: str
+) -> None:
+    """Whoever finds a component wrong, its settings, its store or the disk: file, component, what is wrong."""
+    component(tmp_path, "bad", kind, actorStateStore="true", **metadata)
+    with pytest.raises(ComponentError) as caught:
+        await Runtime([Tally], resources_path=tmp_path).start()
+    assert str(caught.value).startswith(f"{tmp_path}/bad.yaml: component 'bad': {says}")
+    assert str(caught.value).count("'bad'") == 1
 
 
 async def test_a_bad_component_closes_what_was_opened(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_component_in_trouble(mecha: Callable[..., Any], sample_app: Path, tmp_p
         "  - {name: actorStateStore, value: 'true'}\n"
     )
     ended = mecha("run", str(sample_app), "--port", "0", "--resources-path", str(tmp_path))
-    _one_line(ended, 1, "component orders")
+    _one_line(ended, 1, "store.yaml: component 'orders': ", "there is no directory")
     assert "mecha.db" not in ended.stderr
 
 
