@@ -126,8 +126,9 @@ class Host:
         # What every task of the host begins with: context variables as they were when it started, so that nothing of
         # the caller who has it made is seen in it.
         self._context = contextvars.Context()
-        # In the order of their start, not of their addresses: a simulated run must be the same each time.
-        self._tasks: dict[asyncio.Task[Any], None] = {}
+        # In the order of their start, not of their addresses: a simulated run must be the same each time. Each with the
+        # call that it is to answer, if it was made for one.
+        self._tasks: dict[asyncio.Task[Any], Call | None] = {}
         self.when_started: list[Callable[[], None]] = []
         self.when_stopped: list[Callable[[], None]] = []
         self.when_lost: list[Callable[[int], None]] = []
@@ -187,11 +188,14 @@ class Host:
         await self.timers.stop()
         await self.outbox.stop()
         await self._within(timeout_s, self._drain_all())
+        running = [activation.running.call for activation in self.activations.values() if activation.running]
         self.abort()
         if self._tasks:
             _, left = await asyncio.wait(self._tasks, timeout=_LETTING_GO_S)
             if left:
                 log.warning("%d tasks do not end although they are cancelled: the leases end without them", len(left))
+                for call in (*running, *filter(None, map(self._tasks.get, left))):
+                    self.fail_unanswered(call, asyncio.CancelledError())
         await self.ownership.release(self.owned())
 
     def abort(self) -> None:
@@ -530,6 +534,7 @@ class Host:
         """A task that will answer the call. Cancelled with the host, even before its first step, it says so, and so it
         does when it fails, which it must not."""
         task = self.create_task(work)
+        self._tasks[task] = call
         task.add_done_callback(lambda task: self._task_for_done(call, task))
         return task
 

@@ -491,7 +491,8 @@ async def test_what_does_not_let_go_keeps_no_host(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str, ending: str
 ) -> None:
     """A turn that swallows its cancellation runs on, and the partitions leave all the same, at once. Of what it does
-    then nothing is recorded, neither its own state nor that of others it calls (INV-2, INV-6)."""
+    then nothing is recorded, neither its own state nor that of others it calls (INV-2, INV-6). When its host stops, its
+    caller is told."""
     monkeypatch.setattr("actors.host._LETTING_GO_S", 0.01)
     Deaf.hanging.clear()
     Deaf.released = asyncio.Event()
@@ -508,6 +509,9 @@ async def test_what_does_not_let_go_keeps_no_host(
         assert Deaf.hanging == {where}
         two = await world.host(Deaf, name="two")
         assert await two.client.actor(Deaf, where).add() == 2
+        for answer in asked if ending == "stop" else ():
+            with pytest.raises(HostStopping):
+                await asyncio.wait_for(answer, 5)
     finally:
         Deaf.released.set()
     await leaving
