@@ -53,9 +53,9 @@ def arguments() -> argparse.Namespace:
 async def run(store: str, rows: int, patience_s: float) -> bool:
     """Enter the rows that are missing, and compare. True: all equal."""
     async with Runtime(app, store=store) as runtime:
-        entered: int = await runtime.actor(Feed, FEED_ID).begin(fingerprint())
-        rows = max(rows, entered)
-        console.print(_greeting(store, entered, rows))
+        asked = rows
+        entered, rows = await runtime.actor(Feed, FEED_ID).begin(fingerprint(), asked)
+        console.print(_greeting(store, entered, rows, asked))
         if entered < rows:
             await _feed(runtime, entered, rows, patience_s)
         with console.status("waiting for the last messages and workflows"):
@@ -67,9 +67,11 @@ async def run(store: str, rows: int, patience_s: float) -> bool:
     return not result.differences
 
 
-def _greeting(store: str, entered: int, rows: int) -> str:
+def _greeting(store: str, entered: int, rows: int, asked: int) -> str:
     if entered >= rows:
         return f"{store} is complete, {rows:,} rows are in: comparing again"
+    if rows > asked:
+        return f"{store} has some of {rows:,} rows, of a run that was stopped: going on to all of them"
     if entered:
         return f"{store} has {entered:,} rows already: going on to {rows:,}"
     return f"{rows:,} rows into {store}"

@@ -94,18 +94,21 @@ class Airport:
 
 @actor
 class Feed:
-    """How far the file has been entered: all rows up to `row`, and some after it perhaps."""
+    """How far the file has been entered: all rows up to `row`, and some after it perhaps, none after `goal`."""
 
     source: str = ""
     row: int = 0
+    goal: int = 0
 
     @method
-    async def begin(self, source: str) -> int:
-        """The row to go on after. Raises `ValueError` when totals of another file are in this store."""
+    async def begin(self, source: str, rows: int) -> tuple[int, int]:
+        """The row to go on after, and the one to go on to: no less than an earlier run set out for, since it may have
+        been stopped with any of its rows in. Raises `ValueError` when totals of another file are in this store."""
         if self.source not in ("", source):
             raise ValueError(f"this store holds the totals of another file ({self.source}, not {source})")
         self.source = source
-        return self.row
+        self.goal = max(self.goal, self.row, rows)
+        return self.row, self.goal
 
     @method
     async def entered(self, row: int) -> None:

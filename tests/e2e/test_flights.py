@@ -29,17 +29,17 @@ _KILLS = 5
 _POLL_S = 0.002
 
 
-def start(store: Path) -> subprocess.Popen[str]:
-    arguments = ["--rows", str(ROWS), "--store", f"sqlite:///{store}", "--patience", "0.2"]
+def start(store: Path, rows: int = ROWS) -> subprocess.Popen[str]:
+    arguments = ["--rows", str(rows), "--store", f"sqlite:///{store}", "--patience", "0.2"]
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "examples.flights", *arguments],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def run_to_end(store: Path) -> str:
+def run_to_end(store: Path, rows: int = ROWS) -> str:
     """What a run prints that nobody disturbs; it has found everything to be exact."""
-    process = start(store)
+    process = start(store, rows)
     printed, _ = process.communicate(timeout=_TIMEOUT_S)
     assert process.returncode == 0, printed
     assert "exact: every total" in printed
@@ -72,6 +72,15 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_totals(tmp_path: Path, seed
     kills = sum(kill_after(store, rng.randrange(1, 1_200_000)) for _ in range(_KILLS))
     assert kills >= 2, "the runs were over before they could be killed"
     run_to_end(store)
+
+
+def test_a_shorter_run_finishes_the_longer_one_that_was_stopped(tmp_path: Path) -> None:
+    """Rows of the longer one are in, nobody knows which: the totals are exact only when all of them are."""
+    store = tmp_path / "flights.db"
+    assert kill_after(store, 600_000)
+    printed = run_to_end(store, rows=10)
+    assert "has some of 3,000 rows" in printed
+    assert "2,978 departures in 3,000 rows" in printed
 
 
 def test_complete_store_is_checked_again_at_once(tmp_path: Path) -> None:
@@ -155,9 +164,10 @@ async def test_comparison_sees_what_is_wrong() -> None:
 async def test_another_file_is_refused() -> None:
     """Totals of two different files are never mixed in one store."""
     async with Runtime(app, store="memory://") as runtime:
-        assert await runtime.actor(Feed, FEED_ID).begin("one") == 0
+        assert await runtime.actor(Feed, FEED_ID).begin("one", 7) == (0, 7)
+        assert await runtime.actor(Feed, FEED_ID).begin("one", 5) == (0, 7)
         with pytest.raises(Exception, match="another file"):
-            await runtime.actor(Feed, FEED_ID).begin("two")
+            await runtime.actor(Feed, FEED_ID).begin("two", 7)
 
 
 def test_progress_never_passes_a_missing_row() -> None:
