@@ -11,7 +11,7 @@
     $ curl -X POST 'http://127.0.0.1:3500/v1.0/workflows/mecha/greet/start?instanceID=greet-ada' -d '"Ada"'
     {"instanceID":"greet-ada"}
     $ curl http://127.0.0.1:3500/v1.0/mecha/workflows/greet-ada/result
-    {"instanceID":"greet-ada","workflowName":"greet", ... "output":"Ada was greeted, page 3", ...}
+    {"instanceID":"greet-ada","runtimeStatus":"COMPLETED","output":"Ada was greeted, page 3", ...}
 
 A body is the argument: one parameter takes the JSON value itself, several an object by name or an array by position.
 """
