@@ -405,6 +405,7 @@ async def test_a_call_is_not_made_again_when_the_turn_it_had_joined_was_cancelle
         await one.client.actor(Walker, HERE).walk([["both", comes_back, [["wait", "joined"], ["fail"]]]])
     gates["later"].set()
     await until(lambda: not cluster.placement("two")._serving)
+    await cluster.placement("two")._links["one"].wait_sent()
     assert await one.client.actor(Walker, HERE).read() == 0
     sent = [item for sender, _, batch in cluster.network.batches if sender == "two" for item in decode_batch(batch)]
     assert [kind for kind, *_ in sent] == ["ask", "fail"]
