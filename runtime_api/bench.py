@@ -49,19 +49,24 @@ def run_bench(store: str, seconds: float, actors: int, in_flight: int, connectio
     lines = []
     for what, keys in ((f"{actors:,} actors", actors), ("one hot actor", 1)):
         with _store_url(store) as url:
-            rate = asyncio.run(_in_process(url, seconds, keys, in_flight))
-        lines.append(_line(f"in process, {what}, {in_flight} in flight", seconds, rate))
+            run = asyncio.run(_in_process(url, seconds, keys, in_flight))
+        lines.append(_line(f"in process, {what}, {in_flight} in flight", run))
     for what, keys in ((f"{actors:,} actors", actors), ("one hot actor", 1)):
         with _store_url(store) as url, _server(url) as port:
-            rate = asyncio.run(_over_http(port, seconds, keys, connections))
-        lines.append(_line(f"HTTP, {what}, {connections} connections", seconds, rate))
+            run = asyncio.run(_over_http(port, seconds, keys, connections))
+        lines.append(_line(f"HTTP, {what}, {connections} connections", run))
     return lines
 
 
-def _line(what: str, seconds: float, latencies_s: list[float]) -> Line:
-    ordered = sorted(latencies_s) or [0.0]
+class Run(NamedTuple):
+    latencies_s: list[float]
+    elapsed_s: float
+
+
+def _line(what: str, run: Run) -> Line:
+    ordered = sorted(run.latencies_s)
     p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.99))
-    return Line(what, len(latencies_s) / seconds, p50 * 1000, p99 * 1000)
+    return Line(what, len(ordered) / run.elapsed_s, p50 * 1000, p99 * 1000)
 
 
 @contextlib.contextmanager
@@ -73,25 +78,24 @@ def _store_url(given: str) -> Iterator[str]:
         yield f"sqlite:///{Path(directory) / 'bench.db'}"
 
 
-async def _drive(seconds: float, workers: list[Callable[[], Awaitable[None]]]) -> list[float]:
-    """Each worker makes its next call as soon as the last is answered; latencies of the calls answered in time."""
+async def _drive(seconds: float, workers: list[Callable[[], Awaitable[None]]]) -> Run:
+    """Each worker makes its next call as soon as the last is answered, until the time is over: one call at least."""
     latencies: list[float] = []
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
 
     async def work(call: Callable[[], Awaitable[None]]) -> None:
-        begin = time.perf_counter()
-        while begin < end:
+        begin = start
+        while not latencies or begin < start + seconds:
             await call()
             now = time.perf_counter()
-            if now < end:
-                latencies.append(now - begin)
+            latencies.append(now - begin)
             begin = now
 
     await asyncio.gather(*map(work, workers))
-    return latencies
+    return Run(latencies, time.perf_counter() - start)
 
 
-async def _in_process(url: str, seconds: float, actors: int, in_flight: int) -> list[float]:
+async def _in_process(url: str, seconds: float, actors: int, in_flight: int) -> Run:
     async with Runtime([BenchCounter], store=url, app_id="bench") as runtime:
         invoke = runtime.actors.invoke_nowait
         keys = itertools.cycle([f"a{n}" for n in range(actors)])
@@ -124,7 +128,7 @@ def _server(url: str) -> Iterator[int]:
         process.stdout.close()
 
 
-async def _over_http(port: int, seconds: float, actors: int, connections: int) -> list[float]:
+async def _over_http(port: int, seconds: float, actors: int, connections: int) -> Run:
     keys = itertools.cycle([f"a{n}" for n in range(actors)])
     async with contextlib.AsyncExitStack() as stack:
         callers = [await stack.enter_async_context(_connection(port, keys)) for _ in range(connections)]

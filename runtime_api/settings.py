@@ -55,6 +55,8 @@ def _dapr_token() -> SecretStr | None:
     return SecretStr(token) if token else None
 
 
+_OF_RAY = {"ray_address", "hosts", "hosts_per_node", "spares"}
+
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)]
 Seconds = Annotated[float, BeforeValidator(_parse_duration), Field(gt=0, le=LONGEST_WAIT_S)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
@@ -114,7 +116,7 @@ def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Setting
         model_config = SettingsConfigDict(yaml_file=file, yaml_file_encoding="utf-8")
 
     try:
-        return FromFile(**given)
+        settings = FromFile(**given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "settings"
@@ -125,3 +127,6 @@ def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Setting
         raise SettingsError(f"setting {name}: {reason}{shown}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise SettingsError(f"settings file {file}: {' '.join(str(error).split())}") from None
+    if settings.placement == "local" and (of_ray := _OF_RAY & settings.model_fields_set):
+        raise SettingsError(f"setting {min(of_ray)} is for hosts on Ray: set placement to ray, or leave it out")
+    return settings

@@ -76,6 +76,8 @@ class RetryPolicy:
         put(self, "initial_ms", round(parse_duration_s(self.initial_interval) * 1000))
         put(self, "max_ms", round(parse_duration_s(self.max_interval) * 1000))
         put(self, "timeout_s", None if self.timeout is None else parse_duration_s(self.timeout))
+        if self.timeout_s == 0:
+            raise ValueError("RetryPolicy: timeout must be longer than 0, or no attempt could end; None: no limit")
         overall = self.overall_timeout
         put(self, "overall_ms", None if overall is None else round(parse_duration_s(overall) * 1000))
 

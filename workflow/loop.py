@@ -155,7 +155,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             handle = ready.popleft()
             if not handle._cancelled:
                 try:
-                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # private
                 except KeyboardInterrupt:
                     raise
                 except SystemExit:
@@ -268,7 +268,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         task._hash = self._next_hash
         task.scope = scope
         self._next_hash += 1
-        task.__init__(coro, loop=self, name=name, context=context)  # type: ignore[misc]
+        task.__init__(coro, loop=self, name=name, context=context)  # type: ignore[misc]  # made by __new__
         if len(self._tasks) >= self._most_tasks:
             self.let_go()
         self._tasks.append(task)
@@ -288,12 +288,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self._ready.append(handle)
         return handle
 
-    def call_later(  # type: ignore[override]
+    def call_later(  # type: ignore[override]  # the same
         self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
+    def call_at(  # type: ignore[override]  # the same
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         if self.dead:
@@ -344,7 +344,7 @@ def _ordered_set(items: Iterable[Any] = ()) -> Any:
 
 
 # For good: taking it away after each step would cost everybody more than the call does.
-asyncio.tasks.set = _ordered_set  # type: ignore[attr-defined]
+asyncio.tasks.set = _ordered_set  # type: ignore[attr-defined]  # hides the built-in there
 
 
 def _watch_generators(before: Any) -> None:
@@ -450,4 +450,4 @@ def _refuse(name: str, instead: str) -> Callable[..., NoReturn]:
 for _name, _instead in _REFUSED.items():
     setattr(WorkflowLoop, _name, _refuse(_name, _instead))
 # The methods above exist; the abstract base never noticed.
-WorkflowLoop.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+WorkflowLoop.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]  # of the machinery of `abc`

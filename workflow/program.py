@@ -221,7 +221,7 @@ class Program:
         self, target: tuple[str, str, str], payload: bytes, decoder: Adapter[Any] | None, frame: types.FrameType
     ) -> Coroutine[Any, Any, Any]:
         call = self._actor_call(target, payload, decoder, site_name(frame.f_code), (frame.f_code, frame.f_lasti))
-        call.__name__ = target[2]  # type: ignore[attr-defined]
+        call.__name__ = target[2]  # type: ignore[attr-defined]  # names its task
         return call
 
     async def _actor_call(

@@ -170,7 +170,7 @@ async def test_receiver_is_given_no_more_than_its_mailbox_takes(world: World) ->
         refused.append(error)
         fail(call, error)
 
-    host.fail = watch  # type: ignore[method-assign]
+    host.fail = watch  # type: ignore[method-assign]  # the real one, looked at
     await asyncio.gather(*(host.client.actor(Sender, "s").tell_by_name("Slow", "x", "take") for _ in range(100)))
     sent = [m.id for turn in world.lever.commits for m in turn.outbox]
     await until_delivered(world)
@@ -320,7 +320,7 @@ async def test_commit_that_turns_out_recorded_during_a_scan(world: World) -> Non
         host.outbox.recover([partition])
         return page
 
-    world.lever.outbox = scan_and_then  # type: ignore[attr-defined]
+    world.lever.outbox = scan_and_then  # type: ignore[attr-defined]  # the lever passes everything on
     host.outbox.recover([partition])
     await until(lambda: "Receiver/r" in host.activations)
     await until_delivered(world)
@@ -453,7 +453,7 @@ async def test_message_that_is_sent_while_the_last_page_is_read(world: World, mo
         await client.actor(Poster, "p").tell(["a"])
         return page
 
-    world.lever.outbox = scan_and_then  # type: ignore[attr-defined]
+    world.lever.outbox = scan_and_then  # type: ignore[attr-defined]  # the lever passes everything on
     open_gates()
     await until_delivered(world)
     assert await taken_by(client, "a", "p") == list(range(6))
@@ -480,7 +480,7 @@ async def test_rows_of_the_stuck_are_not_read_again_and_again(world: World, monk
         read += len(page)
         return page
 
-    world.lever.outbox = counted  # type: ignore[attr-defined]
+    world.lever.outbox = counted  # type: ignore[attr-defined]  # the lever passes everything on
     gates["b"].set()
 
     async with asyncio.timeout(10):
@@ -641,7 +641,7 @@ async def test_scan_that_fails_is_made_again(world: World, monkeypatch: pytest.M
             raise error
         return await scan(*args, **options)
 
-    world.lever.outbox = fail  # type: ignore[attr-defined]
+    world.lever.outbox = fail  # type: ignore[attr-defined]  # the lever passes everything on
     client = await world.client(Sender, Receiver)
     await until(lambda: failed == 4)
     backlogs = client._host.outbox._backlogs

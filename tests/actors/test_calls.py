@@ -129,21 +129,21 @@ class Till:
 class Box:
     """With None where, by the annotation, none can be, as people write it."""
 
-    label: str = None  # type: ignore[assignment]
+    label: str = None  # type: ignore[assignment]  # the mistake
     size: int = 0
 
     @method
-    async def grow(self, amount: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013
+    async def grow(self, amount: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013  # the mistake
         self.size += 1 if amount is None else amount
         return self.size
 
     @method
-    async def grow_both_ways(self, up: int = None, down: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013
+    async def grow_both_ways(self, up: int = None, down: int = None) -> int:  # type: ignore[assignment]  # noqa: RUF013  # the mistake
         return await self.grow((up or 0) - (down or 0))
 
     @method
     async def mark(self, label: str | None) -> None:
-        self.label = label  # type: ignore[assignment]
+        self.label = label  # type: ignore[assignment]  # the mistake
 
     @method
     async def tell(self, other: str) -> None:

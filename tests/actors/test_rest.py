@@ -138,7 +138,7 @@ async def test_from_the_mailbox_and_for_keyed_calls(world: World) -> None:
         asyncio.ensure_future(c) for c in (waiter.add_later(1, "a"), waiter.add_later(1, "b"), keyed.add_later(1, "c"))
     ]
     for gate in "abc":
-        await until(lambda gate=gate: seen[-1:] == [gate])  # type: ignore[misc]
+        await until(lambda gate=gate: seen[-1:] == [gate])  # type: ignore[misc]  # mypy sees no default there
         gates[gate].set()
     assert await asyncio.gather(*calls) == ["the method's"] * 3
     assert await keyed.add_later(1, "c") == "the method's"

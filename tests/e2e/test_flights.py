@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
@@ -21,6 +22,11 @@ from examples.flights.check import compare, settle
 from examples.flights.data import ALL_ROWS, count, departures
 from examples.flights.feed import FEED_ID, MOST_WAITING, Feeder, Progress
 from runtime_api import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from examples.flights.data import Departure
 
 ROOT = Path(__file__).parents[2]
 ROWS = 3000
@@ -119,14 +125,14 @@ async def test_feed_keeps_order_and_bounds() -> None:
     async with Runtime(app, store="memory://") as runtime:
         feeder = Feeder(runtime, 0.05, counted_in)
 
-        def watched() -> object:
+        def watched() -> Iterator[Departure]:
             nonlocal taken
             for flight in flights:
                 taken += 1
                 assert taken <= MOST_WAITING + 1
                 yield flight
 
-        await feeder.run(watched(), ROWS)  # type: ignore[arg-type]
+        await feeder.run(watched(), ROWS)
         assert feeder.most_in_flight >= 200
         assert taken == 0
         for tail in {flight.tail for flight in flights}:

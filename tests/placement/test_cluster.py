@@ -239,7 +239,7 @@ async def test_a_frozen_host_is_left_for_its_successor(cluster: Cluster) -> None
     assert await one.client.actor(Cell, name).add(1) == 1
     cluster.network.freeze("two")
     pending = asyncio.create_task(one.client.actor(Cell, name).add(1))
-    await until(lambda: one.placement._links["two"].unanswered)  # type: ignore[attr-defined]
+    await until(lambda: one.placement._links["two"].unanswered)  # type: ignore[attr-defined]  # a cluster's
     await cluster.add("three", [2, 3])
     assert await pending == 2
     cluster.network.thaw("two")

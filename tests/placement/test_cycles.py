@@ -173,6 +173,6 @@ async def test_what_another_release_says_is_let_pass(cluster: Cluster) -> None:
     """Items of a kind that this release does not know cost nothing, and those behind them are taken."""
     placement = cluster.placement("one")
     taken: list[object] = []
-    placement._chaser.found = lambda number, chain: taken.append((number, chain))  # type: ignore[method-assign]
+    placement._chaser.found = lambda number, chain: taken.append((number, chain))  # type: ignore[method-assign]  # watched
     placement.receive("two", encode_batch([("news", (1, 2)), ("cycle", (7, ("A/a", "A/a")))]))
     assert taken == [(7, ("A/a", "A/a"))]

@@ -14,7 +14,7 @@ def for_ever() -> None:
 
 
 # Called by the interpreter before it waits for threads; `atexit` comes after that.
-threading._register_atexit(lambda: print("ending", flush=True))  # type: ignore[attr-defined]
+threading._register_atexit(lambda: print("ending", flush=True))  # type: ignore[attr-defined]  # private
 
 
 @activity

@@ -83,7 +83,7 @@ def test_help_of_run_says_what_is_so_without_an_option(name: str) -> None:
     said = re.search(r"Default: (\S+)$", option.help)
     assert said is not None or default in ("", ()), option.help
     if said is not None:
-        assert getattr(load_settings({name: said[1]}), name) == default
+        assert getattr(load_settings({"placement": "ray", name: said[1]}), name) == default
 
 
 def test_version() -> None:

@@ -111,7 +111,7 @@ async def waiting(value: Any) -> Any:
 def _watched(protocol: type[HttpToolsProtocol]) -> type[HttpToolsProtocol]:
     """`protocol`, telling how many bytes it was given, and whether anything is left to do about them."""
 
-    class Watched(protocol):  # type: ignore[valid-type,misc]
+    class Watched(protocol):  # type: ignore[valid-type,misc]  # a class made at run time
         received = 0
         hot_answers = 0
 
@@ -255,7 +255,7 @@ async def serving(hot: bool = True, keep_alive_s: float = 75.0, **changes: Any) 
         server = Server(runtime, load_settings(wanted))
         chosen = cast("type[HttpToolsProtocol] | str", server.config.http if hot else HttpToolsProtocol)
         server.config.http = chosen if isinstance(chosen, str) else _watched(chosen)
-        server.config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]
+        server.config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]  # whole seconds, it says
         async with running(server):
             yield server
 

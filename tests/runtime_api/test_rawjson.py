@@ -21,7 +21,7 @@ layouts = st.sampled_from([{"indent": None}, {"indent": 2}, {"separators": (",",
 @given(st.lists(values), layouts)
 def test_items_of_an_array(value: list[object], layout: dict[str, object]) -> None:
     """Each element's text is that element."""
-    text = json.dumps(value, **layout)  # type: ignore[arg-type]
+    text = json.dumps(value, **layout)  # type: ignore[arg-type]  # drawn options
     assert [json.loads(item) for item in rawjson.items(text)] == value
 
 
@@ -29,7 +29,7 @@ def test_items_of_an_array(value: list[object], layout: dict[str, object]) -> No
 @given(st.dictionaries(st.text(), values), layouts, st.booleans())
 def test_members_of_an_object(value: dict[str, object], layout: dict[str, object], ascii_only: bool) -> None:
     """Each member's text is that member, under its unescaped key."""
-    text = json.dumps(value, ensure_ascii=ascii_only, **layout)  # type: ignore[arg-type]
+    text = json.dumps(value, ensure_ascii=ascii_only, **layout)  # type: ignore[arg-type]  # drawn options
     assert {key: json.loads(raw) for key, raw in rawjson.members(text).items()} == value
 
 

@@ -87,6 +87,17 @@ def test_a_wrong_value_is_told_with_what_it_could_be(setting: str, value: str, r
     assert remedy in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", ["ray_address", "hosts", "hosts_per_node", "spares"])
+def test_hosts_without_ray_are_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hosts that are asked for, and one that comes, would be found out when it is lost."""
+    with pytest.raises(SettingsError, match=f"setting {setting} is for hosts on Ray: set placement to ray"):
+        load_settings({setting: "3"})
+    assert str(getattr(load_settings({setting: "3", "placement": "ray"}), setting)) == "3"
+    monkeypatch.setenv(f"MECHA_{setting.upper()}", "3")
+    with pytest.raises(SettingsError, match=setting):
+        load_settings({})
+
+
 @pytest.mark.parametrize("content", ["api_tokn: s3cret\n", "api_token: [s3cret]\n"])
 def test_mistakes_do_not_tell_the_token(tmp_path: Path, content: str) -> None:
     """Neither under its name nor under one that was misspelled."""

@@ -219,7 +219,7 @@ def test_a_host_that_leaves_and_freezes_does_not_hold_up_a_roll(seed: int) -> No
             await wait_until(lambda: any(k.leaving and not k.stopping for k in supervisor._hosts.values()), 0.0001)
             leaving = next(name for name, known in supervisor._hosts.items() if known.leaving and not known.stopping)
             world.loop.freeze(leaving, 10_000)
-            await wait_until(lambda name=leaving: name not in world.machines)  # type: ignore[misc]
+            await wait_until(lambda name=leaving: name not in world.machines)  # type: ignore[misc]  # mypy sees no default there
         await wait_until(lambda: versions(world) == ["2"] * 3)
         await settled(world, supervisor, 3)
 
@@ -294,7 +294,7 @@ def test_a_silent_host_has_its_place_on_its_node(seed: int) -> None:
         await settled(world, supervisor, 4)
         for machine in list(world.machines.values()):
             world.loop.freeze(machine.name, 5.0)
-            await wait_until(lambda machine=machine: machine.name in supervisor.silent())  # type: ignore[misc]
+            await wait_until(lambda machine=machine: machine.name in supervisor.silent())  # type: ignore[misc]  # mypy sees no default there
             await wait_until(lambda: not supervisor.silent())
         assert world.made == 4
         assert sorted(machine.node for machine in world.machines.values()) == ["a", "a", "b", "b"]

@@ -268,7 +268,7 @@ async def test_a_writer_that_ends_is_replaced(caplog: pytest.LogCaptureFixture) 
     group.submit(_turn(0), lambda outcome: failing())
     group.submit(_turn(1), _noting(answers, 1))
     await _settle()
-    group._take = failing  # type: ignore[assignment, method-assign]
+    group._take = failing  # type: ignore[assignment, method-assign]  # a bug, planted
     group.submit(_turn(2), _noting(answers, 2))
     group.submit(None, _noting(answers, 3))
     with caplog.at_level(logging.CRITICAL):
@@ -276,7 +276,7 @@ async def test_a_writer_that_ends_is_replaced(caplog: pytest.LogCaptureFixture) 
         await _settle()
     assert "a bug of ours" in caplog.text
     assert [type(answer) for answer in answers] == [StoreUnavailable, StoreUnavailable, int]
-    group._take = take  # type: ignore[method-assign]
+    group._take = take  # type: ignore[method-assign]  # the real one again
     group.submit(_turn(4), _noting(answers, 4))
     await _settle()
     journal.held[1][1].set_result(None)

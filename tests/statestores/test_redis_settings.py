@@ -117,7 +117,7 @@ def test_zero_means_the_default(name: str) -> None:
 def test_settings_of_which_nothing_could_work(name: str) -> None:
     """A store that could only wait for ever is not made."""
     with pytest.raises(ComponentError, match=f"{name} must be greater than 0"):
-        RedisSettings(**{name: 0})  # type: ignore[arg-type]
+        RedisSettings(**{name: 0})  # type: ignore[arg-type]  # of whichever type
 
 
 def test_a_password_is_never_shown() -> None:

@@ -726,7 +726,7 @@ async def test_result_that_does_not_fit_its_annotation(world: World) -> None:
 
     @activity
     async def wrong(size: int) -> int:
-        return text_of(size)  # type: ignore[return-value]
+        return text_of(size)  # type: ignore[return-value]  # the mistake
 
     @workflow
     async def trusting(size: int) -> str:
@@ -785,8 +785,8 @@ async def test_crash_at_every_step(evict: bool) -> None:
                 world.crash()
                 crashed.set()
 
-        world.payloads.after_put = lambda stream, id, step=step: step()  # type: ignore[misc]
-        store.journal = MortalJournal(store.journal, step)  # type: ignore[assignment]
+        world.payloads.after_put = lambda stream, id, step=step: step()  # type: ignore[misc]  # mypy sees no default there
+        store.journal = MortalJournal(store.journal, step)  # type: ignore[assignment]  # passes everything on
         living = asyncio.create_task(live(await world.start([whole_life])))
         death = asyncio.create_task(crashed.wait())
         await asyncio.wait({living, death}, return_when=asyncio.FIRST_COMPLETED)

@@ -55,6 +55,13 @@ def test_numbers_of_attempts_that_cannot_be_are_refused(attempts: Any) -> None:
         RetryPolicy(max_attempts=attempts)
 
 
+@pytest.mark.parametrize("timeout", [0, "0s", 0.0])
+def test_a_timeout_of_nothing_is_refused(timeout: Any) -> None:
+    """No attempt could end within it."""
+    with pytest.raises(ValueError, match="timeout must be longer than 0"):
+        RetryPolicy(timeout=timeout)
+
+
 @pytest.mark.parametrize("errors", [ValueError, "ValueError", [ValueError], (3,), (int,), (ValueError("x"),)])
 def test_non_retriable_is_a_tuple_of_errors(errors: Any) -> None:
     """One class or name without the tuple, letters of which no error has the name, is refused and not ignored."""

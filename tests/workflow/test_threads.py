@@ -11,7 +11,7 @@ from workflow.threads import Threads
 
 async def run(threads: Threads, gate: threading.Event, seen: list[threading.Thread]) -> None:
     await threads.acquire()
-    await threads.run(lambda: seen.append(threading.current_thread()) or gate.wait(10))  # type: ignore[func-returns-value]
+    await threads.run(lambda: seen.append(threading.current_thread()) or gate.wait(10))  # type: ignore[func-returns-value]  # None, so `or`
 
 
 async def test_an_idle_thread_is_used_again() -> None:
