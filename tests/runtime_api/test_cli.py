@@ -16,9 +16,9 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner
 
-from runtime_api import cli as command_line
-from runtime_api.cli import cli
+from runtime_api.cli import cli, run
 from runtime_api.settings import Settings, load_settings
+from runtime_api.terminal import body_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,7 @@ def test_help() -> None:
 @pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - {"api_token"}))
 def test_help_of_run_says_what_is_so_without_an_option(name: str) -> None:
     """docs/cli.md: "`mecha COMMAND --help` explains each"; the defaults it names are those of the settings."""
-    _, option = get_args(get_type_hints(command_line.run, include_extras=True)[name])
+    _, option = get_args(get_type_hints(run, include_extras=True)[name])
     default = Settings.model_fields[name].default
     said = re.search(r"Default: (\S+)$", option.help)
     assert said is not None or default in ("", ()), option.help
@@ -272,7 +272,7 @@ def test_errors_are_one_line_with_the_code(failed: Callable[..., tuple[int, str]
 )
 def test_arguments_are_json_or_texts(arguments: list[str], body: str) -> None:
     """JSON goes as it was written; what only Python takes for JSON is a text."""
-    assert command_line.body_of(arguments, None) == body.encode()
+    assert body_of(arguments, None) == body.encode()
 
 
 class NoJson(BaseHTTPRequestHandler):
