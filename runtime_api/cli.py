@@ -89,7 +89,7 @@ def run(
         str | None, typer.Option(help="Larger values of workflows stand beside the history. Default: 256Ki")
     ] = None,
     max_connections: Annotated[
-        int | None, typer.Option(help="Connections at once; more are answered 503. Default: 10000")
+        int | None, typer.Option(help="While so many connections are open, requests get 503. Default: 10000")
     ] = None,
     keep_alive: Annotated[str | None, typer.Option(help="How long an idle connection is kept. Default: 75s")] = None,
     log_level: Annotated[

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 _SCHEMA_REF = "#/components/schemas/{model}"
 DESCRIPTION = """Virtual actors, durable workflows and application state behind Dapr's v1.0 HTTP protocol.
 
-Paths under `/v1.0/mecha/` are additions. Every error is JSON with `errorCode` and `message`."""
+Paths under `/v1.0/mecha/` are additions. Errors are JSON with `errorCode` and `message`; those of a bad escape in a
+path (400) and a wrong token (401) are plain text."""
 
 
 class ErrorBody(BaseModel):
-    """Every error; state errors carry `details`, too."""
+    """An error; those of the state API carry `details`, too."""
 
     error_code: str = Field(alias="errorCode", examples=["ERR_ACTOR_INVOKE_METHOD"])
     message: str

@@ -1,7 +1,7 @@
 """What the commands of ``mecha`` share: options, how a command ends, talking to a server, and what it prints.
 
-Exit codes: 0 done; 1 the server answered with an error, or could not start; 2 wrong usage; 3 no answer from the server;
-4 a workflow had not ended when the wait was over.
+Exit codes: 0 done; 1 the server answered with an error, or could not start, or a workflow ended without a result, or is
+stalled; 2 wrong usage; 3 no answer from the server; 4 a workflow had not ended when the wait was over.
 """
 
 from __future__ import annotations
