@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,8 @@ log = logging.getLogger(__name__)
 _YIELD_EVERY = 64
 # How long `on_deactivate` may run when its type does not say: less than a host waits for its actors when it stops.
 _FAREWELL_S = 20.0
+# A full mailbox is not searched again so soon for calls that were given up.
+_LOOK_AGAIN_S = 0.01
 
 
 class Phase(Enum):
@@ -67,6 +70,12 @@ class Phase(Enum):
 
 
 _ACTIVE, _DEAD = Phase.ACTIVE, Phase.DEAD  # looking up the member of an enum costs as much as a call, and turns look
+
+
+class Mailbox(deque["Call"]):
+    """Calls that wait for their turns, and when it was searched in vain for such as nobody waits for any more."""
+
+    looked_s = -math.inf
 
 
 class Activation:
@@ -111,7 +120,7 @@ class Activation:
         # Reads and failures that wait for what they rest on, or for the store's word.
         self.confirming = 0
         # Allocated only while needed: an idle activation should cost little more than its state.
-        self.mailbox: deque[Call] | None = None
+        self.mailbox: Mailbox | None = None
         self.pump: asyncio.Task[None] | None = None
         self.running: Turn | None = None
         self.readers: set[asyncio.Task[Any]] | None = None
@@ -224,7 +233,7 @@ class Activation:
             return
         mailbox = self.mailbox
         if mailbox is None:
-            mailbox = self.mailbox = deque()
+            mailbox = self.mailbox = Mailbox()
         mailbox.append(call)
         if call.waiter and self.host.when_standing is not None:
             self.host.when_standing(call)
@@ -246,12 +255,18 @@ class Activation:
     def _drop_given_up(self) -> int:
         """Take calls whose callers wait no longer out of the mailbox. How many there were.
 
-        Only when they may be in somebody's way: to take out each when it is given up would cost as much every time."""
+        Only when they may be in somebody's way, and not at every refusal: to look at each would cost as much every
+        time, when there is no time to spare."""
         mailbox = self.mailbox
-        if mailbox is None:
+        if mailbox is None or (now_s := self.host.loop_time()) < mailbox.looked_s + _LOOK_AGAIN_S:
             return 0
-        self.mailbox = deque([call for call in mailbox if not call.future.done()])
-        return len(mailbox) - len(self.mailbox)
+        waiting = [call for call in mailbox if not call.future.done()]
+        if not (gone := len(mailbox) - len(waiting)):
+            mailbox.looked_s = now_s
+            return 0
+        mailbox.clear()
+        mailbox.extend(waiting)
+        return gone
 
     def _refuse(self, call: Call) -> None:
         self.host.fail(call, MailboxFull(f"{self.stream} has {self._waiting()} calls waiting: try again later"))

@@ -24,6 +24,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, overload
 
+from pydantic import PydanticUserError
+
 from actors.errortext import storable
 from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
@@ -412,6 +414,8 @@ def _check_default(cls: type, field: Field) -> None:
         return
     try:
         field.adapter.decode(encode(field.default))
+    except PydanticUserError:  # refers to what its module defines later
+        return
     except CodecError as error:
         raise TypeError(f"{cls.__qualname__}.{field.name} cannot have this default: {error}") from None
 

@@ -184,6 +184,8 @@ class Host:
         commits any more; one that is in the store's hands is recorded before its partition is taken, or refused
         (INV-2)."""
         self.draining = True
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + timeout_s
         await self.reminders.stop()
         await self.timers.stop()
         await self.outbox.stop()
@@ -191,7 +193,7 @@ class Host:
         running = [activation.running.call for activation in self.activations.values() if activation.running]
         self.abort()
         if self._tasks:
-            _, left = await asyncio.wait(self._tasks, timeout=_LETTING_GO_S)
+            _, left = await asyncio.wait(self._tasks, timeout=max(_LETTING_GO_S, end_s - loop.time()))
             if left:
                 log.warning("%d tasks do not end although they are cancelled: the leases end without them", len(left))
                 for call in (*running, *filter(None, map(self._tasks.get, left))):

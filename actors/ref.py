@@ -130,7 +130,9 @@ async def _call_from_turn(turn: Turn, client: Caller, call: Call, timeout: float
     call.chain = (*outer.chain, turn.stream)
     call.chain_id = turn.chain_id
     if call.key is None and turn.idempotency_key is not None:
-        call.key = turn.nested_key(call.stream, call.method_name, call.encoded())
+        # What has not been encoded is atoms, whose text is as good, and there is one of each.
+        arguments = call.payload if call.payload is not None else repr(call.args).encode()
+        call.key = turn.nested_key(call.stream, call.method_name, arguments)
     call.deadline = outer.deadline
     # An interleaved turn holds up nobody at its own actor, but it may be what an outer turn waits for.
     call.waiter = outer.waiter if turn.method.interleave else turn.stream

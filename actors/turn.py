@@ -161,15 +161,15 @@ class Turn:
     def idempotency_key(self) -> str | None:
         return self.call.key if self.call.key is not None else self.call.outbox_id
 
-    def nested_key(self, stream: str, method: str, payload: bytes) -> str:
+    def nested_key(self, stream: str, method: str, arguments: bytes) -> str:
         """For a call that this turn, which has a key itself, makes: so that a repeated turn repeats no effects. It is
-        derived from the turn's own key, the arguments (JSON), and how many equal calls it has made before.
+        derived from the turn's own key, the arguments (a text of them), and how many equal calls it has made before.
 
         The losing alternative, the call's place among all that the turn makes, is not the same each time: calls made
         beside each other (`asyncio.gather`) may come in another order, and would get each other's answers."""
         # Keys belong to one actor's method: those of others may look the same.
         own = f"{self.stream}.{self.method.name}:{self.idempotency_key}\0"
-        digest = blake2b(own.encode() + payload, digest_size=16).hexdigest()
+        digest = blake2b(own.encode() + arguments, digest_size=16).hexdigest()
         made = self.nested_calls = {} if self.nested_calls is None else self.nested_calls
         equal = made[stream, method, digest] = made.get((stream, method, digest), 0) + 1
         return f"{digest}/{equal}"

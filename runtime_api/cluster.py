@@ -32,7 +32,7 @@ from runtime_api.runtime import DEFAULT_STORE, Runtime
 from runtime_api.server import Server, StartupError, bind, configure_logging, shown_url, warn_if_open
 from runtime_api.settings import Settings
 from statestores.components import actor_component, load_resources, make_store, open_url
-from statestores.errors import StoreError
+from statestores.errors import ComponentError, StoreError
 from statestores.store import Capability
 from workflow.activities import Ran, WorkerDied, WorkerLost, run_here
 from workflow.payloads import Stored, patiently, read, write
@@ -232,7 +232,12 @@ class StorePlace(NamedTuple):
     def make(self) -> StateStore:
         """Not opened yet. Raises `StoreError`."""
         found = self._component()
-        return open_url(self.url or DEFAULT_STORE) if found is None else make_store(found)
+        if found is None:
+            return open_url(self.url or DEFAULT_STORE)
+        try:
+            return make_store(found)
+        except ComponentError as error:
+            raise ComponentError(f"{found}: {error}") from error
 
     def shown(self) -> str:
         found = self._component()

@@ -228,7 +228,7 @@ class _Http:
             answer = await self._client.request(verb, where, content=body, headers=given, timeout=attempt_s)
         except httpx.HTTPError as error:
             self._is_lost = True
-            unknown = f"no answer from {self._client.base_url}: {error or type(error).__name__}"
+            unknown = f"no answer from {self._client.base_url}: {str(error) or type(error).__name__}"
             raise OutcomeUnknown(unknown) from error
         if answer.is_success:
             return answer.content

@@ -3,7 +3,8 @@
 What survives a round trip is decided by the *annotation* it is read back with: :func:`adapter` makes a validating
 decoder (pydantic). Plain JSON types, datetimes, UUIDs and enums are orjson's own; bytes become base64, sets lists,
 Decimals strings, timedeltas ISO 8601 durations. Models and dataclasses of pydantic are written under their own
-configuration (so bytes in them are UTF-8 text, unless that says ``base64``).
+configuration (so bytes in them are UTF-8 text, unless that says ``base64``). A set, wherever it is, is written in an
+order that every process repeats.
 
 Refused, with `CodecError`: integers beyond 64 bits, NaN and infinities (JSON has none, and null would be a silent
 loss), and objects no rule covers.
@@ -18,12 +19,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, RootModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ _BYTES_AS_BASE64 = (
     "; bytes in a model of pydantic are text, unless its configuration is "
     'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
 )
+
+# Of which two of one type are one before the other.
+_COMPARABLE = frozenset({int, str, bool, float, bytes})
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_NON_STR_KEYS
 
@@ -79,11 +83,14 @@ class Adapter(Generic[T]):
 
     def decode(self, data: bytes | bytearray) -> T:
         """Raises `CodecError` with pydantic's account of every mismatch, or with what a validator raised that pydantic
-        lets pass (whatever is no `ValueError`)."""
+        lets pass (whatever is no `ValueError`); `PydanticUserError` while a class that the annotation names is not
+        there yet."""
         try:
             return self._adapter.validate_json(data)
         except ValidationError as error:
             raise CodecError(_explain_validation(error)) from None
+        except PydanticUserError:  # the annotation is at fault, and not the bytes
+            raise
         except Exception as error:
             raise CodecError("".join(traceback.format_exception_only(error)).strip()) from error
 
@@ -132,9 +139,11 @@ def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
 
 def _default(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True)
+        dumped = value.model_dump(mode="json", by_alias=True)
+        return _ordered_within(value, dumped) if _holds_sets(value) else dumped
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _cached_adapter(type(value))._adapter.dump_python(value, mode="json")
+        dumped = _cached_adapter(type(value))._adapter.dump_python(value, mode="json", by_alias=True)
+        return _ordered_within(value, dumped) if _holds_sets(value) else dumped
     if isinstance(value, (set, frozenset)):
         return _ordered(value)
     try:
@@ -144,11 +153,71 @@ def _default(value: Any) -> Any:
 
 
 def _ordered(values: set[Any] | frozenset[Any]) -> list[Any]:
-    """A set in a repeatable order, so that an unchanged set encodes to unchanged bytes."""
-    try:
-        return sorted(values)
-    except TypeError:
-        return sorted(values, key=repr)
+    """A set in an order that each process repeats, so that an unchanged set encodes to unchanged bytes."""
+    kinds = set(map(type, values))
+    return sorted(values, key=None if len(kinds) == 1 and kinds <= _COMPARABLE else encode)
+
+
+def _ordered_within(value: Any, dumped: Any) -> Any:
+    """What pydantic made of a value, with the sets in it in such an order; it writes them as they come, which is by
+    hashes that differ from process to process. Where shapes differ (a serializer of its own), it stays."""
+    if isinstance(value, RootModel):
+        return _ordered_within(value.root, dumped)
+    if isinstance(value, (set, frozenset)) and _is_list_of(len(value), dumped):
+        return sorted(map(_ordered_within, value, dumped), key=_text_of)
+    if isinstance(value, (list, tuple)) and _is_list_of(len(value), dumped):
+        return list(map(_ordered_within, value, dumped))
+    if not isinstance(dumped, dict):
+        return dumped
+    if isinstance(value, dict):
+        same = len(value) == len(dumped)
+        return dict(zip(dumped, map(_ordered_within, value.values(), dumped.values()), strict=True)) if same else dumped
+    settled = dict(dumped)
+    for name, item in _named_parts(value):
+        if name in dumped:
+            settled[name] = _ordered_within(item, dumped[name])
+    return settled
+
+
+def _is_list_of(length: int, dumped: Any) -> bool:
+    return isinstance(dumped, list) and len(dumped) == length
+
+
+def _text_of(dumped: Any) -> bytes:
+    return orjson.dumps(dumped, option=orjson.OPT_SORT_KEYS)
+
+
+def _named_parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a model or a dataclass consists of, under the names it is dumped with."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        for name, item in value.__dict__.items():
+            field = fields.get(name)
+            yield (field and (field.serialization_alias or field.alias)) or name, item
+        yield from (value.model_extra or {}).items()
+    elif dataclasses.is_dataclass(value):
+        for part in dataclasses.fields(value):
+            yield part.name, getattr(value, part.name, None)
+
+
+def _holds_sets(value: Any) -> bool:
+    """Every model that is written comes by here: no generators, and no look into what cannot hold any."""
+    if isinstance(value, (set, frozenset)):
+        return True
+    parts: Iterable[Any] = ()
+    if isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, BaseModel):
+        extra = value.model_extra
+        parts = value.__dict__.values() if not extra else [*value.__dict__.values(), *extra.values()]
+    elif dataclasses.is_dataclass(value):
+        parts = [getattr(value, part.name, None) for part in dataclasses.fields(value)]
+    for part in parts:  # noqa: SIM110  # any() of a generator takes twice as long
+        if type(part) not in ATOMS and _holds_sets(part):
+            return True
+    return False
 
 
 def _non_finite(value: Any) -> str | None:
@@ -165,9 +234,10 @@ def _non_finite(value: Any) -> str | None:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
     for name, item in items:
-        for part in (name, item):
-            if (path := _non_finite(part)) is not None:
-                return f".{name}{path}"
+        if isinstance(name, float) and not math.isfinite(name):
+            return f".{name}"
+        if item is not None and (path := _non_finite(item)) is not None:
+            return f".{name}{path}"
     return None
 
 

@@ -200,8 +200,9 @@ class Advance:
             self._record(commands, program.traceback)
         except Exception as error:
             instance._drop()
-            errors = instance._deployment.poison.setdefault(self._turn.actor_id, [])
-            errors.append(f"{type(error).__name__}: {message_of(error)}")
+            if instance.status:  # else it has not begun, and there is nothing to stall
+                errors = instance._deployment.poison.setdefault(self._turn.actor_id, [])
+                errors.append(f"{type(error).__name__}: {message_of(error)}")
             raise
         except BaseException:
             instance._drop()

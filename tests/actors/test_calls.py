@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,27 @@ class Box:
 
 
 @actor
+class Scale:
+    @method
+    async def show_number(self, number: int) -> str:
+        return str(number)
+
+    @method
+    async def show_fraction(self, fraction: float) -> str:
+        return str(fraction)
+
+
+@actor
 class Shop:
     sales: int = 0
+
+    @method
+    async def add_huge(self, item: str) -> str:
+        return await context().actor(Scale, item).show_number(2**70)
+
+    @method
+    async def add_infinite(self, item: str) -> str:
+        return await context().actor(Scale, item).show_fraction(math.inf)
 
     @method
     async def sell(self, till: str, amount: int) -> int:
@@ -336,6 +356,15 @@ async def test_nested_calls_of_a_keyed_call_happen_once(world: World) -> None:
     assert await client.actor(Till, "t").read() == 1
     assert await client.actor(Shop, "s", idempotency_key="two").sell("t", 10) == 11 + 21
     assert await client.actor(Till, "t").read() == 21
+
+
+@pytest.mark.parametrize(("method_name", "expected"), [("add_huge", 2**70), ("add_infinite", "inf")])
+async def test_nested_calls_take_the_same_arguments_below_a_key(world: World, method_name: str, expected: Any) -> None:
+    """In one process they need no JSON form, with a key or without."""
+    client = await world.client(Shop, Scale)
+    for key in (None, "k"):
+        shop: Any = client.actor(Shop, "s", idempotency_key=key)
+        assert await getattr(shop, method_name)(key or "-") == str(expected)
 
 
 async def test_nested_calls_may_come_in_another_order(world: World) -> None:
@@ -532,6 +561,27 @@ async def test_calls_that_are_given_up_take_nobodys_place(world: World, how: str
         await till.pay(40)
     await till.open_gate()
     assert [await running, *await asyncio.gather(*waiting)] == [1, 11, 31, 61]
+
+
+async def test_a_full_mailbox_is_not_searched_at_every_refusal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look at each call that waits costs most when there is no time to spare."""
+    monkeypatch.setattr("actors.activation._LOOK_AGAIN_S", 1000.0)
+    client = await world.client(Till)
+    till = client.actor(Till, "t")
+    await till.read()
+    running = asyncio.ensure_future(till.pay_slowly(1))
+    await settled()
+    waiting = [asyncio.ensure_future(till.pay(10)) for _ in range(3)]
+    await settled()
+    for gone in range(2):
+        with pytest.raises(MailboxFull):
+            await till.pay(100)
+        waiting[gone].cancel()
+    monkeypatch.setattr("actors.activation._LOOK_AGAIN_S", 0.0)
+    waiting.append(asyncio.ensure_future(till.pay(20)))
+    await settled()
+    await till.open_gate()
+    assert [await running, *await asyncio.gather(*waiting[2:])] == [1, 11, 31]
 
 
 async def test_mailbox_limit_counts_reads_that_run(world: World) -> None:

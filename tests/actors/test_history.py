@@ -582,6 +582,18 @@ def test_defaults_that_could_not_be_read_again(annotation: Any, default: Any, as
         actor(type("Odd", (), {"__annotations__": {"x": annotation}, "x": given}))
 
 
+class Unfinished(BaseModel):
+    later: NotYet | None = None  # type: ignore[name-defined]  # noqa: F821  # defined nowhere
+
+
+def test_a_default_whose_model_is_finished_later_is_taken() -> None:
+    """The module may define it further down."""
+    made = actor(type("Early", (), {"__annotations__": {"x": list[Unfinished]}, "x": []}))
+    definition = definition_of(made)
+    assert definition is not None
+    assert definition.fields[0].default == []
+
+
 @pytest.mark.parametrize("name", ["", "user@login", "caf\udce9", "state", "snapshot"])
 def test_event_names_that_could_not_be_read_again(name: str) -> None:
     """Behind an @ comes the schema version, under two names upcasters are given something else."""

@@ -799,3 +799,26 @@ async def test_store_unavailable_at_start(world: World) -> None:
     with pytest.raises(StoreUnavailable):
         await world.host(Cell)
     world.hosts.pop()
+
+
+async def test_what_is_cancelled_may_clean_up_for_as_long_as_the_stop_has(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the drain has not used is left to it."""
+    monkeypatch.setattr("actors.host._LETTING_GO_S", 0.0)
+    host = await world.host(Cell)
+    cleaned = False
+
+    async def work() -> None:
+        nonlocal cleaned
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            cleaned = True
+
+    host.create_task(work())
+    await settled()
+    await host.stop(timeout_s=30)
+    assert cleaned

@@ -56,7 +56,7 @@ def test_a_component_without_actors_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_component_that_is_wrong_is_refused(tmp_path: Path) -> None:
-    """Before hosts are started, each of which would say so."""
+    """Before hosts are started, each of which would say so. The file and the component are named."""
     file = component(tmp_path, "state.nonsense")
-    with pytest.raises(StartupError, match=r"state\.nonsense"):
+    with pytest.raises(StartupError, match=r"mine\.yaml.*mine.*state\.nonsense"):
         run_cluster(APP, Settings.model_validate({"resources_path": (file,), "port": 0}))

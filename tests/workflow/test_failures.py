@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import reminders
+from actors import ActorFailed, reminders
 from statestores.codec import CodecError, encode
 from statestores.memory import MemoryStore
 from tests.workflow.conftest import World as MadeWorld
 from tests.workflow.test_payloads import MovedClock
 from workflow import ActivityFailed, RetryPolicy, WorkflowFailed, WorkflowStalled, activity, set_status, workflow
+from workflow.advance import Advance
 from workflow.instance import WorkflowInstance
 from workflow.raised import error_of, raised
 
@@ -224,6 +225,21 @@ async def test_errors_of_ours_stall_in_the_end(world: World, monkeypatch: pytest
     monkeypatch.setattr(WorkflowInstance, "_fold", fold)
     await client.resume(instance)
     assert await client.wait(instance, 10) == "rested"
+
+
+async def test_a_start_that_fails_by_a_bug_of_ours_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no instance that could stall, and be forgotten when it has."""
+
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    client = await world.start([naps])
+    monkeypatch.setattr(Advance, "_record", fails)
+    with pytest.raises(ActorFailed, match="a bug of ours"):
+        await client.start(naps)
+    assert not world._engines[-1]._deployment.poison
 
 
 @workflow
