@@ -110,10 +110,12 @@ def check_place(path: Path) -> None:
 
 
 def is_empty(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the database is still to be made. Raises `FormatError` when it is somebody else's. Writes nothing."""
+    """Whether the database is still to be made. Raises `FormatError` when it is somebody else's. Writes nothing.
+
+    Whose it is is read last: another process may make it in between, which writes both in one commit."""
     try:
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import closing
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -386,6 +388,24 @@ async def test_another_process_takes_over(store: SqliteStore, path: Path) -> Non
     assert isinstance(answer, StaleEpoch)
     assert (await store.journal.load("a/1")).version == 51
     assert (await store.journal.load("b/1")).version == mine
+
+
+@pytest.mark.parametrize("statement", [1, 2])
+def test_a_file_that_another_one_makes_while_it_is_looked_at(path: Path, statement: int) -> None:
+    """Before whichever look: it is ours, and of no other program."""
+    looks = count(1)
+
+    class Watched(sqlite3.Connection):
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            if next(looks) == statement:
+                with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                    sqlite_format.prepare(other, path, 4)
+            return super().execute(*args)
+
+    with closing(sqlite3.connect(path, factory=Watched)) as connection:
+        sqlite_format.is_empty(connection, path)
+        assert next(looks) > statement
+        assert not sqlite_format.is_empty(connection, path)
 
 
 async def test_two_openers_of_a_new_file(path: Path) -> None:
