@@ -121,11 +121,22 @@ async def test_reads_of_thousands_of_keys_see_one_moment(store: SqliteStore) -> 
     assert await store.read(lambda connection: connection.in_transaction) is False
 
 
+async def wait_together(store: SqliteStore, writes: Iterable[Awaitable[object]]) -> None:
+    """All of them stand in line before the first one is served, however quick the disk is."""
+    begins = threading.Event()
+    held = asyncio.create_task(store.run_writer(lambda _: begins.wait(10)))
+    await asyncio.sleep(0)
+    asked = asyncio.gather(*writes)
+    await asyncio.sleep(0)
+    begins.set()
+    await asyncio.gather(held, asked)
+
+
 async def test_concurrent_writes_share_commits(store: SqliteStore) -> None:
     """Writes that wait for the disk at the same time are committed together, none before it was answered for."""
     statements: list[str] = []
     await store.write(lambda connection: connection.set_trace_callback(statements.append))
-    await asyncio.gather(*(write(store, SetKey(f"k{number}", b"1")) for number in range(400)))
+    await wait_together(store, (write(store, SetKey(f"k{number}", b"1")) for number in range(400)))
     assert statements.count("COMMIT") < 100
     assert await values(store, *(f"k{number}" for number in range(400))) == [b"1"] * 400
 
@@ -148,7 +159,7 @@ async def test_a_commit_has_a_bounded_number_of_operations(store: SqliteStore, m
     await store.write(lambda connection: connection.set_trace_callback(statements.append))
     sizes = [1, 1, 3, 3, 2, 2, 6, 1]
     operations = [[SetKey(f"k{n}{m}", b"") for m in range(size)] for n, size in enumerate(sizes)]
-    await asyncio.gather(*(store.keys.transact(some, NOW_MS) for some in operations))
+    await wait_together(store, (store.keys.transact(some, NOW_MS) for some in operations))
     commits = " ".join(line.split()[0] for line in statements).split("COMMIT")
     assert [commit.count("INSERT") for commit in commits if "INSERT" in commit] == [2, 3, 3, 4, 6, 1]
 

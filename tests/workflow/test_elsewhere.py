@@ -104,8 +104,10 @@ async def test_a_timeout_ends_the_process(world: World) -> None:
     """An attempt that is over its time leaves nothing running."""
     processes = Processes()
     client = await world.start([waits_in_vain], [is_cut_off], elsewhere=processes)
-    assert await client.wait(await client.start(waits_in_vain), timeout=_WAIT_S) == "ActivityTimeout"
-    assert not is_running(await begun(processes))
+    async with asyncio.timeout(_WAIT_S):
+        while not processes.pids:  # a busy machine may need longer than the attempt is given to make a process
+            assert await client.wait(await client.start(waits_in_vain)) == "ActivityTimeout"
+    assert not is_running(processes.pids[0])
 
 
 async def test_a_terminated_workflow_ends_the_process(world: World) -> None:
