@@ -481,9 +481,8 @@ async def test_deadline_reaches_nested_calls(world: World) -> None:
     activations = client._host.activations
 
     def has_begun() -> bool:
-        return "Till/t" in activations and bool(
-            activations["Till/t"].running or activations["Till/t"].instance._cancelled
-        )
+        till = activations.get("Till/t")
+        return till is not None and bool(till.running or getattr(till.instance, "_cancelled", 0))
 
     await overrun(lambda timeout_s: client.actor(Shop, "s", timeout=timeout_s).wait_for_till("t"), has_begun)
     await until(lambda: activations["Till/t"].quiet)

@@ -563,8 +563,8 @@ async def test_abort_ends_a_drain(world: World, ending: str) -> None:
 
 async def test_abort_answers_whoever_waits(world: World) -> None:
     """Decided turns: nobody knows. All others: not applied. Nobody waits for ever."""
-    host = await world.host(Cell)
-    cell = host.client.actor(Cell, "c")
+    host = await world.host(Steady)
+    cell = host.client.actor(Steady, "c")
     await cell.add()
     world.lever.hold()
     decided = asyncio.ensure_future(cell.add())
@@ -572,7 +572,7 @@ async def test_abort_answers_whoever_waits(world: World) -> None:
     running = asyncio.ensure_future(cell.add_and_hang())
     await settled()
     waiting = asyncio.ensure_future(cell.add())
-    reading = asyncio.ensure_future(host.client.actor(Cell, "c").read())
+    reading = asyncio.ensure_future(host.client.actor(Steady, "c").read())
     await settled()
     host.abort()
     async with asyncio.timeout(10):

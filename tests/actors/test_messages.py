@@ -125,7 +125,7 @@ async def outbox_is_empty(world: World) -> bool:
 
 
 async def until_delivered(world: World) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await outbox_is_empty(world):  # noqa: ASYNC110  # the store tells nobody
             await asyncio.sleep(0.002)
 
