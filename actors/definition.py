@@ -238,7 +238,7 @@ def actor(
         reentrant=reentrant,
         max_depth=max_depth,
         snapshot_every=snapshot_every,
-        timeout_s=None if timeout is None else parse_duration_s(timeout),
+        timeout_s=_limit_s("@actor", timeout),
         receipts_ms=int(parse_duration_s(receipts) * 1000),
         schema=schema,
         upcasters=dict(upcasters or {}),
@@ -439,6 +439,8 @@ def make_method(
     mark: _Mark | None = None,
 ) -> Method:
     mark = mark if mark is not None else _Mark()
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{function.__qualname__}: a generator gives no one result: return a list")
     is_async = inspect.iscoroutinefunction(function)
     return Method(
         name=name,
@@ -447,10 +449,17 @@ def make_method(
         read_only=mark.read_only,
         interleave=mark.interleave,
         consistency=mark.consistency,
-        timeout_s=None if mark.timeout is None else parse_duration_s(mark.timeout),
+        timeout_s=_limit_s(function.__qualname__, mark.timeout),
         is_async=is_async,
         inline=not mark.interleave and (not is_async or not _can_suspend(function)),
     )
+
+
+def _limit_s(where: str, timeout: Duration | None) -> float | None:
+    limit_s = None if timeout is None else parse_duration_s(timeout)
+    if limit_s == 0:
+        raise TypeError(f"{where}: timeout must be longer than 0, or no turn could end; None: no limit")
+    return limit_s
 
 
 def _collect_events(cls: type) -> dict[str, EventMethod]:

@@ -65,7 +65,7 @@ _CRON_NAMES = {
 }
 _MAX_TEXT = 256
 _MAX_NUMBER_S = 1e18
-_DURATION_EXAMPLES = "write a Go duration ('1h30m', '1.5s') or an ISO 8601 one with whole numbers ('PT1H30M')"
+_DURATION_EXAMPLES = "write a Go duration ('1h30m', '1.5s') or an ISO 8601 one with whole numbers ('PT1H30M', 'P10D')"
 
 
 def parse_duration_s(value: Duration) -> float:

@@ -146,6 +146,8 @@ class Activity(Generic[P, T]):
         check_name("activity name", name)
         if not isinstance(retry, RetryPolicy):
             raise TypeError(f"activity {name}: retry={retry!r} is not a RetryPolicy(max_attempts=…)")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"activity {name}: a generator gives no one result: return a list")
         self.name = name
         self.function = function
         self.retry = retry

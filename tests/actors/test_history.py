@@ -669,6 +669,32 @@ def test_options_that_cannot_be(name: str, value: Any) -> None:
         actor(**{name: value})
 
 
+def test_timeouts_of_nothing_are_refused() -> None:
+    """No turn that waits for anything could end."""
+    with pytest.raises(TypeError, match="@actor: timeout must be longer than 0"):
+        actor(timeout="0s")
+    with pytest.raises(TypeError, match=r"Hasty\.run: timeout must be longer than 0"):
+
+        @actor
+        class Hasty:
+            @method(timeout=0)
+            async def run(self) -> None: ...
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_methods_that_are_generators_are_refused(is_async: bool) -> None:
+    """They would fail at every call: what they give is no value."""
+
+    async def later(self: Any) -> Any:
+        yield 1
+
+    def now(self: Any) -> Any:
+        yield 1
+
+    with pytest.raises(TypeError, match="a generator gives no one result"):
+        actor(type("Stream", (), {"run": method(later if is_async else now)}))
+
+
 def test_annotation_that_cannot_be_resolved_is_explained() -> None:
     """Names under TYPE_CHECKING, or local ones, say what to do."""
     with pytest.raises(TypeError, match="import the type at module level"):

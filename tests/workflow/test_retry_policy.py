@@ -70,6 +70,20 @@ def test_non_retriable_is_a_tuple_of_errors(errors: Any) -> None:
     assert not RetryPolicy(non_retriable=(ValueError, "KeyError")).retries(UnicodeError())
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+def test_activities_that_are_generators_are_refused(is_async: bool) -> None:
+    """They would fail at every attempt: what they give is no value."""
+
+    async def later() -> Any:
+        yield 1
+
+    def now() -> Any:
+        yield 1
+
+    with pytest.raises(TypeError, match="a generator gives no one result"):
+        activity(later if is_async else now)
+
+
 def test_a_number_is_no_policy() -> None:
     """It could mean attempts or retries: told at decoration."""
     with pytest.raises(TypeError, match="not a RetryPolicy"):
