@@ -471,6 +471,8 @@ def _collect_events(cls: type) -> dict[str, EventMethod]:
         original = getattr(function, "__wrapped__", function)
         if inspect.iscoroutinefunction(original):
             raise TypeError(f"{original.__qualname__}: an event is applied, not awaited; make it a plain def")
+        if inspect.isgeneratorfunction(original) or inspect.isasyncgenfunction(original):
+            raise TypeError(f"{original.__qualname__}: a generator is not run when it is called: it can be no event")
         if name in events:
             raise TypeError(f"{cls.__qualname__}: two events are named {name!r}")
         made = EventMethod(name, by_position(original), Signature(original))

@@ -80,6 +80,8 @@ class RetryPolicy:
             raise ValueError("RetryPolicy: timeout must be longer than 0, or no attempt could end; None: no limit")
         overall = self.overall_timeout
         put(self, "overall_ms", None if overall is None else round(parse_duration_s(overall) * 1000))
+        if self.overall_ms == 0:
+            raise ValueError("RetryPolicy: overall_timeout must be longer than 0, or no attempt could begin")
 
     def delay_ms(self, attempt: int) -> int:
         """How long to wait after failed attempt number `attempt` (from 1)."""

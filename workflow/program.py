@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from workflow.definition import Activity, Workflow
     from workflow.replay import Track
 
-_PACKAGE = os.path.dirname(__file__)
+_ROOT = os.path.dirname(os.path.dirname(__file__))
+_PACKAGES = {os.path.join(_ROOT, name) for name in ("statestores", "actors", "workflow", "runtime_api")}
 _LONGEST_TRACEBACK = 20_000
 _WITHDRAWN: Command = ("",)
 _CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
@@ -604,4 +605,4 @@ def _raised_at(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return os.path.dirname(filename) == _PACKAGE
+    return os.path.dirname(filename) in _PACKAGES

@@ -693,6 +693,8 @@ def test_methods_that_are_generators_are_refused(is_async: bool) -> None:
 
     with pytest.raises(TypeError, match="a generator gives no one result"):
         actor(type("Stream", (), {"run": method(later if is_async else now)}))
+    with pytest.raises(TypeError, match="it can be no event"):  # it would be recorded, and change nothing
+        actor(type("Stream", (), {"ran": event(later if is_async else now)}))
 
 
 def test_annotation_that_cannot_be_resolved_is_explained() -> None:

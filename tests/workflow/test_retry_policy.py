@@ -60,6 +60,8 @@ def test_a_timeout_of_nothing_is_refused(timeout: Any) -> None:
     """No attempt could end within it."""
     with pytest.raises(ValueError, match="timeout must be longer than 0"):
         RetryPolicy(timeout=timeout)
+    with pytest.raises(ValueError, match="overall_timeout must be longer than 0"):
+        RetryPolicy(overall_timeout=timeout)
 
 
 @pytest.mark.parametrize("errors", [ValueError, "ValueError", [ValueError], (3,), (int,), (ValueError("x"),)])
