@@ -127,14 +127,17 @@ def adapter(annotation: Any, default: Any = ...) -> Adapter[Any]:
 
 def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation, config=_BASE64)
+        try:
+            return TypeAdapter(annotation, config=_BASE64)
+        except PydanticUserError as error:
+            if error.code != "type-adapter-config-unused":
+                raise
+        # What may have a configuration of its own is given none from here. By another name it is, as it is in a
+        # container: it takes what it does not have.
+        named: Any = TypeAliasType("Named", annotation)
+        return TypeAdapter(named, config=_BASE64)
     except PydanticUserError as error:
-        if error.code != "type-adapter-config-unused":
-            raise TypeError(f"no encoding for annotation {annotation!r}: {error}") from error
-    # What may have a configuration of its own is given none from here. By another name it is, as it is in a container:
-    # it takes what it does not have.
-    named: Any = TypeAliasType("Named", annotation)
-    return TypeAdapter(named, config=_BASE64)
+        raise TypeError(f"no encoding for annotation {annotation!r}: {error}") from error
 
 
 def _default(value: Any) -> Any:
@@ -173,9 +176,8 @@ def _ordered_within(value: Any, dumped: Any) -> Any:
         same = len(value) == len(dumped)
         return dict(zip(dumped, map(_ordered_within, value.values(), dumped.values()), strict=True)) if same else dumped
     settled = dict(dumped)
-    for name, item in _named_parts(value):
-        if name in dumped:
-            settled[name] = _ordered_within(item, dumped[name])
+    for name, item in _named_parts(value, dumped):
+        settled[name] = _ordered_within(item, dumped[name])
     return settled
 
 
@@ -187,17 +189,21 @@ def _text_of(dumped: Any) -> bytes:
     return orjson.dumps(dumped, option=orjson.OPT_SORT_KEYS)
 
 
-def _named_parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a model or a dataclass consists of, under the names it is dumped with."""
+def _named_parts(value: Any, dumped: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a model or a dataclass consists of, computed fields too, under the names it is dumped with: by position,
+    since names of their own (aliases) are known to pydantic alone."""
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        for name, item in value.__dict__.items():
-            field = fields.get(name)
-            yield (field and (field.serialization_alias or field.alias)) or name, item
-        yield from (value.model_extra or {}).items()
-    elif dataclasses.is_dataclass(value):
-        for part in dataclasses.fields(value):
-            yield part.name, getattr(value, part.name, None)
+        own = value.model_dump(mode="json", by_alias=False)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        try:
+            own = _cached_adapter(type(value))._adapter.dump_python(value, mode="json", by_alias=False)
+        except TypeError:  # only the model that it is in knows how
+            return
+    else:
+        return
+    if isinstance(own, dict) and len(own) == len(dumped):
+        for name, alias in zip(own, dumped, strict=True):
+            yield alias, getattr(value, name, None)
 
 
 def _holds_sets(value: Any) -> bool:
@@ -212,6 +218,8 @@ def _holds_sets(value: Any) -> bool:
     elif isinstance(value, BaseModel):
         extra = value.model_extra
         parts = value.__dict__.values() if not extra else [*value.__dict__.values(), *extra.values()]
+        if computed := type(value).model_computed_fields:
+            parts = [*parts, *(getattr(value, name) for name in computed)]
     elif dataclasses.is_dataclass(value):
         parts = [getattr(value, part.name, None) for part in dataclasses.fields(value)]
     for part in parts:  # noqa: SIM110  # any() of a generator takes twice as long

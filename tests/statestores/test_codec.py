@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 
 import pytest
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PydanticUserError, RootModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PydanticUserError, RootModel, computed_field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
@@ -161,6 +161,35 @@ class Tags(RootModel[dict[str, set[str]]]):
     pass
 
 
+class Computing(BaseModel):
+    given: set[str]
+
+    @computed_field
+    def doubled(self) -> frozenset[str]:
+        return frozenset(2 * item for item in self.given)
+
+
+@pydantic_dataclass
+class Renamed:
+    inner: set[str] = Field(alias="outer")
+
+
+class Foreign:
+    pass
+
+
+@dataclass
+class Unknown:
+    tags: set[str]
+    foreign: Foreign | None = None
+
+
+class Lenient(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    unknown: Unknown
+    tags: set[str]
+
+
 @dataclass(slots=True)
 class Holding:
     by_name: dict[str, Tagged]
@@ -178,6 +207,8 @@ SETS: dict[str, Any] = {
     "a root": Tags({"x": LETTERS}),
     "a dataclass": Holding({"x": Tagged()}, (LETTERS, [LETTERS])),
     "in a list": [Holding({}, (LETTERS, []))],
+    "computed": Computing(given=LETTERS),
+    "another name": Renamed(outer=LETTERS),
 }
 
 
@@ -205,6 +236,12 @@ def test_sets_in_models_are_read_again() -> None:
     assert encode(Tags({"x": {"b", "a"}})) == b'{"x":["a","b"]}'
     tagged = Tagged.model_validate({"labels": {"b", "a"}, "more": {2, 10}})
     assert encode(tagged) == b'{"labels":["a","b"],"anything":null,"more":[10,2]}'
+
+
+def test_sets_of_what_only_its_model_can_write_are_written() -> None:
+    """Their order stays that of the process; it is no reason to refuse the value."""
+    lenient = Lenient.model_construct(unknown=Unknown({"a"}), tags={"b", "a"})
+    assert encode(lenient) == b'{"unknown":{"tags":["a"],"foreign":null},"tags":["a","b"]}'
 
 
 class Unfinished(BaseModel):
