@@ -46,7 +46,9 @@ def workflow_start(
     name: Annotated[str, typer.Argument(metavar="NAME", callback=named)],
     value: Annotated[str | None, typer.Argument(metavar="INPUT", help="JSON, or a string when it is not.")] = None,
     data: Data = None,
-    instance_id: Annotated[str, typer.Option("--id", help="The instance's id; default: a random one.")] = "",
+    instance_id: Annotated[
+        str | None, typer.Option("--id", callback=named, help="The instance's id; default: a random one.")
+    ] = None,
     start: Annotated[str, typer.Option("--start", help="When: an RFC 3339 instant, or a delay such as 10m.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result.")] = False,
     timeout: Annotated[str, typer.Option(help="How long to wait, with --wait; then exit code 4.")] = "60s",
@@ -59,7 +61,7 @@ def workflow_start(
     from runtime_api.remote import path
 
     with remote(url) as server:
-        params = {"instanceID": instance_id, "start": start}
+        params = {"instanceID": instance_id or "", "start": start}
         where = path("v1.0", "workflows", "dapr", name, "start")
         started = server.json("POST", where, params=params, content=body)
         if wait:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,7 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner
 
+from runtime_api import bench
 from runtime_api.cli import cli, run
 from runtime_api.settings import Settings, load_settings
 from runtime_api.terminal import body_of
@@ -198,6 +201,7 @@ def test_every_command_has_an_answer_for_programs(done: Mecha) -> None:
         ("workflow", "wait", "@"),
         ("workflow", "purge", "@", "--force"),
         ("workflow", "start", "@"),
+        ("workflow", "start", "greet", "--id", "@"),
         ("workflow", "raise-event", "a", "@"),
     ],
     ids=" ".join,
@@ -324,6 +328,12 @@ def test_bench(mecha: Callable[..., Any]) -> None:
     lines = json.loads(ended.stdout)
     assert len(lines) == 4
     assert all(line["calls_per_s"] > 0 and 0 < line["p50_ms"] <= line["p99_ms"] for line in lines)
+
+
+async def test_bench_waits_for_an_answer() -> None:
+    """However slow the machine: a line of no calls would say nothing."""
+    latencies_s, elapsed_s = await bench._drive(0.0, [partial(asyncio.sleep, 0.01)])
+    assert 0 < latencies_s[0] <= elapsed_s
 
 
 def test_help_is_quick_because_it_imports_little() -> None:
