@@ -262,7 +262,7 @@ class _OverRay:
     async def attempt(self, call: Call, timeout: float | None) -> bytes:
         try:
             if not self._hosts:
-                self._hosts = [await self._cluster.connect(host["name"]) for host in await self._serving()]
+                self._hosts = [await self._cluster.host(host["name"]) for host in await self._serving()]
             host, wanted = random.choice(self._hosts), asked(call, "", 0.0)._replace(left_s=timeout)
             # A frozen host answers nothing, not even that time is over.
             async with asyncio.timeout(_ATTEMPT_S if timeout is None else timeout + _PAUSE_S):

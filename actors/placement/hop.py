@@ -1,9 +1,8 @@
 """The hop between two hosts: calls and answers as plain values, and a link that carries whatever has gathered.
 
-A message between processes costs a cluster about the same whatever it carries (0.5 ms of processor time at both ends
-together on Ray), so a link sends one batch at a time, at most so many a second, and what is asked or answered meanwhile
-makes the next. A lone call leaves at once. One at a time also keeps the order, and is the back-pressure: a peer that
-takes batches slowly gets them slowly, and fuller.
+A message between processes costs about the same whatever it carries, so a link sends one batch at a time, and what is
+asked or answered meanwhile makes the next. A lone call leaves at once. One at a time also keeps the order, and is the
+back-pressure: a peer that takes batches slowly gets them slowly, and fuller.
 
 The wire form is a list of tuples of plain values, pickled: both ends are processes of one cluster, of one release of
 the code or two neighbouring ones. Fields are added at the end, with defaults, never renamed or removed.
@@ -41,8 +40,6 @@ _MOST_ITEMS = 1000
 _MOST_BYTES = 4 << 20
 _MOST_WAITING = 50_000
 _RESEND_S = 0.1
-# From one batch to the next, unless so much waits that it would not fit into one.
-_SPACING_S = 0.003
 # What a release that does not say it took for the life of a receipt.
 _RECEIPT_MS = 120_000
 
@@ -56,9 +53,19 @@ class PeerUnsure(Exception):
 
 
 class Peer(Protocol):
+    """The way to another host."""
+
+    @property
+    def spacing_s(self) -> float:
+        """From one batch to the next, unless so much waits that it would not fit into one: what a batch costs decides
+        how full it should be."""
+
     async def deliver(self, sender: str, batch: bytes) -> None:
         """Hand a batch to the peer's `ClusterPlacement.receive`. Returns when it has been taken, not when it is done.
         Raises `PeerGone`, `PeerUnsure`."""
+
+    def close(self) -> None:
+        """It is not used any more."""
 
 
 class Peers(Protocol):
@@ -222,6 +229,7 @@ class Link:
 
     async def _send_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
+        peer: Peer | None = None
         try:
             peer = await self._connected()
             next_s = 0.0
@@ -234,7 +242,7 @@ class Link:
                 left_s = next_s - loop.time()
                 if left_s > 0 and len(self._outgoing) < _MOST_ITEMS:
                     await asyncio.sleep(left_s)
-                next_s = loop.time() + _SPACING_S
+                next_s = loop.time() + peer.spacing_s
                 await self._send(peer, self._take())
         except PeerGone:
             self._gone(self)
@@ -244,6 +252,8 @@ class Link:
             await asyncio.sleep(_RESEND_S)
             self._gone(self)
         finally:
+            if peer is not None:
+                peer.close()
             self._ended = True
             self._all_sent()
 

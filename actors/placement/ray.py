@@ -37,6 +37,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.placement.hop import PeerGone, PeerUnsure, asked_of
+from actors.placement.stream import Door, StreamPeer
 from actors.placement.supervisor import LONGEST_LAG_S, Node, Report, Supervisor, Wanted
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from actors.hostneeds import HostNeeds
     from actors.placement.cluster import ClusterPlacement
     from actors.placement.hop import Asked
+    from actors.placement.stream import Address
     from actors.placement.supervisor import HostFacts, HostHandle
 
 T = TypeVar("T")
@@ -104,6 +106,8 @@ class _HostActor:
         self._process = build(name, version, RayCluster(spec.namespace))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Task[None] | None = None
+        self._door = Door(self._take)
+        self._address: Address | None = None
 
     async def start(self) -> None:
         """Once, however often it is said: a controller may end between making a host and telling it to start, and the
@@ -114,8 +118,18 @@ class _HostActor:
 
     async def _start(self) -> None:
         await self._process.start()
+        self._address = await self._open_door()
         self._loop = asyncio.get_running_loop()
         self._watching = asyncio.create_task(self._end_when_declared_dead())
+
+    async def _open_door(self) -> Address | None:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return None  # Ray encrypts what it carries, the door does not
+        try:
+            return await self._door.open(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray's
+        except OSError as error:
+            log.warning("%s takes batches through Ray alone: %s", self._name, error)
+            return None
 
     async def _end_when_declared_dead(self) -> None:
         """A host whose raylet is gone is dead to Ray, and nobody calls it any more; yet it goes on, for up to a minute,
@@ -131,7 +145,15 @@ class _HostActor:
                 log.info("Ray's control store does not answer: %s", error)
 
     async def deliver(self, sender: str, batch: bytes) -> None:
+        self._take(sender, batch)
+
+    def _take(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)
+
+    async def address(self) -> Address | None:
+        """Of the door for batches, if there is one."""
+        await self.start()
+        return self._address
 
     async def request(self, wanted: tuple[Any, ...]) -> tuple[str, Any]:
         return await self._process.placement.request(asked_of(wanted))
@@ -144,6 +166,7 @@ class _HostActor:
 
     async def stop(self, timeout_s: float) -> None:
         await self._process.stop(timeout_s)
+        self._door.close()
 
     async def report(self) -> Report:
         node = ray.get_runtime_context().get_node_id()
@@ -195,15 +218,25 @@ def _actor_class(cls: type, **options: Any) -> Any:
 
 
 class RayHost:
-    """A host as others see it: a peer of other hosts, a handle of the supervisor."""
+    """A host as others see it: the detour to a peer, the handle of the supervisor, the way in of clients."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self._actor = actor
 
     async def deliver(self, sender: str, batch: bytes) -> None:
+        await self._asked_as_peer("deliver", sender, batch)
+
+    async def address(self) -> Address | None:
+        """See `Detour`."""
+        if not hasattr(self._actor, "address"):  # of a release that has no door
+            return None
+        address: Address | None = await self._asked_as_peer("address")
+        return address
+
+    async def _asked_as_peer(self, method: str, *args: Any) -> Any:
         try:
-            await self._actor.deliver.remote(sender, batch)
+            return await getattr(self._actor, method).remote(*args)
         except ActorUnavailableError as error:
             raise PeerUnsure(str(error)) from error
         except RayActorError as error:
@@ -406,8 +439,12 @@ class RayCluster:
         made = _actor_class(_ControllerActor, max_restarts=-1)
         made.options(name=_CONTROLLER, namespace=self.namespace, lifetime="detached", get_if_exists=True).remote(spec)
 
-    async def connect(self, name: str) -> RayHost:
+    async def connect(self, name: str) -> StreamPeer:
         """The peer of that name. Raises `PeerGone`."""
+        return StreamPeer(name, await self.host(name))
+
+    async def host(self, name: str) -> RayHost:
+        """Raises `PeerGone`."""
         try:
             return RayHost(name, await _in_thread(ray.get_actor, name, self.namespace))
         except ValueError as error:

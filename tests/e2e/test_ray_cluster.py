@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors.placement.hop import encode_batch
+from actors.placement.stream import Stream
 from statestores.model import partition_of
 from tests.e2e import linearizability
 from tests.e2e.clusters import ClusterProcess, Connection, hosts_of, pid_of_controller
@@ -262,6 +264,26 @@ async def test_every_host_serves_every_actor(cluster: ClusterProcess) -> None:
 
     load = await under_load(cluster.port, "calm", nothing)
     assert load.failures == []
+
+
+async def test_hosts_have_doors_for_each_other(cluster: ClusterProcess, ray_address: str) -> None:
+    """Ray tells where they are, and what comes in there is taken, but not from whoever was not told."""
+    from actors.placement.ray import RayCluster, cluster_namespace, join_ray, stop_ray
+
+    names = [host["name"] for host in await settled(cluster.port) if host["owned"]]
+    assert join_ray(ray_address)
+    try:
+        peers = RayCluster(cluster_namespace("tally_app", "default"))
+        for name in names:
+            address = await (await peers.host(name)).address()
+            assert address is not None
+            with pytest.raises(ConnectionError):
+                await Stream.connect(address._replace(secret=bytes(32)), "a stranger")
+            stream = await Stream.connect(address, "a guest")
+            await stream.deliver(encode_batch([("cancel", "nothing")]))
+            stream.close()
+    finally:
+        stop_ray()
 
 
 async def test_activities_with_needs_run_as_tasks(cluster: ClusterProcess) -> None:

@@ -64,6 +64,8 @@ class Network:
 
 
 class Wire:
+    spacing_s = 0.003
+
     def __init__(self, network: Network, name: str) -> None:
         self._network = network
         self._name = name
@@ -79,6 +81,9 @@ class Wire:
         if self._name in network.dropping:  # it arrived, and the sender does not hear of it
             network.dropping.discard(self._name)
             raise PeerUnsure(self._name)
+
+    def close(self) -> None:
+        """Holds nothing."""
 
 
 class Cluster:

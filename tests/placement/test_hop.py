@@ -7,7 +7,16 @@ import pickle
 from typing import TYPE_CHECKING
 
 from actors import ActorFailed, Deadlock, NotOwner
-from actors.placement.hop import Asked, Link, asked_of, decode_batch, decode_error, encode_batch, encode_error
+from actors.placement.hop import (
+    Asked,
+    Link,
+    PeerGone,
+    asked_of,
+    decode_batch,
+    decode_error,
+    encode_batch,
+    encode_error,
+)
 
 if TYPE_CHECKING:
     import pytest
@@ -39,20 +48,46 @@ def test_errors_arrive_as_what_they_are() -> None:
     assert str(decode_error(encode_error(KeyError("k")))) == "KeyError: 'k'"
 
 
+class Way:
+    """To a peer that takes nothing."""
+
+    spacing_s = 0.0
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.closed = asyncio.Event()
+
+    async def connect(self, name: str) -> Peer:
+        return self
+
+    async def deliver(self, sender: str, batch: bytes) -> None:
+        raise self._error
+
+    def close(self) -> None:
+        self.closed.set()
+
+
 async def test_a_link_that_fails_says_that_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     """An error nobody has thought of ends a link loudly, and what it carried is made again by whoever is told."""
-
-    class Broken:
-        async def connect(self, name: str) -> Peer:
-            return self
-
-        async def deliver(self, sender: str, batch: bytes) -> None:
-            raise ZeroDivisionError("nobody has thought of it")
-
     gone: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
-    link = Link("here", "there", Broken(), gone.set_result)
+    link = Link("here", "there", Way(ZeroDivisionError("nobody has thought of it")), gone.set_result)
     link.put(("cancel", "z"))
     async with asyncio.timeout(10):
         assert await gone is link
         await link.wait_sent()
     assert "the link to there failed" in caplog.text
+
+
+async def test_a_link_that_ends_lets_go_of_its_way_to_the_peer() -> None:
+    """Whether the peer is gone or the link is closed."""
+    way = Way(PeerGone("there"))
+    link = Link("here", "there", way, lambda _: None)
+    link.put(("cancel", "z"))
+    async with asyncio.timeout(10):
+        await way.closed.wait()
+    way = Way(PeerGone("there"))
+    link = Link("here", "there", way, lambda _: None)
+    async with asyncio.timeout(10):
+        await link.wait_sent()  # it has connected
+        link.close()
+        await way.closed.wait()

@@ -38,6 +38,8 @@ ROBBERY = "rob"
 class Machine:
     """A host on a node of its own; to others, a peer and a handle."""
 
+    spacing_s = 0.003
+
     def __init__(self, world: World, name: str, version: str, node: str) -> None:
         self.name, self.version, self.node, self._world = name, version, node, world
         self.journal = FaultyJournal(world.truth, world.luck, world.faults, name)
@@ -76,6 +78,9 @@ class Machine:
             self.placements[0].receive(sender, batch)
 
         await self._there(receive())
+
+    def close(self) -> None:
+        """Holds nothing."""
 
     async def report(self) -> Report:
         await asyncio.sleep(10_000 if self.is_deaf else self._world.answer_s)
