@@ -24,14 +24,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, overload
 
-from pydantic import PydanticUserError
-
 from actors.errortext import storable
 from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
-from actors.signature import Signature, by_position
+from actors.signature import Signature, by_position, check_default
 from actors.timetext import parse_duration_s
-from statestores.codec import ATOMS, Adapter, CodecError, adapter, encode
+from statestores.codec import ATOMS, Adapter, adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,6 +160,7 @@ class Options:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise TypeError(f"@actor: {name} is {value!r}: write a whole number, 1 or more")
+        _check_flag("@actor: reentrant", self.reentrant)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,6 +231,8 @@ def actor(
 
     Raises `TypeError` for a class that cannot be an actor, or options that cannot be, at decoration.
     """
+    if upcasters is not None and not isinstance(upcasters, Mapping):
+        raise TypeError(f"@actor: upcasters is {upcasters!r}: write a dict by version, {{1: upcaster}}")
     options = Options(
         idle_timeout_s=parse_duration_s(idle_timeout),
         mailbox_limit=mailbox_limit,
@@ -278,6 +279,8 @@ def method(
     turn; for long waits. `timeout` cancels a turn that runs longer and rolls it back. `consistency` of reads: see
     `Consistency`.
     """
+    _check_flag("@method: read_only", read_only)
+    _check_flag("@method: interleave", interleave)
     if consistency not in get_args(Consistency):
         raise TypeError(f"unknown consistency {consistency!r}: use {', '.join(get_args(Consistency))}")
     if consistency != "lease" and not (read_only or interleave):
@@ -285,6 +288,7 @@ def method(
     mark_as = _Mark(read_only or interleave, interleave, consistency, timeout)
 
     def mark(function: F) -> F:
+        _check_plain("@method", function)
         setattr(function, _METHOD, mark_as)
         return function
 
@@ -306,6 +310,7 @@ def event(function: F | None = None, /, *, name: str | None = None) -> F | Calla
     """
 
     def mark(function: F) -> F:
+        _check_plain("@event", function)
         setattr(function, _EVENT, _event_name(function.__name__ if name is None else name))
         return function
 
@@ -340,13 +345,17 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
             raise TypeError(
                 f"{cls.__qualname__}: upcaster of version {version} is {upcaster!r}: write a function of (name, data)"
             )
+    _check_members(cls)
     events = _collect_events(cls)
     fields = _collect_fields(cls)
     methods = _collect_methods(cls)
     for field in fields:
         if field.name in methods or inspect.isfunction(getattr(cls, field.name, None)):
             raise TypeError(f"{cls.__qualname__}.{field.name} is both a field and a method: rename one")
-        _check_default(cls, field)
+        # It could not be put back either, when a turn has failed. (What a factory makes is not known yet: it may use
+        # what its module defines later.)
+        if field.default is not _UNSET:
+            check_default(f"{cls.__qualname__}.{field.name}", field.adapter, field.default)
     definition = ActorDefinition(
         name=name,
         cls=cls,
@@ -367,12 +376,35 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
     return definition
 
 
+def _check_flag(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} is {value!r}: write True or False")
+
+
+def _check_plain(what: str, function: object) -> None:
+    """What is none is not found in its class, so it would be left out without a word."""
+    if not inspect.isfunction(function):
+        raise TypeError(f"{what} is for plain functions of self, not for a {type(function).__name__}: leave that out")
+
+
+def _check_members(cls: type) -> None:
+    """The same of functions that were made something else after they were marked."""
+    for name, member in inspect.getmembers_static(cls):
+        function = getattr(member, "__wrapped__", None)
+        if isinstance(getattr(function, _METHOD, None), _Mark):
+            _check_plain(f"{cls.__qualname__}.{name}: @method", member)
+        if isinstance(getattr(function, _EVENT, None), str):
+            _check_plain(f"{cls.__qualname__}.{name}: @event", member)
+        if name in HOOKS and isinstance(member, (classmethod, staticmethod)):
+            _check_plain(f"{cls.__qualname__}.{name}", member)
+
+
 def _event_name(name: str) -> str:
     if name in (STATE_EVENT, SNAPSHOT):
         raise TypeError(f"an event cannot be named {name!r}: that is what upcasters are given under this name")
-    if not name or "@" in name or storable(name) != name:
+    if not isinstance(name, str) or not name or "@" in name or storable(name) != name:
         raise TypeError(
-            f"an event cannot be named {name!r}: no '@' (a schema version follows that), no half surrogates"
+            f"an event cannot be named {name!r}: a text, no '@' (a schema version follows that), no half surrogates"
         )
     return name
 
@@ -405,19 +437,6 @@ def _field(cls: type, name: str, annotation: Any) -> Field:
         factory = None if default.default_factory is dataclasses.MISSING else default.default_factory
         default = _UNSET if default.default is dataclasses.MISSING else default.default
     return Field(name, adapter(annotation, default), default, factory)
-
-
-def _check_default(cls: type, field: Field) -> None:
-    """What cannot be stored and read again could not be put back either, when a turn has failed. (What a factory makes
-    is not known yet: it may use what its module defines later.)"""
-    if field.default is _UNSET:
-        return
-    try:
-        field.adapter.decode(encode(field.default))
-    except PydanticUserError:  # refers to what its module defines later
-        return
-    except CodecError as error:
-        raise TypeError(f"{cls.__qualname__}.{field.name} cannot have this default: {error}") from None
 
 
 def _collect_methods(cls: type) -> dict[str, Method]:

@@ -74,7 +74,7 @@ def host_needs(resources: Mapping[str, Any] | None, labels: Mapping[str, Any] | 
     for what, given in (("resources", resources), ("labels", labels)):
         if given is not None and not isinstance(given, dict):
             raise TypeError(f"{what}= takes a dict by name, not {given!r}")
-    amounts = {name: _checked_amount(name, amount) for name, amount in (resources or {}).items()}
+    amounts = {name: checked_amount(name, amount) for name, amount in (resources or {}).items()}
     selectors = {label: _checked_selector(label, selector) for label, selector in (labels or {}).items()}
     return HostNeeds(
         tuple(sorted((name, amount) for name, amount in amounts.items() if amount)), tuple(sorted(selectors.items()))
@@ -100,7 +100,8 @@ def combined(needs: Iterable[tuple[str, HostNeeds]]) -> HostNeeds:
     )
 
 
-def _checked_amount(name: object, amount: object) -> float:
+def checked_amount(name: object, amount: object) -> float:
+    """Of one resource, as Ray takes it. Raises `TypeError`."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"resources are given by name, as text, not {name!r}")
     if name in _INSTEAD:
@@ -111,7 +112,7 @@ def _checked_amount(name: object, amount: object) -> float:
             raise TypeError(f'memory {amount!r} is not a size: write bytes as a number, or text like "512MiB", "2GiB"')
         return float(round(float(found[1]) * _SIZES[found[2].lower()]))
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
-        raise TypeError(f"resource {name!r} is {amount!r}: write a number, 0 or more, of what one host needs")
+        raise TypeError(f"resource {name!r} is {amount!r}: write a number, 0 or more")
     if 0 < amount < _SMALLEST or (amount > 1 and amount != int(amount)):
         raise TypeError(f"resource {name!r} is {amount!r}: write {_SMALLEST} or more, and above 1 a whole number")
     return float(amount)

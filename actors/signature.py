@@ -11,6 +11,8 @@ import inspect
 import typing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import PydanticUserError
+
 from actors.errors import InvalidArguments, UnserializableResult
 from statestores.codec import ATOMS, Adapter, CodecError, adapter, decode, encode
 
@@ -60,6 +62,9 @@ class Signature:
         self.parameters = tuple(
             Parameter(p.name, adapter(hints.get(p.name, Any), p.default), p.default) for p in declared
         )
+        for p in self.parameters:
+            if p.default is not _REQUIRED:
+                check_default(f"{self.function_name}({p.name}=…)", p.adapter, p.default)
         self.result = adapter(hints.get("return", Any))
         # Results of these types are what the annotation asks for, and need no copy. (A float may be infinite.)
         self.plain_results = _plain_results(self.result) - {float}
@@ -229,6 +234,16 @@ class Signature:
 
     def _describe(self) -> str:
         return f"({', '.join(self._names)})" if self.parameters else "no arguments"
+
+
+def check_default(where: str, found: Adapter[Any], default: Any) -> None:
+    """Raises `TypeError` for what could not be written, or not read again as what the annotation asks for."""
+    try:
+        found.decode(encode(default))
+    except PydanticUserError:  # refers to what its module defines later
+        return
+    except CodecError as error:
+        raise TypeError(f"{where} cannot have this default: {error}") from None
 
 
 def _plain_results(result: Adapter[Any]) -> frozenset[type]:

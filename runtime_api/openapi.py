@@ -43,7 +43,9 @@ IdempotencyKey = Annotated[
 ]
 Timeout = Annotated[
     str | None,
-    Header(alias="Mecha-Timeout", description="Longest wait for the answer: seconds or a duration such as `1.5s`"),
+    Header(
+        alias="Mecha-Timeout", description="Longest wait for the answer: seconds, or a duration as `1.5s` or `PT2M`"
+    ),
 ]
 After = Annotated[str, Query(description="`next` of the page before")]
 HIGHEST_VERSION = 2**53 - 1

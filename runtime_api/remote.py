@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 5.0
 _ANSWER_S = 300.0
+_LAST_PORT = 65535
 
 
 class RemoteError(Exception):
@@ -22,6 +23,10 @@ class RemoteError(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{code or 'error'} ({status}): {' '.join(message.split())}")
         self.status, self.code = status, code
+
+
+class BadUrl(ValueError):
+    """It names no server."""
 
 
 class Unreachable(Exception):
@@ -34,20 +39,17 @@ def path(*parts: str) -> str:
 
 
 class Remote:
-    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``. Raises `Unreachable` when `url` is none."""
+    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``. Raises `BadUrl`."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         token = token or os.environ.get("MECHA_API_TOKEN") or os.environ.get("DAPR_API_TOKEN")
         self._url = url
-        try:
-            self._client = httpx.Client(
-                base_url=url,
-                headers={"dapr-api-token": token} if token else {},
-                timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-                trust_env=False,
-            )
-        except httpx.InvalidURL as error:
-            raise Unreachable(f"{url} is no URL: {error}") from error
+        self._client = httpx.Client(
+            base_url=_server_url(url),
+            headers={"dapr-api-token": token} if token else {},
+            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+            trust_env=False,
+        )
 
     def __enter__(self) -> Remote:
         return self
@@ -87,6 +89,18 @@ class Remote:
         except ValueError:
             message = f"the answer from {self._url} is no JSON (is that `mecha run`?)"
             raise RemoteError(response.status_code, "", message) from None
+
+
+def _server_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise BadUrl(str(error)) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BadUrl("it begins with http:// or https://, and names a host")
+    if url.port is not None and url.port > _LAST_PORT:
+        raise BadUrl(f"there is no port {url.port}")
+    return url
 
 
 def _error_of(response: httpx.Response) -> RemoteError:

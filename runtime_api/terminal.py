@@ -1,7 +1,8 @@
 """What the commands of ``mecha`` share: options, how a command ends, talking to a server, and what it prints.
 
 Exit codes: 0 done; 1 the server answered with an error, or could not start, or a workflow ended without a result, or is
-stalled; 2 wrong usage; 3 no answer from the server; 4 a workflow had not ended when the wait was over.
+stalled; 2 wrong usage, or a setting with a value it cannot have; 3 no answer from the server; 4 a workflow had not
+ended when the wait was over.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ def fail(message: object, code: int = EXIT_FAILED) -> NoReturn:
 @contextmanager
 def remote(url: str) -> Iterator[Remote]:
     """A server to talk to; what goes wrong ends the command with one line."""
-    from runtime_api.remote import Remote, RemoteError, Unreachable
+    from runtime_api.remote import BadUrl, Remote, RemoteError, Unreachable
 
     try:
         with Remote(url) as server:
             yield server
+    except BadUrl as error:
+        fail(f"--url (MECHA_URL) is {url!r}: write where the server is, like {DEFAULT_URL}; {error}", EXIT_USAGE)
     except RemoteError as error:
         fail(error)
     except Unreachable as error:

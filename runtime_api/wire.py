@@ -107,7 +107,7 @@ def header(headers: Iterable[Header], name: bytes) -> bytes | None:
 
 
 def call_options(headers: Sequence[Header]) -> CallOptions:
-    """``Idempotency-Key``, ``Mecha-Timeout`` (seconds or a Go duration), ``Dapr-Reentrancy-Id``, and the trace id
+    """``Idempotency-Key``, ``Mecha-Timeout`` (see `duration_s`), ``Dapr-Reentrancy-Id``, and the trace id
     out of ``traceparent``.
 
     Raises `BadHeader`. A malformed traceparent is ignored, as its specification asks; malformed baggage is refused.
@@ -135,7 +135,7 @@ def _timeout_s(value: bytes) -> float:
     try:
         seconds = duration_s(text)
     except ValueError:
-        raise BadHeader(f"Mecha-Timeout {text!r} is neither seconds nor a duration such as 1.5s or 2m") from None
+        raise BadHeader(f"Mecha-Timeout {text!r} is neither seconds nor a duration such as 1.5s or PT2M") from None
     if not 0 < seconds <= LONGEST_WAIT_S:
         raise BadHeader(f"Mecha-Timeout {text!r} must be more than zero and at most a year")
     return seconds
@@ -155,14 +155,20 @@ def check_baggage(headers: Iterable[Header]) -> None:
 
 
 def duration_s(text: str) -> float:
-    """Seconds out of a plain number (``10``, ``0.5``) or a Go duration (``1h30m``, ``1.5s``, ``200ms``). Raises
-    ValueError."""
+    """Seconds out of a plain number (``10``, ``0.5``), a Go duration (``1h30m``, ``1.5s``, ``200ms``), or one of ISO
+    8601 whose length is fixed (``PT1H30M``). Raises ValueError."""
     stripped = text.strip()
     if _GO_DURATION.fullmatch(stripped):
         return sum(float(number) * _GO_UNITS_S[unit] for number, unit in _GO_PART.findall(stripped))
     if re.fullmatch(r"\d+(\.\d*)?|\.\d+", stripped, re.ASCII):
         return float(stripped)
-    raise ValueError(f"{text!r} is neither seconds nor a duration such as 1.5s, 2m or 1h30m")
+    # Brings all of actors: the command line does without, most times.
+    from actors.timetext import parse_duration_s
+
+    try:
+        return parse_duration_s(stripped)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither seconds nor a duration such as 1.5s, 1h30m or PT1H30M") from None
 
 
 def normal_method(name: str) -> str:

@@ -217,11 +217,16 @@ class RedisLink:
             return ComponentError(f"{where} has no AOF to wait for: set appendonly yes on it, or leave waitAOF out")
         if isinstance(failure, exceptions.OutOfMemoryError) or _FULL.search(str(failure)):
             return StoreUnavailable(f"{where} is full and records nothing: raise maxmemory. It says: {failure}")
+        if _is_silent(failure):
+            reason = str(failure).rstrip(".") or type(failure).__name__
+            remedy = "Is the server started, and is that its address?"
+            return StoreUnavailable(f"{where} does not answer: {reason}. {remedy}")
         if _is_passing(failure):
             return StoreUnavailable(f"{where}: {str(failure) or type(failure).__name__}")
         return StoreError(f"{where} answered: {failure}")
 
 
+_LOST = exceptions.ConnectionError | exceptions.TimeoutError
 _FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
 
@@ -247,10 +252,17 @@ def _is_refused(error: BaseException) -> bool:
     ) or bool(_REFUSED.search(str(error)))
 
 
+def _is_silent(error: Exception) -> bool:
+    """It was not reached, or lost: it has said nothing itself."""
+    if isinstance(error, exceptions.ResponseError | exceptions.BusyLoadingError):
+        return False
+    return isinstance(error, OSError | exceptions.RedisClusterException | _LOST)
+
+
 def _is_passing(error: Exception) -> bool:
     if _is_refused(error):
         return False
-    if isinstance(error, OSError | exceptions.ConnectionError | exceptions.TimeoutError):
+    if isinstance(error, OSError | _LOST):
         return True
     if isinstance(error, exceptions.ReadOnlyError | exceptions.ClusterError | exceptions.TryAgainError):
         return True

@@ -40,6 +40,9 @@ def _path(connection_string: str) -> str:
             path = path[2:]
     if not path:
         raise ComponentError("connectionString: name the database file, for example 'data.db'")
-    if path == ":memory:" or dict(parse_qsl(query)).get("mode") == "memory":
+    options = dict(parse_qsl(query))
+    if path == ":memory:" or options.get("mode") == "memory":
         raise ComponentError("connectionString: for a store in memory use the type state.in-memory")
+    if options.get("mode") == "ro" or "immutable" in options:
+        raise ComponentError("connectionString: a store is written to: leave out mode=ro and immutable")
     return path

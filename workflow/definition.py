@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
 from actors.definition import _can_suspend
+from actors.hostneeds import checked_amount
 from actors.names import check_name
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
@@ -313,13 +314,26 @@ def activity(
     has says ``here``. An attempt whose process dies is begun again; when that has happened four times it has failed, as
     `WorkerDied`.
 
-    Raises `TypeError` for options that contradict each other.
+    Raises `TypeError` for options that cannot be, or contradict each other.
     """
     locals_ = sys._getframe(1).f_locals
-    needs = _needs(Needs(num_cpus, num_gpus, tuple((resources or {}).items())), place)
+    needs = _needs(_asked(num_cpus, num_gpus, resources), place)
     if function is not None:
         return Activity(function, name or function.__name__, retry, _hints(function, locals_))
     return lambda f: Activity(f, name or f.__name__, retry, _hints(f, locals_), needs, place)
+
+
+def _asked(num_cpus: float, num_gpus: float, resources: Mapping[str, float] | None) -> Needs:
+    if resources is not None and not isinstance(resources, dict):
+        raise TypeError(f"resources= takes a dict by name, not {resources!r}")
+    for name in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
+        if name in (resources or {}):
+            raise TypeError(f"activity: resources= takes custom ones, not {name!r}")
+    return Needs(
+        checked_amount("num_cpus", num_cpus),
+        checked_amount("num_gpus", num_gpus),
+        tuple((name, checked_amount(name, amount)) for name, amount in (resources or {}).items()),
+    )
 
 
 def _needs(asked: Needs, place: Place) -> Needs | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import math
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -594,8 +595,8 @@ def test_a_default_whose_model_is_finished_later_is_taken() -> None:
     assert definition.fields[0].default == []
 
 
-@pytest.mark.parametrize("name", ["", "user@login", "caf\udce9", "state", "snapshot"])
-def test_event_names_that_could_not_be_read_again(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "user@login", "caf\udce9", "state", "snapshot", 5])
+def test_event_names_that_could_not_be_read_again(name: Any) -> None:
     """Behind an @ comes the schema version, under two names upcasters are given something else."""
     with pytest.raises(TypeError, match="an event cannot be named"):
         event(name=name)(lambda self: None)
@@ -695,6 +696,85 @@ def test_methods_that_are_generators_are_refused(is_async: bool) -> None:
         actor(type("Stream", (), {"run": method(later if is_async else now)}))
     with pytest.raises(TypeError, match="it can be no event"):  # it would be recorded, and change nothing
         actor(type("Stream", (), {"ran": event(later if is_async else now)}))
+
+
+@pytest.mark.parametrize("mark", [method, event])
+@pytest.mark.parametrize("other", [classmethod, staticmethod, functools.cache, property, functools.partial])
+def test_marks_on_what_is_no_plain_function_are_refused(mark: Any, other: Any) -> None:
+    """It would be no method, or no event, and nobody would hear of it."""
+    with pytest.raises(TypeError, match=f"^@{mark.__name__} is for plain functions of self, not for a "):
+        mark(other(lambda self: None))
+
+
+@pytest.mark.parametrize("mark", [method, event])
+@pytest.mark.parametrize("other", [classmethod, staticmethod, functools.cache])
+def test_plain_functions_that_are_made_something_else_are_refused(mark: Any, other: Any) -> None:
+    """The same with the decorators in the other order, and in a class that inherits."""
+
+    def run(self: Any) -> None: ...
+
+    base = type("Base", (), {"run": other(mark(run))})
+    for cls in (base, type("Odd", (base,), {})):
+        with pytest.raises(TypeError, match=rf"^{cls.__name__}\.run: @{mark.__name__} is for plain functions of self"):
+            actor(cls)
+
+
+@pytest.mark.parametrize("hook", ["on_activate", "receive_reminder"])
+def test_hooks_that_are_no_plain_functions_are_refused(hook: str) -> None:
+    """They would never be called."""
+    with pytest.raises(TypeError, match=rf"^Odd\.{hook} is for plain functions of self, not for a classmethod"):
+        actor(type("Odd", (), {hook: classmethod(lambda cls: None)}))
+
+
+@pytest.mark.parametrize("option", ["reentrant", "read_only", "interleave"])
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_flags_are_true_or_false(option: str, value: Any) -> None:
+    """The text "no" would be true."""
+    decorator: Any = actor if option == "reentrant" else method
+    with pytest.raises(TypeError, match=f"{option} is .*: write True or False"):
+        decorator(**{option: value})
+
+
+def test_upcasters_are_given_by_version() -> None:
+    """A list of them says nothing of where each begins."""
+    with pytest.raises(TypeError, match=r"upcasters is .*: write a dict by version, \{1: upcaster\}"):
+        actor(schema=2, upcasters=[lambda name, data: (name, data)])  # type: ignore[call-overload]  # the mistake
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [(int, "a"), (list[int], {}), (bool, 2), (Annotated[int, Gt(0)], 0), (float, float("inf")), (Any, object())],
+)
+@pytest.mark.parametrize("mark", [method, event])
+def test_defaults_of_parameters_that_do_not_fit_are_refused(mark: Any, annotation: Any, default: Any) -> None:
+    """A call without the argument would be taken here, and refused where it comes over the wire."""
+
+    def run(self: Any, x: Any = default) -> None: ...
+
+    run.__annotations__["x"] = annotation
+    with pytest.raises(TypeError, match=r"run\(x=…\) cannot have this default: "):
+        actor(type("Odd", (), {"run": mark(run)}))
+
+
+def test_defaults_of_parameters_that_fit_are_kept() -> None:
+    """None fits everywhere; what can be read as the type is as good as the type; of a class that is not there yet
+    nothing is known."""
+
+    @actor
+    class Fine:
+        @method
+        def run(
+            self,
+            a: int = None,  # type: ignore[assignment]  # noqa: RUF013  # as many write it
+            b: float = 1,
+            c: Unfinished = (),  # type: ignore[assignment]  # whatever it is
+            d: tuple[int, ...] = (1, 2),
+        ) -> list[Any]:
+            return [a, b, c, d]
+
+    definition = definition_of(Fine)
+    assert definition is not None
+    assert definition.methods["run"].signature.bind_json(b"") == (None, 1, (), (1, 2))
 
 
 def test_annotation_that_cannot_be_resolved_is_explained() -> None:

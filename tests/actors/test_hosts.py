@@ -49,8 +49,9 @@ class HandClock:
         return self.seconds
 
 
-@actor(idle_timeout="50ms")
-class Cell:
+class Adder:
+    """What can be added to, also by a turn that does not end by itself."""
+
     value: int = 0
 
     @method
@@ -61,9 +62,15 @@ class Cell:
     @method
     async def add_and_hang(self) -> int:
         self.value += 100
-        await asyncio.Event().wait()
+        await self.hang("turn")
         return self.value
 
+    async def hang(self, where: str) -> None:
+        await asyncio.Event().wait()
+
+
+@actor(idle_timeout="50ms")
+class Cell(Adder):
     @method
     async def add_slowly(self) -> int:
         self.value += 1
@@ -471,40 +478,29 @@ async def test_stop_with_a_turn_that_hangs(world: World, caplog: pytest.LogCaptu
 
 
 @actor
-class Deaf:
+class Deaf(Adder):
     """Swallows every cancellation."""
 
     hanging: ClassVar[set[str]] = set()
     released: ClassVar[asyncio.Event]
-    value: int = 0
 
-    async def _hang(self, where: str) -> None:
+    async def hang(self, where: str) -> None:
         self.hanging.add(where)
         while not self.released.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await self.released.wait()
         self.hanging.discard(where)
+        if where == "turn":
+            await context().actor(Deaf, "other").add()
 
     async def on_deactivate(self) -> None:
         if context().actor_id == "hook":
             self.value += 100
-            await self._hang("hook")
-
-    @method
-    async def add(self, amount: int = 1) -> int:
-        self.value += amount
-        return self.value
-
-    @method
-    async def add_and_hang(self) -> int:
-        self.value += 100
-        await self._hang("turn")
-        await context().actor(Deaf, "other").add()
-        return self.value
+            await self.hang("hook")
 
     @method(read_only=True)
     async def read_and_hang(self) -> int:
-        await self._hang("read")
+        await self.hang("read")
         return self.value
 
 

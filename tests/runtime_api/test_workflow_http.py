@@ -190,7 +190,7 @@ def test_app_id(api: httpx.Client, instance: str) -> None:
 
 def test_delayed_start(api: httpx.Client, instance: str) -> None:
     """With `start`, the instance is PENDING until then; a time that cannot be read is 400."""
-    start(api, "doubling", instance, b"1", start="1h")
+    start(api, "doubling", instance, b"1", start="PT1H")
     assert api.get(f"{DAPR}/{instance}").json()["runtimeStatus"] == "PENDING"
     api.post(f"{DAPR}/{instance}/terminate")
     assert start(api, "doubling", f"{instance}-2", b"1", start="2000-01-01T00:00:00Z").status_code == 202

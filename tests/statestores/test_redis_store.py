@@ -142,6 +142,16 @@ async def test_namespaces_know_nothing_of_each_other() -> None:
         await store.close()
 
 
+@pytest.mark.parametrize("kind", ["node", "cluster"])
+async def test_a_server_that_is_not_there_is_named_with_a_remedy(kind: str) -> None:
+    """Where it was looked for, what went wrong, and what to look at."""
+    store = RedisStore.from_url(f"redis://127.0.0.1:1?maxRetries=0&redisType={kind}")
+    remedy = r"Is the server started, and is that its address\?"
+    with pytest.raises(StoreUnavailable, match=rf"^redis at 127\.0\.0\.1:1 does not answer: .+[^.]\. {remedy}$"):
+        await store.open()
+    await store.close()
+
+
 async def test_a_newer_format_is_refused(admin: aioredis.Redis) -> None:
     """A namespace of a newer program is refused with what to do about it, and left alone."""
     namespace = uuid4().hex

@@ -198,7 +198,10 @@ def test_urls() -> None:
 @pytest.mark.parametrize(
     "url",
     ["sqlite://x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a#b.db"]
-    + [f"sqlite:///x.db?{query}" for query in ("partitions=0", "partitions=x", "partitions=", "partition=8")],
+    + [
+        f"sqlite:///x.db?{query}"
+        for query in ("partitions=0", "partitions=x", "partitions=", "partition=8", "mode=ro", "x")
+    ],
 )
 def test_wrong_urls(url: str) -> None:
     """A URL that names no file, or has parameters that mean nothing, is a `ComponentError` that quotes it."""
@@ -230,6 +233,8 @@ async def test_component_metadata(path: Path) -> None:
         {},
         {"connectionString": ":memory:"},
         {"connectionString": "file:x.db?mode=memory"},
+        {"connectionString": "file:x.db?mode=ro"},
+        {"connectionString": "file:x.db?_txlock=immediate&immutable=1"},
         {"connectionString": "x.db", "busyTimeout": "soon"},
         {"connectionString": "x.db", "disableWAL": "perhaps"},
     ],

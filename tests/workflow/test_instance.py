@@ -314,6 +314,20 @@ async def test_wait_times_out(world: World) -> None:
     assert await waiting == 3
 
 
+async def test_what_runs_out_of_time_below_is_no_wait_that_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TimeoutError that is not the wait's own comes through as it is, and says nothing of the instance."""
+    client = await world.start([waits])
+
+    async def out_of_time(*_: object, **__: object) -> str:
+        raise TimeoutError("the disk does not answer")
+
+    monkeypatch.setattr(client._client, "call_method", out_of_time)  # whatever it is that raises it
+    with pytest.raises(TimeoutError, match=r"^the disk does not answer$"):
+        await client.wait("nobody", 60)
+
+
 async def test_listing(world: World) -> None:
     """Listed by name and status, page by page."""
     client = await world.start([waits, fails])

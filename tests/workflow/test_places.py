@@ -136,6 +136,27 @@ def test_places_that_cannot_be() -> None:
         activity(place="here", num_cpus=1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"num_cpus": -1}, "resource 'num_cpus' is -1: write a number, 0 or more"),
+        ({"num_gpus": "1"}, "resource 'num_gpus' is '1': write a number, 0 or more"),
+        ({"num_cpus": None}, "resource 'num_cpus' is None: write a number, 0 or more"),
+        ({"num_cpus": 1.5}, "above 1 a whole number"),
+        ({"resources": {"tpu": float("nan")}}, "resource 'tpu' is nan: write a number, 0 or more"),
+        ({"resources": {"GPU": 1}}, 'is given as "num_gpus"'),
+        ({"resources": {"num_cpus": 1}}, "resources= takes custom ones, not 'num_cpus'"),
+        ({"resources": {"memory": "1GiB"}}, "resources= takes custom ones, not 'memory'"),
+        ({"resources": {"object_store_memory": 1}}, "resources= takes custom ones, not 'object_store_memory'"),
+        ({"resources": [("tpu", 1)]}, "resources= takes a dict by name"),
+    ],
+)
+def test_needs_that_cannot_be(asked: dict[str, Any], expected: str) -> None:
+    """Ray would refuse them at every attempt: refused at decoration."""
+    with pytest.raises(TypeError, match=expected):
+        activity(**asked)
+
+
 # -- what the worker does ----------------------------------------------------------------------------------------------
 
 
