@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import logging
 import secrets
+import sys
 from typing import TYPE_CHECKING, Any
 
 from actors.activation import Activation, cancel_turn
@@ -59,6 +60,10 @@ log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 8
 _RETRY_S = 0.02
 _SWEEP_SLICE = 2_000
+# When so many activations have left, the table of the others is looked at; and it is made anew when it takes more than
+# so much for each of them. (A dict that has only grown takes up to 44 bytes each.)
+_LOOK_AT_TABLE_EVERY = 4096
+_MOST_TABLE_BYTES = 256
 # Activations whose last turn, or the wait for it, goes on at the same time.
 _MOST_LEAVING = 100
 # How long what a stop has cancelled may clean up before the leases are ended without it.
@@ -398,6 +403,8 @@ class Host:
         turns."""
         if self.activations.get(activation.stream) is activation:
             del self.activations[activation.stream]
+            if len(self.activations) % _LOOK_AT_TABLE_EVERY == 0:
+                _close_gaps(self.activations)
             if activation.uncommitted:  # a former one that is there has none: this one has waited for it
                 self._unsettled[activation.stream] = activation
 
@@ -468,25 +475,28 @@ class Host:
             activation.deactivate()
 
     async def _sweep(self) -> None:
-        """Deactivate what has been idle for its type's time. In slices, so that a million activations do not stop the
-        loop."""
-        assert self._loop is not None
+        """Time and again. What a sweep has looked at is not kept while this waits for the next."""
         while True:
             shortest = min((d.options.idle_timeout_s for d in self.types.values()), default=600.0)
             await asyncio.sleep(min(max(shortest / 4, 0.05), 60.0))
-            for position, activation in enumerate(tuple(self.activations.values())):
-                if position % _SWEEP_SLICE == _SWEEP_SLICE - 1:
-                    await asyncio.sleep(0)
-                if not self._is_idle(activation):
-                    continue
-                if "on_deactivate" not in activation.definition.methods:
-                    activation.deactivate()
-                elif len(self._leaving) < _MOST_LEAVING:  # the others leave when some of these have
-                    task = self.create_task(self._deactivate(activation))
-                    self._leaving.add(task)
-                    task.add_done_callback(self._leaving.discard)
-            for stream in [s for s, a in self._unsettled.items() if not a.uncommitted]:
-                del self._unsettled[stream]
+            await self._sweep_once()
+
+    async def _sweep_once(self) -> None:
+        """Deactivate what has been idle for its type's time. In slices, so that a million activations do not stop the
+        loop."""
+        for position, activation in enumerate(tuple(self.activations.values())):
+            if position % _SWEEP_SLICE == _SWEEP_SLICE - 1:
+                await asyncio.sleep(0)
+            if not self._is_idle(activation):
+                continue
+            if "on_deactivate" not in activation.definition.methods:
+                activation.deactivate()
+            elif len(self._leaving) < _MOST_LEAVING:  # the others leave when some of these have
+                task = self.create_task(self._deactivate(activation))
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+        for stream in [s for s, a in self._unsettled.items() if not a.uncommitted]:
+            del self._unsettled[stream]
 
     def _is_idle(self, activation: Activation) -> bool:
         idle_s = self.loop_time() - activation.last_used
@@ -562,6 +572,15 @@ class Host:
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
+
+
+def _close_gaps(activations: dict[str, Activation]) -> None:
+    """A dict has gaps where entries were, and keeps room for as many as there ever were until new ones have filled it:
+    38 bytes for each of 200,000 actors, of which none need be active. In place, since others refer to it."""
+    if sys.getsizeof(activations) > _MOST_TABLE_BYTES * (len(activations) + 1):
+        kept = dict(activations)  # a copy has no gaps
+        activations.clear()
+        activations.update(kept)
 
 
 def _of_all_attempts(call: Call, error: BaseException) -> BaseException:

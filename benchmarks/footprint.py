@@ -17,6 +17,7 @@ from benchmarks.driving import spread
 from benchmarks.model import Benchmark, Sample, Series, Setting, Target, check
 from benchmarks.processes import apart
 from runtime_api import Runtime
+from statestores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -67,13 +68,15 @@ def time_activations(file: str, count: int, events: int) -> dict[str, Any]:
 def weigh_activations(file: str, count: int) -> dict[str, Any]:
     """Memory of this process before any activation, with all of them idle, with none again, and after another round.
 
-    Before the first weighing all actors have been activated and made dormant once, a few at a time: so what the store
-    keeps of its file (a cache of fixed size) is in all three, and the interpreter holds no free memory that activations
-    could hide in.
+    Before the first weighing all actors have been activated and made dormant once, a few at a time: so what is made at
+    its first use is in all of them, and the interpreter holds no free memory that activations could hide in. What the
+    store keeps of its file is in none: SQLite drops it whenever another connection has written, and each lease that is
+    renewed is a write.
     """
 
     async def run() -> dict[str, Any]:
-        async with Runtime([Reading], store=f"sqlite:///{file}") as runtime:
+        store = SqliteStore(file)
+        async with Runtime([Reading], store=store) as runtime:
 
             async def activate(numbers: range) -> None:
                 await spread((runtime.actor(Reading, f"r{number}").show for number in numbers), _AT_A_TIME)
@@ -82,20 +85,25 @@ def weigh_activations(file: str, count: int) -> dict[str, Any]:
                 for activation in tuple(runtime.host.activations.values()):
                     activation.deactivate()
 
+            async def weigh() -> int:
+                for use in (store.read, store.run_writer):
+                    await use(lambda connection: connection.execute("PRAGMA shrink_memory").fetchall())
+                return resident_bytes()
+
             for first in range(0, count, _AT_A_TIME):
                 await activate(range(first, min(first + _AT_A_TIME, count)))
                 make_dormant()
-            before = resident_bytes()
+            before = await weigh()
             await activate(range(count))
             held = runtime.actors.active_counts()["Reading"]
-            idle = resident_bytes()
+            idle = await weigh()
             make_dormant()
             left = runtime.actors.active_counts()["Reading"]
-            dormant = resident_bytes()
+            dormant = await weigh()
             await activate(range(count))
             make_dormant()
             return {
-                **{"before": before, "idle": idle, "dormant": dormant, "again": resident_bytes()},
+                **{"before": before, "idle": idle, "dormant": dormant, "again": await weigh()},
                 **{"held": held, "left": left},
             }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -23,6 +25,7 @@ from actors import (
     event,
     method,
 )
+from actors.activation import Activation
 from actors.clock import SystemClock
 from actors.placement.owners import make_owner
 from statestores.errors import StaleEpoch, StoreUnavailable
@@ -815,6 +818,52 @@ async def test_nothing_is_kept_of_finished_calls(world: World) -> None:
     assert host.waits._edges == {}
     assert host._unsettled == {}
     assert all(a.mailbox is None and a.pump is None and a.marks is None for a in host.activations.values())
+
+
+async def test_actors_that_were_let_go_leave_nothing(world: World) -> None:
+    """Other ones each time, or the same again: objects in memory are as many as before."""
+    host = await world.host(Steady)
+
+    async def visit(numbers: range) -> int:
+        await asyncio.gather(*(host.client.actor(Steady, f"k{number}").read() for number in numbers))
+        for activation in tuple(host.activations.values()):
+            activation.deactivate()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    for _ in range(2):
+        before = await visit(range(500))
+    again = await visit(range(500))
+    others = await visit(range(500, 1000))
+    assert abs(again - before) < 100
+    assert abs(others - before) < 100
+
+
+async def test_activation_that_was_swept_is_let_go(world: World) -> None:
+    """At once, the last one of a sweep too: what it holds may be large, and the next sweep be far."""
+    host = await world.host(Cell)
+    await asyncio.gather(*(host.client.actor(Cell, f"c{number}").add() for number in range(3)))
+    await until(lambda: not host.activations)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, Activation) and each.host is host]
+
+
+@pytest.mark.parametrize("left", [0, 1, 1000])
+async def test_table_of_activations_shrinks_with_them(world: World, left: int) -> None:
+    """Room for as many as there ever were is not kept when few are left; and these stay, in their order."""
+    host = await world.host(Steady)
+    empty = sys.getsizeof(host.activations)
+    for number in range(50_000):
+        stream = f"Steady/k{number}"
+        host.activations[stream] = activation = Activation(
+            host, host.types["Steady"], stream, partition_of(stream, len(host.epochs))
+        )
+        activation.begin()
+    most = sys.getsizeof(host.activations)
+    for activation in tuple(host.activations.values())[left:]:
+        activation.deactivate()
+    assert sys.getsizeof(host.activations) <= max(2 * empty, most // 8 if left else 0)
+    assert list(host.activations) == [f"Steady/k{number}" for number in range(left)]
 
 
 async def test_store_unavailable_at_start(world: World) -> None:
