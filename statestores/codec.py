@@ -202,8 +202,9 @@ def _named_parts(value: Any, dumped: dict[str, Any]) -> Iterator[tuple[str, Any]
     else:
         return
     if isinstance(own, dict) and len(own) == len(dumped):
+        extra = getattr(value, "model_extra", None) or {}  # may be named like a method of every model
         for name, alias in zip(own, dumped, strict=True):
-            yield alias, getattr(value, name, None)
+            yield alias, extra[name] if name in extra else getattr(value, name, None)
 
 
 def _holds_sets(value: Any) -> bool:
@@ -222,6 +223,8 @@ def _holds_sets(value: Any) -> bool:
             parts = [*parts, *(getattr(value, name) for name in computed)]
     elif dataclasses.is_dataclass(value):
         parts = [getattr(value, part.name, None) for part in dataclasses.fields(value)]
+        if decorators := getattr(value, "__pydantic_decorators__", None):
+            parts = [*parts, *(getattr(value, name) for name in decorators.computed_fields)]
     for part in parts:  # noqa: SIM110  # any() of a generator takes twice as long
         if type(part) not in ATOMS and _holds_sets(part):
             return True

@@ -169,6 +169,27 @@ class Computing(BaseModel):
         return frozenset(2 * item for item in self.given)
 
 
+class Finding(BaseModel):
+    given: list[str]
+
+    @computed_field
+    def once(self) -> set[str]:
+        return set(self.given)
+
+
+@pydantic_dataclass
+class Deriving:
+    given: list[str]
+
+    @computed_field
+    def once(self) -> set[str]:
+        return set(self.given)
+
+
+class Loose(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
 @pydantic_dataclass
 class Renamed:
     inner: set[str] = Field(alias="outer")
@@ -208,7 +229,9 @@ SETS: dict[str, Any] = {
     "a dataclass": Holding({"x": Tagged()}, (LETTERS, [LETTERS])),
     "in a list": [Holding({}, (LETTERS, []))],
     "computed": Computing(given=LETTERS),
+    "computed alone": [Finding(given=sorted(LETTERS)), Deriving(given=sorted(LETTERS))],
     "another name": Renamed(outer=LETTERS),
+    "named like a method": Loose.model_validate({"copy": LETTERS}),
 }
 
 

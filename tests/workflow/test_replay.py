@@ -365,7 +365,10 @@ def test_a_missing_argument_is_a_type_error_where_it_is_missing(evict: bool) -> 
     run = Rehearsal(forgets_a_name, evict=evict)
     assert run.activities == {"forgets_a_name.labelled": ("labelled", {"args": [1], "kwargs": {"label": "a"}})}
     run.complete("forgets_a_name.labelled", "a1")
-    assert run.output == ["missing a required argument: 'label'"] * 2 + ["a1"]
+    *told, given = run.output
+    # Python 3.12 and later say of what kind it is.
+    assert [text.replace("keyword-only ", "") for text in told] == ["missing a required argument: 'label'"] * 2
+    assert given == "a1"
 
 
 def test_a_rehearsal_names_what_is_open() -> None:
