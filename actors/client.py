@@ -14,7 +14,7 @@ from actors.ref import ActorRef, keyed_target_of
 from actors.state import fold, new_instance, plain_state
 from actors.turn import current_turn, refuse_replayed
 from statestores.codec import ATOMS, encode
-from statestores.model import partition_of
+from statestores.model import IndexQuery, partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from actors.ref import MakeReference
     from actors.reminders import ReminderInfo
     from actors.timetext import Duration
-    from statestores.model import Event, IndexEntry, IndexQuery, StreamState
+    from statestores.model import Event, IndexEntry, StreamState
 
 _BREATHE_EVERY = 64
 _LOOKED_AT = 200
@@ -191,6 +191,8 @@ class ActorClient:
     async def listing(self, query: IndexQuery) -> list[IndexEntry]:
         """One page of the actors that have state, by stream."""
         refuse_replayed()
+        if not isinstance(query, IndexQuery):
+            raise TypeError(f"listing() takes an IndexQuery (of statestores), such as IndexQuery({query!r})")
         return await self._host.journal.index(query)
 
     async def history(self, actor_type: str, actor_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:

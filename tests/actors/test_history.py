@@ -206,6 +206,13 @@ async def test_history_in_pages(world: World) -> None:
     assert [[e.version for e in page] for page in pages] == [[1, 2, 3], [4, 5, 6], [7]]
 
 
+async def test_a_listing_takes_a_query(world: World) -> None:
+    """The name of a type alone is refused with what to write instead."""
+    client = await world.client(Tally)
+    with pytest.raises(TypeError, match=r"IndexQuery\('Tally'\)"):
+        await client.listing("Tally")  # type: ignore[arg-type]  # what it is about
+
+
 async def test_listing_with_prefix_and_pages(world: World) -> None:
     """By type, by prefix of the id, page by page."""
     client = await world.client(Meter, Tally)
