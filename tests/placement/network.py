@@ -16,6 +16,7 @@ from tests.actors.worlds import definitions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from actors.placement.hop import Peer
     from statestores.store import Journal
 
 PARTITIONS = 4
@@ -35,7 +36,7 @@ class Network:
         self.batches: list[tuple[str, str, bytes]] = []
         self._thawed = asyncio.Event()
 
-    async def connect(self, name: str) -> Wire:
+    async def connect(self, name: str) -> Peer:
         await asyncio.sleep(0)
         if self.failing_lookups:
             self.failing_lookups -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import sys
 from types import SimpleNamespace
@@ -12,12 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from actors import actor, method
+from actors.placement import hop
 from actors.placement import stream as under_test
 from actors.placement.hop import PeerGone, PeerUnsure
 from actors.placement.stream import Address, Door, Stream, StreamPeer
+from tests.placement.network import Network, cluster_of, ids_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from actors.placement.hop import Peer
 
 HERE = "127.0.0.1"
 
@@ -297,3 +303,72 @@ async def test_a_silent_machine_is_noticed_by_the_kernel() -> None:
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 10
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) < 20_000
         stream.close()
+
+
+# -- hosts over it -----------------------------------------------------------------------------------------------------
+
+
+@actor
+class Tally:
+    value: int = 0
+
+    @method
+    async def add(self) -> int:
+        self.value += 1
+        return self.value
+
+
+class Breaking(Network):
+    """Hosts with doors, at which connections break: of every five batches, one has not been taken by then, and of one
+    nobody hears that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doors: dict[str, tuple[Door, Address]] = {}
+        self.broken = 0
+
+    async def open(self, name: str) -> None:
+        count = itertools.count(1)
+
+        def take(sender: str, batch: bytes) -> None:
+            number = next(count)
+            if number % 5 != 2:
+                self.placements[name].receive(sender, batch)
+            if number % 5 in (2, 4):
+                self.broken += 1
+                raise ConnectionError("broken")
+
+        door = Door(take)
+        self.doors[name] = door, await door.open(HERE)
+
+    async def connect(self, name: str) -> Peer:
+        return StreamPeer(name, Long(self.doors[name][1]))
+
+    def close(self) -> None:
+        for door, _ in self.doors.values():
+            door.close()
+
+
+async def test_calls_survive_broken_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever breaks: each call is answered, and made once (INV-8)."""
+    monkeypatch.setattr(hop, "_RESEND_S", 0.001)
+    callers, calls, names = 8, 25, [name for partition in (2, 3) for name in ids_in(partition, "Tally")[:4]]
+    async with cluster_of(Tally) as cluster, asyncio.timeout(60):
+        cluster.network = network = Breaking()
+        for name, partitions in (("one", [0, 1]), ("two", [2, 3])):
+            await network.open(name)
+            await cluster.add(name, partitions)
+        client = cluster.hosts["one"].client
+        answers: dict[str, list[int]] = {name: [] for name in names}
+
+        async def drive() -> None:
+            for _ in range(calls):
+                for name in names:
+                    answers[name].append(await client.actor(Tally, name).add())
+
+        await asyncio.gather(*(drive() for _ in range(callers)))
+        await cluster.close()
+        network.close()
+    assert network.broken > 20
+    for name in names:
+        assert sorted(answers[name]) == list(range(1, callers * calls + 1))
