@@ -39,6 +39,8 @@ _LENGTH = 8
 _SECRET = 32
 _LONGEST_HELLO = 1024
 _CONNECT_S = 2.0
+# Longer than who connects waits for the answer, so a process that is late, not a stranger, is never shown out.
+_HELLO_S = 10.0
 # A door that could not be reached is tried again so much later.
 _TRY_AGAIN_S = 60.0
 _SPACING_S = 0.001
@@ -62,7 +64,9 @@ class Door:
         self.take = take
         self._secret = secrets.token_bytes(_SECRET)
         self._server: asyncio.Server | None = None
+        self._connections: set[_Incoming] = set()
         self._senders: dict[str, _Incoming] = {}
+        self._is_shut = False
 
     async def open(self, host: str) -> Address:
         """Listen on a free port of this address of the machine. Raises `OSError`."""
@@ -70,10 +74,16 @@ class Door:
         return Address(host, self._server.sockets[0].getsockname()[1], self._secret)
 
     def close(self) -> None:
-        """Take nothing any more."""
+        """Take nothing any more, of whoever is connected neither."""
+        self._is_shut = True
         if self._server is not None:
             self._server.close()
-        for incoming in list(self._senders.values()):
+        for incoming in tuple(self._connections):
+            incoming.end()
+
+    def enter(self, incoming: _Incoming) -> None:
+        self._connections.add(incoming)
+        if self._is_shut:  # it was accepted before
             incoming.end()
 
     def let_in(self, incoming: _Incoming, hello: bytes) -> str:
@@ -87,12 +97,14 @@ class Door:
         return sender
 
     def let_out(self, incoming: _Incoming, sender: str) -> None:
+        self._connections.discard(incoming)
         if self._senders.get(sender) is incoming:
             del self._senders[sender]
 
 
 class _Incoming(asyncio.Protocol):
     _transport: asyncio.Transport
+    _patience: asyncio.TimerHandle
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -102,6 +114,8 @@ class _Incoming(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of TCP it is one
         self._transport = transport
         _keep_alive(transport)
+        self._patience = asyncio.get_running_loop().call_later(_HELLO_S, self.end)
+        self._door.enter(self)
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
@@ -133,6 +147,7 @@ class _Incoming(asyncio.Protocol):
             self._door.take(self._sender, frame)
         else:
             self._sender = self._door.let_in(self, frame)
+            self._patience.cancel()
         self._transport.write(_TAKEN)
 
     def end(self) -> None:
@@ -140,6 +155,7 @@ class _Incoming(asyncio.Protocol):
         self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._patience.cancel()
         self._door.let_out(self, self._sender)
 
 

@@ -189,6 +189,38 @@ async def test_what_was_not_acknowledged_is_told(caplog: pytest.LogCaptureFixtur
     assert taker.batches == [("host", b"again")]
 
 
+async def test_a_shut_door_lets_nobody_in() -> None:
+    """Also not whoever was connected before, and says who he is only now."""
+    taker = Taker()
+    async with opened(taker) as address:
+        raw = await Raw.to(address)
+        stream = await Stream.connect(address, "host")  # so that the door has seen the one before
+    with contextlib.suppress(ConnectionError):
+        await raw.say(frame(address.secret + b"late") + frame(b"batch"))
+    async with asyncio.timeout(10):
+        assert await raw.rest() == b""
+    await raw.close()
+    stream.close()
+    assert taker.batches == []
+
+
+async def test_who_does_not_say_who_he_is_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection holds a file of the process: a stranger cannot keep it by saying nothing, or half of it. Whoever has
+    said it may be silent for as long as he likes."""
+    monkeypatch.setattr(under_test, "_HELLO_S", 0.05)
+    taker = Taker()
+    async with opened(taker) as address:
+        stream = await Stream.connect(address, "host")
+        for beginning in (b"", frame(address.secret)[:-1]):
+            raw = await Raw.to(address)
+            await raw.say(beginning)
+            assert await raw.rest() == b""
+            await raw.close()
+        await stream.deliver(b"batch")
+        stream.close()
+    assert taker.batches == [("host", b"batch")]
+
+
 async def test_who_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is frozen, or something else that listens there, is connected to and says nothing."""
     monkeypatch.setattr(under_test, "_CONNECT_S", 0.05)
