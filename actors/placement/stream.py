@@ -200,7 +200,9 @@ class Stream(asyncio.Protocol):
         _keep_alive(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._taken is not None and not self._taken.done():
+        if data != _TAKEN:  # whoever that is, it is no door
+            self.close()
+        elif self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -228,6 +228,22 @@ async def test_who_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) 
         await Stream.connect(Address(HERE, silent.getsockname()[1], b"s" * 32), "host")
 
 
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x06\x06", b"\x15"])
+async def test_only_a_door_acknowledges(answer: bytes) -> None:
+    """What else listens there, since the host has ended, must not pass for one: its answer is no acknowledgement."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, HERE, 0) as other:
+        address = Address(HERE, other.sockets[0].getsockname()[1], b"s" * 32)
+        with pytest.raises(ConnectionError):
+            await Stream.connect(address, "host")
+
+
 # -- with a detour -----------------------------------------------------------------------------------------------------
 
 
