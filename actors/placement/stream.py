@@ -186,7 +186,9 @@ class Stream(asyncio.Protocol):
     async def deliver(self, batch: bytes) -> None:
         """One at a time. Returns when the batch has been taken. Raises `ConnectionError`: it may have been taken or
         not, and the connection is of no more use, as it is when this was cancelled."""
-        if self._lost:
+        # Python 3.12 and later must not write to a closing one: they go on to watch its file, and the next connection
+        # that gets the number fails.
+        if self._lost or self._transport.is_closing():
             raise ConnectionResetError("the connection is lost")
         self._taken = asyncio.get_running_loop().create_future()
         self._transport.writelines((len(batch).to_bytes(_LENGTH), batch))

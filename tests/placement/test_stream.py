@@ -244,6 +244,27 @@ async def test_only_a_door_acknowledges(answer: bytes) -> None:
             await Stream.connect(address, "host")
 
 
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_nothing_is_written_to_a_connection_that_is_closing(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Its end may be known, and not told yet. (From Python 3.12 on, asyncio would go on to watch the closed file.)"""
+
+    async def run() -> None:
+        taker = Taker()
+        async with opened(taker) as address:
+            for _ in range(3):
+                stream = await Stream.connect(address, "host")
+                await stream.deliver(b"batch")
+                stream.close()
+                with pytest.raises(ConnectionError):
+                    await stream.deliver(b"too late")
+        assert taker.batches == [("host", b"batch")] * 3
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run())
+
+
 # -- with a detour -----------------------------------------------------------------------------------------------------
 
 
