@@ -9,7 +9,8 @@ Invariants:
 - Nothing is taken from whoever does not know the secret of this process, which only processes of the cluster are told.
   (Batches are pickled: to take one is to run it.)
 - What one sender sends is taken in its order. A connection that it makes anew ends the former one before anything is
-  taken from the new one: batches that were left in the former were not acknowledged, and come again, saying so.
+  taken from the new one, and so does a batch that comes by the detour: batches that were left in the former were not
+  acknowledged, and come again, saying so.
 - A batch is acknowledged when it has been taken. One that is not may have been taken or not.
 
 On the wire a frame is its length, eight bytes, and so many bytes. The first frame of a connection is the secret and the
@@ -46,7 +47,8 @@ _TRY_AGAIN_S = 60.0
 _SPACING_S = 0.001
 # On the detour a batch costs so much that it is to be shared by many.
 _DETOUR_SPACING_S = 0.003
-# A machine that has gone silent is given up after 5 + 3 * 2 s; one whose process is frozen answers for it, and is not.
+# A machine that has gone silent is given up after 5 + 3 * 2 s. One whose process is frozen answers for it, and is not,
+# unless its buffers are full: what waits for room is given up after 11 s too, and comes again.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 11_000}
 
 
@@ -85,6 +87,12 @@ class Door:
         self._connections.add(incoming)
         if self._is_shut:  # it was accepted before
             incoming.end()
+
+    def take_from_detour(self, sender: str, batch: bytes) -> None:
+        """Take what came the other way. Its sender has given up his connection."""
+        if (former := self._senders.get(sender)) is not None:
+            former.end()
+        self.take(sender, batch)
 
     def let_in(self, incoming: _Incoming, hello: bytes) -> str:
         """The sender's name. Raises `PermissionError`."""

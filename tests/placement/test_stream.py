@@ -168,6 +168,22 @@ async def test_a_new_connection_of_a_sender_ends_the_former() -> None:
     assert taker.batches == [("host", b"left in it"), ("another", b"of another host"), ("host", b"next")]
 
 
+async def test_a_batch_that_comes_the_other_way_ends_the_connection() -> None:
+    """Its sender has given that up. What waits in it is older, has come again by now, and does not say so."""
+    taker = Taker()
+    door = Door(taker)
+    stream = await Stream.connect(await door.open(HERE), "host")
+    async with asyncio.timeout(20):
+        former = asyncio.create_task(stream.deliver(b"1"))
+        await asyncio.sleep(0)  # it is written, and not read
+        for batch in (b"1, again", b"2"):
+            door.take_from_detour("host", batch)
+        with pytest.raises(ConnectionError):
+            await former
+    door.close()
+    assert taker.batches == [("host", b"1, again"), ("host", b"2")]
+
+
 async def test_what_was_not_acknowledged_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """A batch that could not be taken, one that was under way when the door was shut, one that is sent too late."""
     taker = Taker()
