@@ -42,8 +42,10 @@ _LONGEST_HELLO = 1024
 _CONNECT_S = 2.0
 # Longer than who connects waits for the answer, so a process that is late, not a stranger, is never shown out.
 _HELLO_S = 10.0
-# A door that could not be reached is tried again so much later.
+# A door that could not be reached is tried again so much later; twice that the next time, up to the other. An attempt
+# may hold up a batch for `_CONNECT_S`, and where a firewall drops what it does not let through, each does.
 _TRY_AGAIN_S = 60.0
+_LONGEST_PAUSE_S = 3600.0
 _SPACING_S = 0.001
 # On the detour a batch costs so much that it is to be shared by many.
 _DETOUR_SPACING_S = 0.003
@@ -239,6 +241,7 @@ class StreamPeer:
         self._detour = detour
         self._stream: Stream | None = None
         self._try_again_s = 0.0
+        self._pause_s = _TRY_AGAIN_S
 
     @property
     def spacing_s(self) -> float:
@@ -270,7 +273,10 @@ class StreamPeer:
             except OSError as error:
                 log.warning("no connection to %s, its batches take the detour: %s", self._name, error)
         if self._stream is None:
-            self._try_again_s = time.monotonic() + _TRY_AGAIN_S
+            self._try_again_s = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        else:
+            self._pause_s = _TRY_AGAIN_S
         return self._stream
 
 

@@ -342,6 +342,36 @@ async def test_without_a_door_all_takes_the_detour(
     assert caplog.text.count("no connection to there") == 1
 
 
+async def test_a_door_that_cannot_be_reached_is_tried_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt may hold up a batch for as long as it is waited for; after one that was lost, it is soon again."""
+    now_s = 1000.0
+    monkeypatch.setattr(under_test, "time", SimpleNamespace(monotonic=lambda: now_s))
+    taker = Taker()
+    long = Long(None)
+    peer = StreamPeer("there", long)
+
+    async def asked_within(seconds: float) -> int:
+        nonlocal now_s
+        before, end_s = long.asked, now_s + seconds
+        while now_s < end_s:
+            await peer.deliver("here", b"batch")
+            now_s += 10
+        return long.asked - before
+
+    assert await asked_within(200) == 3
+    assert 4 <= await asked_within(10_000) <= 8
+    assert 9 <= await asked_within(36_000) <= 11
+    async with opened(taker) as address:
+        long.door = address
+        assert await asked_within(3_700) == 1
+        long.door = None
+        taker.fails = True
+        with pytest.raises(PeerUnsure):
+            await peer.deliver("here", b"batch")
+        assert await asked_within(200) == 3
+        peer.close()
+
+
 async def test_a_lost_connection_is_made_anew(caplog: pytest.LogCaptureFixture) -> None:
     """The batch that was under way may have been taken. The peer is there, as the detour says."""
     taker = Taker()
