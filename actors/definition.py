@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import dis
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -390,13 +391,22 @@ def _check_plain(what: str, function: object) -> None:
 def _check_members(cls: type) -> None:
     """The same of functions that were made something else after they were marked."""
     for name, member in inspect.getmembers_static(cls):
-        function = getattr(member, "__wrapped__", None)
+        function = _made_of(member)
         if isinstance(getattr(function, _METHOD, None), _Mark):
             _check_plain(f"{cls.__qualname__}.{name}: @method", member)
         if isinstance(getattr(function, _EVENT, None), str):
             _check_plain(f"{cls.__qualname__}.{name}: @event", member)
-        if name in HOOKS and isinstance(member, (classmethod, staticmethod)):
+        if name in HOOKS and isinstance(member, (classmethod, staticmethod, property)):
             _check_plain(f"{cls.__qualname__}.{name}", member)
+
+
+def _made_of(member: object) -> object:
+    """The function in what a decorator has made of it, None for what is made of none."""
+    if isinstance(member, property):
+        return member.fget
+    if isinstance(member, (functools.cached_property, functools.partialmethod)):
+        return member.func
+    return getattr(member, "__wrapped__", None)
 
 
 def _event_name(name: str) -> str:

@@ -94,9 +94,10 @@ class Remote:
 def _server_url(text: str) -> httpx.URL:
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL as error:
+        is_servers = url.scheme in ("http", "https") and bool(url.host)
+    except (httpx.InvalidURL, UnicodeError) as error:  # the latter: of a name that idna cannot read
         raise BadUrl(str(error)) from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if not is_servers:
         raise BadUrl("it begins with http:// or https://, and names a host")
     if url.port is not None and url.port > _LAST_PORT:
         raise BadUrl(f"there is no port {url.port}")

@@ -145,7 +145,7 @@ class _HostActor:
                 log.info("Ray's control store does not answer: %s", error)
 
     async def deliver(self, sender: str, batch: bytes) -> None:
-        self._take(sender, batch)
+        self._door.take_from_detour(sender, batch)
 
     def _take(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)

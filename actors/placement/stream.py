@@ -9,7 +9,8 @@ Invariants:
 - Nothing is taken from whoever does not know the secret of this process, which only processes of the cluster are told.
   (Batches are pickled: to take one is to run it.)
 - What one sender sends is taken in its order. A connection that it makes anew ends the former one before anything is
-  taken from the new one: batches that were left in the former were not acknowledged, and come again, saying so.
+  taken from the new one, and so does a batch that comes by the detour: batches that were left in the former were not
+  acknowledged, and come again, saying so.
 - A batch is acknowledged when it has been taken. One that is not may have been taken or not.
 
 On the wire a frame is its length, eight bytes, and so many bytes. The first frame of a connection is the secret and the
@@ -39,12 +40,17 @@ _LENGTH = 8
 _SECRET = 32
 _LONGEST_HELLO = 1024
 _CONNECT_S = 2.0
-# A door that could not be reached is tried again so much later.
+# Longer than who connects waits for the answer, so a process that is late, not a stranger, is never shown out.
+_HELLO_S = 10.0
+# A door that could not be reached is tried again so much later; twice that the next time, up to the other. An attempt
+# may hold up a batch for `_CONNECT_S`, and where a firewall drops what it does not let through, each does.
 _TRY_AGAIN_S = 60.0
+_LONGEST_PAUSE_S = 3600.0
 _SPACING_S = 0.001
 # On the detour a batch costs so much that it is to be shared by many.
 _DETOUR_SPACING_S = 0.003
-# A machine that has gone silent is given up after 5 + 3 * 2 s; one whose process is frozen answers for it, and is not.
+# A machine that has gone silent is given up after 5 + 3 * 2 s. One whose process is frozen answers for it, and is not,
+# unless its buffers are full: what waits for room is given up after 11 s too, and comes again.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 11_000}
 
 
@@ -62,7 +68,9 @@ class Door:
         self.take = take
         self._secret = secrets.token_bytes(_SECRET)
         self._server: asyncio.Server | None = None
+        self._connections: set[_Incoming] = set()
         self._senders: dict[str, _Incoming] = {}
+        self._is_shut = False
 
     async def open(self, host: str) -> Address:
         """Listen on a free port of this address of the machine. Raises `OSError`."""
@@ -70,11 +78,23 @@ class Door:
         return Address(host, self._server.sockets[0].getsockname()[1], self._secret)
 
     def close(self) -> None:
-        """Take nothing any more."""
+        """Take nothing any more, of whoever is connected neither."""
+        self._is_shut = True
         if self._server is not None:
             self._server.close()
-        for incoming in list(self._senders.values()):
+        for incoming in tuple(self._connections):
             incoming.end()
+
+    def enter(self, incoming: _Incoming) -> None:
+        self._connections.add(incoming)
+        if self._is_shut:  # it was accepted before
+            incoming.end()
+
+    def take_from_detour(self, sender: str, batch: bytes) -> None:
+        """Take what came the other way. Its sender has given up his connection."""
+        if (former := self._senders.get(sender)) is not None:
+            former.end()
+        self.take(sender, batch)
 
     def let_in(self, incoming: _Incoming, hello: bytes) -> str:
         """The sender's name. Raises `PermissionError`."""
@@ -87,12 +107,14 @@ class Door:
         return sender
 
     def let_out(self, incoming: _Incoming, sender: str) -> None:
+        self._connections.discard(incoming)
         if self._senders.get(sender) is incoming:
             del self._senders[sender]
 
 
 class _Incoming(asyncio.Protocol):
     _transport: asyncio.Transport
+    _patience: asyncio.TimerHandle
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -102,6 +124,8 @@ class _Incoming(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of TCP it is one
         self._transport = transport
         _keep_alive(transport)
+        self._patience = asyncio.get_running_loop().call_later(_HELLO_S, self.end)
+        self._door.enter(self)
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
@@ -133,6 +157,7 @@ class _Incoming(asyncio.Protocol):
             self._door.take(self._sender, frame)
         else:
             self._sender = self._door.let_in(self, frame)
+            self._patience.cancel()
         self._transport.write(_TAKEN)
 
     def end(self) -> None:
@@ -140,6 +165,7 @@ class _Incoming(asyncio.Protocol):
         self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._patience.cancel()
         self._door.let_out(self, self._sender)
 
 
@@ -170,7 +196,9 @@ class Stream(asyncio.Protocol):
     async def deliver(self, batch: bytes) -> None:
         """One at a time. Returns when the batch has been taken. Raises `ConnectionError`: it may have been taken or
         not, and the connection is of no more use, as it is when this was cancelled."""
-        if self._lost:
+        # Python 3.12 and later must not write to a closing one: they go on to watch its file, and the next connection
+        # that gets the number fails.
+        if self._lost or self._transport.is_closing():
             raise ConnectionResetError("the connection is lost")
         self._taken = asyncio.get_running_loop().create_future()
         self._transport.writelines((len(batch).to_bytes(_LENGTH), batch))
@@ -184,7 +212,9 @@ class Stream(asyncio.Protocol):
         _keep_alive(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._taken is not None and not self._taken.done():
+        if data != _TAKEN:  # whoever that is, it is no door
+            self.close()
+        elif self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -211,6 +241,7 @@ class StreamPeer:
         self._detour = detour
         self._stream: Stream | None = None
         self._try_again_s = 0.0
+        self._pause_s = _TRY_AGAIN_S
 
     @property
     def spacing_s(self) -> float:
@@ -242,7 +273,10 @@ class StreamPeer:
             except OSError as error:
                 log.warning("no connection to %s, its batches take the detour: %s", self._name, error)
         if self._stream is None:
-            self._try_again_s = time.monotonic() + _TRY_AGAIN_S
+            self._try_again_s = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        else:
+            self._pause_s = _TRY_AGAIN_S
         return self._stream
 
 

@@ -714,7 +714,10 @@ def test_marks_on_what_is_no_plain_function_are_refused(mark: Any, other: Any) -
 
 
 @pytest.mark.parametrize("mark", [method, event])
-@pytest.mark.parametrize("other", [classmethod, staticmethod, functools.cache])
+@pytest.mark.parametrize(
+    "other",
+    [classmethod, staticmethod, functools.cache, property, functools.cached_property, functools.partialmethod],
+)
 def test_plain_functions_that_are_made_something_else_are_refused(mark: Any, other: Any) -> None:
     """The same with the decorators in the other order, and in a class that inherits."""
 
@@ -729,8 +732,10 @@ def test_plain_functions_that_are_made_something_else_are_refused(mark: Any, oth
 @pytest.mark.parametrize("hook", ["on_activate", "receive_reminder"])
 def test_hooks_that_are_no_plain_functions_are_refused(hook: str) -> None:
     """They would never be called."""
-    with pytest.raises(TypeError, match=rf"^Odd\.{hook} is for plain functions of self, not for a classmethod"):
-        actor(type("Odd", (), {hook: classmethod(lambda cls: None)}))
+    for other in (classmethod, property):
+        odd = type("Odd", (), {hook: other(lambda self: None)})
+        with pytest.raises(TypeError, match=rf"^Odd\.{hook} is for plain .* not for a {other.__name__}:"):
+            actor(odd)
 
 
 @pytest.mark.parametrize("option", ["reentrant", "read_only", "interleave"])

@@ -174,6 +174,22 @@ async def test_a_new_connection_of_a_sender_ends_the_former() -> None:
     assert taker.batches == [("host", b"left in it"), ("another", b"of another host"), ("host", b"next")]
 
 
+async def test_a_batch_that_comes_the_other_way_ends_the_connection() -> None:
+    """Its sender has given that up. What waits in it is older, has come again by now, and does not say so."""
+    taker = Taker()
+    door = Door(taker)
+    stream = await Stream.connect(await door.open(HERE), "host")
+    async with asyncio.timeout(20):
+        former = asyncio.create_task(stream.deliver(b"1"))
+        await asyncio.sleep(0)  # it is written, and not read
+        for batch in (b"1, again", b"2"):
+            door.take_from_detour("host", batch)
+        with pytest.raises(ConnectionError):
+            await former
+    door.close()
+    assert taker.batches == [("host", b"1, again"), ("host", b"2")]
+
+
 async def test_what_was_not_acknowledged_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """A batch that could not be taken, one that was under way when the door was shut, one that is sent too late."""
     taker = Taker()
@@ -195,11 +211,80 @@ async def test_what_was_not_acknowledged_is_told(caplog: pytest.LogCaptureFixtur
     assert taker.batches == [("host", b"again")]
 
 
+async def test_a_shut_door_lets_nobody_in() -> None:
+    """Also not whoever was connected before, and says who he is only now."""
+    taker = Taker()
+    async with opened(taker) as address:
+        raw = await Raw.to(address)
+        stream = await Stream.connect(address, "host")  # so that the door has seen the one before
+    with contextlib.suppress(ConnectionError):
+        await raw.say(frame(address.secret + b"late") + frame(b"batch"))
+    async with asyncio.timeout(10):
+        assert await raw.rest() == b""
+    await raw.close()
+    stream.close()
+    assert taker.batches == []
+
+
+async def test_who_does_not_say_who_he_is_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection holds a file of the process: a stranger cannot keep it by saying nothing, or half of it. Whoever has
+    said it may be silent for as long as he likes."""
+    monkeypatch.setattr(under_test, "_HELLO_S", 0.05)
+    taker = Taker()
+    async with opened(taker) as address:
+        stream = await Stream.connect(address, "host")
+        for beginning in (b"", frame(address.secret)[:-1]):
+            raw = await Raw.to(address)
+            await raw.say(beginning)
+            assert await raw.rest() == b""
+            await raw.close()
+        await stream.deliver(b"batch")
+        stream.close()
+    assert taker.batches == [("host", b"batch")]
+
+
 async def test_who_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is frozen, or something else that listens there, is connected to and says nothing."""
     monkeypatch.setattr(under_test, "_CONNECT_S", 0.05)
     with socket.create_server((HERE, 0)) as silent, pytest.raises(ConnectionError, match="does not answer"):
         await Stream.connect(Address(HERE, silent.getsockname()[1], b"s" * 32), "host")
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x06\x06", b"\x15"])
+async def test_only_a_door_acknowledges(answer: bytes) -> None:
+    """What else listens there, since the host has ended, must not pass for one: its answer is no acknowledgement."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, HERE, 0) as other:
+        address = Address(HERE, other.sockets[0].getsockname()[1], b"s" * 32)
+        with pytest.raises(ConnectionError):
+            await Stream.connect(address, "host")
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_nothing_is_written_to_a_connection_that_is_closing(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Its end may be known, and not told yet. (From Python 3.12 on, asyncio would go on to watch the closed file.)"""
+
+    async def run() -> None:
+        taker = Taker()
+        async with opened(taker) as address:
+            for _ in range(3):
+                stream = await Stream.connect(address, "host")
+                await stream.deliver(b"batch")
+                stream.close()
+                with pytest.raises(ConnectionError):
+                    await stream.deliver(b"too late")
+        assert taker.batches == [("host", b"batch")] * 3
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run())
 
 
 # -- with a detour -----------------------------------------------------------------------------------------------------
@@ -261,6 +346,36 @@ async def test_without_a_door_all_takes_the_detour(
         assert (long.asked, long.batches) == (2, [b"1", b"2"])
     assert taker.batches == [("here", b"3")] * 2
     assert caplog.text.count("no connection to there") == 1
+
+
+async def test_a_door_that_cannot_be_reached_is_tried_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt may hold up a batch for as long as it is waited for; after one that was lost, it is soon again."""
+    now_s = 1000.0
+    monkeypatch.setattr(under_test, "time", SimpleNamespace(monotonic=lambda: now_s))
+    taker = Taker()
+    long = Long(None)
+    peer = StreamPeer("there", long)
+
+    async def asked_within(seconds: float) -> int:
+        nonlocal now_s
+        before, end_s = long.asked, now_s + seconds
+        while now_s < end_s:
+            await peer.deliver("here", b"batch")
+            now_s += 10
+        return long.asked - before
+
+    assert await asked_within(200) == 3
+    assert 4 <= await asked_within(10_000) <= 8
+    assert 9 <= await asked_within(36_000) <= 11
+    async with opened(taker) as address:
+        long.door = address
+        assert await asked_within(3_700) == 1
+        long.door = None
+        taker.fails = True
+        with pytest.raises(PeerUnsure):
+            await peer.deliver("here", b"batch")
+        assert await asked_within(200) == 3
+        peer.close()
 
 
 async def test_a_lost_connection_is_made_anew(caplog: pytest.LogCaptureFixture) -> None:

@@ -312,7 +312,16 @@ def test_no_server(mecha: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["nonsense", "ftp://127.0.0.1", "http://", "", "localhost:3500", "http://localhost:abc", "http://localhost:99999"],
+    [
+        "nonsense",
+        "ftp://127.0.0.1",
+        "http://",
+        "",
+        "localhost:3500",
+        "http://localhost:abc",
+        "http://localhost:99999",
+        "http://xn--",
+    ],
 )
 def test_what_is_no_url_is_wrong_usage(url: str) -> None:
     """Nobody was asked: exit code 2, and one line that says what to write, and where."""
