@@ -37,7 +37,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.placement.hop import PeerGone, PeerUnsure, asked_of
-from actors.placement.stream import Door, StreamPeer
+from actors.placement.stream import Address, Door, StreamPeer
 from actors.placement.supervisor import LONGEST_LAG_S, Node, Report, Supervisor, Wanted
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from actors.hostneeds import HostNeeds
     from actors.placement.cluster import ClusterPlacement
     from actors.placement.hop import Asked
-    from actors.placement.stream import Address
     from actors.placement.supervisor import HostFacts, HostHandle
 
 T = TypeVar("T")
@@ -150,10 +149,10 @@ class _HostActor:
     def _take(self, sender: str, batch: bytes) -> None:
         self._process.placement.receive(sender, batch)
 
-    async def address(self) -> Address | None:
-        """Of the door for batches, if there is one."""
+    async def address(self) -> tuple[Any, ...] | None:
+        """Of the door for batches, if there is one. Hosts of other releases read it: fields are added at the end."""
         await self.start()
-        return self._address
+        return None if self._address is None else tuple(self._address)
 
     async def request(self, wanted: tuple[Any, ...]) -> tuple[str, Any]:
         return await self._process.placement.request(asked_of(wanted))
@@ -166,6 +165,7 @@ class _HostActor:
 
     async def stop(self, timeout_s: float) -> None:
         await self._process.stop(timeout_s)
+        self._address = None
         self._door.close()
 
     async def report(self) -> Report:
@@ -231,8 +231,8 @@ class RayHost:
         """See `Detour`."""
         if not hasattr(self._actor, "address"):  # of a release that has no door
             return None
-        address: Address | None = await self._asked_as_peer("address")
-        return address
+        fields: tuple[Any, ...] | None = await self._asked_as_peer("address")
+        return None if fields is None else Address(*fields[: len(Address._fields)])
 
     async def _asked_as_peer(self, method: str, *args: Any) -> Any:
         try:
