@@ -127,8 +127,8 @@ def run(
         "log_level": log_level,
         "access_log": access_log,
     }
-    from runtime_api.server import StartupError, run_server
     from runtime_api.settings import SettingsError, load_settings
+    from runtime_api.startup import StartupError
 
     try:
         chosen = load_settings({k: v for k, v in given.items() if v is not None}, settings)
@@ -137,6 +137,8 @@ def run(
 
             run_cluster(app, chosen)
         else:
+            from runtime_api.server import run_server
+
             run_server(app, chosen)
     except SettingsError as error:
         fail(error, EXIT_USAGE)

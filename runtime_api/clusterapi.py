@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from actors.placement.hop import PeerGone
+from actors.placement.supervisor import new_version
 from runtime_api.actors import json_response
 from runtime_api.openapi import errors
 from runtime_api.problems import Problem
@@ -45,11 +45,6 @@ def router(cluster: ClusterControl) -> APIRouter:
         return Response(status_code=202)
 
     return routes
-
-
-def new_version() -> str:
-    """The name of a deployment: the instant it was asked for, UTC."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
 
 
 async def _asked(question: Callable[[], Awaitable[Any]]) -> Any:

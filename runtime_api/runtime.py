@@ -20,6 +20,7 @@ from runtime_api import interpreter
 from runtime_api.components import StateComponent
 from runtime_api.loader import Application, AppSource, find_application
 from runtime_api.purging import purge_expired
+from runtime_api.startup import DEFAULT_STORE
 from runtime_api.wire import duration_s
 from statestores.components import actor_component, load_resources, make_store, open_url, store_component
 from statestores.errors import StoreError, StoreUnavailable
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     PlacementMaker = Callable[[Host], Placement]
 
-DEFAULT_STORE = "sqlite:///mecha.db"
 OWN_COMPONENT = "statestore"
 """Name of the state component that stands for the runtime's own store, where no resources bring one."""
 

@@ -17,11 +17,9 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 import uvicorn
 
@@ -29,10 +27,12 @@ from runtime_api.app import create_app
 from runtime_api.edge import DEFAULT_LIMITS, Limits, Token
 from runtime_api.hotprotocol import HotCalls, hot_protocol
 from runtime_api.loader import LoadError, default_app_id, load_application
-from runtime_api.runtime import DEFAULT_STORE, Runtime
+from runtime_api.runtime import Runtime
+from runtime_api.startup import StartupError, bind, shown_url, warn_if_open
 from statestores.errors import ComponentError, StoreError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from runtime_api.clusterapi import ClusterControl
@@ -42,12 +42,7 @@ _FORCED_EXIT_DELAY_S = 0.1
 _LEAST_DRAIN_S = 0.1
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _ANSWERING_S = 5.0
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("mecha.server")
-
-
-class StartupError(Exception):
-    """The server cannot start; the text is one line that says why."""
 
 
 def run_server(target: str, settings: Settings) -> None:
@@ -92,25 +87,6 @@ def _end_at_once() -> None:
 
 def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket that does not listen yet, so a taken port is known before any store is touched. `shared`: with
-    other processes of this user that say so too; the kernel spreads connections over them."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise StartupError(f"cannot listen on {host}: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return listener
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -241,18 +217,3 @@ def announce(runtime: Runtime, settings: Settings, listener: socket.socket) -> N
     # What was made until now lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
-
-
-def warn_if_open(settings: Settings) -> None:
-    if settings.host not in _LOOPBACK and settings.api_token is None:
-        print(
-            "mecha: warning: reachable from outside without an API token (DAPR_API_TOKEN)", file=sys.stderr, flush=True
-        )
-
-
-def shown_url(url: str) -> str:
-    """A store's URL without its password."""
-    parts = urlsplit(url or DEFAULT_STORE)
-    if parts.password is None:
-        return url or DEFAULT_STORE
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -577,3 +578,8 @@ def _load(known: _Known) -> int:
 
 def _since_ms(known: _Known) -> int:
     return known.report.since_ms if known.report is not None else 0
+
+
+def new_version() -> str:
+    """The name of a deployment: the instant it was asked for, UTC."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())

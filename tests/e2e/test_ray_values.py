@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from runtime_api import Runtime
-from runtime_api.cluster import RayTasks, StorePlace, run_activity
 from runtime_api.loader import load_application
+from runtime_api.raytasks import RayTasks, StorePlace, run_activity
 from runtime_api.settings import load_settings
 from statestores.components import open_url
 from tests.placements import ON_RAY

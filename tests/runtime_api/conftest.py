@@ -23,8 +23,9 @@ import pytest
 
 from runtime_api.loader import load_application
 from runtime_api.runtime import Runtime
-from runtime_api.server import Server, bind
+from runtime_api.server import Server
 from runtime_api.settings import Settings, load_settings
+from runtime_api.startup import bind
 from tests.placements import ON_RAY, cluster_on
 
 SAMPLE_APP = Path(__file__).with_name("sample_app.py")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime_api.cluster import run_cluster
-from runtime_api.server import StartupError
 from runtime_api.settings import Settings
+from runtime_api.startup import StartupError
 
 if TYPE_CHECKING:
     from pathlib import Path

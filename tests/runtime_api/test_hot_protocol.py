@@ -28,8 +28,9 @@ from runtime_api.hotpath import HotPath
 from runtime_api.hotprotocol import MOST_FRAMING, HotCalls, hot_protocol
 from runtime_api.hotroutes import HotRoutes
 from runtime_api.problems import TABLE, Problem
-from runtime_api.server import Server, bind
+from runtime_api.server import Server
 from runtime_api.settings import load_settings
+from runtime_api.startup import bind
 from runtime_api.workflows import WorkflowApi
 from workflow import activity, wait_event, workflow
 
