@@ -100,9 +100,10 @@ class _HostActor:
     """One host: a process of the cluster. Its event loop is that of Ray's default concurrency group."""
 
     def __init__(self, name: str, version: str, spec: ClusterSpec) -> None:
-        self._name, self._version, self._namespace = name, version, spec.namespace
+        self._name, self._version = name, version
+        self._cluster = RayCluster(spec.namespace)
         build = pickle.loads(spec.build) if isinstance(spec.build, bytes) else spec.build
-        self._process = build(name, version, RayCluster(spec.namespace))
+        self._process = build(name, version, self._cluster)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Task[None] | None = None
         self._door = Door(self._take)
@@ -125,7 +126,7 @@ class _HostActor:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
             return None  # Ray encrypts what it carries, the door does not
         try:
-            return await self._door.open(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray's
+            return await self._door.open(self._cluster.node_address())
         except OSError as error:
             log.warning("%s takes batches through Ray alone: %s", self._name, error)
             return None
@@ -136,7 +137,7 @@ class _HostActor:
         while True:
             await asyncio.sleep(_OWN_DEATH_S)
             try:
-                await _in_thread(ray.get_actor, self._name, self._namespace)
+                await _in_thread(ray.get_actor, self._name, self._cluster.namespace)
             except ValueError:
                 log.warning("%s was declared dead, and ends", self._name)
                 os._exit(1)
