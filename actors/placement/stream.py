@@ -92,8 +92,7 @@ class Door:
 
     def take_from_detour(self, sender: str, batch: bytes) -> None:
         """Take what came the other way. Its sender has given up his connection."""
-        if (former := self._senders.get(sender)) is not None:
-            former.end()
+        self._end_former(sender)
         self.take(sender, batch)
 
     def let_in(self, incoming: _Incoming, hello: bytes) -> str:
@@ -101,10 +100,14 @@ class Door:
         if not hmac.compare_digest(hello[:_SECRET], self._secret):
             raise PermissionError("a connection without the secret of this host")
         sender = hello[_SECRET:].decode()
-        if (former := self._senders.get(sender)) is not None:
-            former.end()
+        self._end_former(sender)
         self._senders[sender] = incoming
         return sender
+
+    def _end_former(self, sender: str) -> None:
+        """What is left in it comes again, by another way."""
+        if (former := self._senders.get(sender)) is not None:
+            former.end()
 
     def let_out(self, incoming: _Incoming, sender: str) -> None:
         self._connections.discard(incoming)
