@@ -49,6 +49,7 @@ _ISO = re.compile(
     r"P(?=[0-9T])(?:([0-9]+)Y)?(?:([0-9]+)M)?(?:([0-9]+)W)?(?:([0-9]+)D)?"
     r"(?:T(?=[0-9])(?:([0-9]+)H)?(?:([0-9]+)M)?(?:([0-9]+)S)?)?"
 )
+_FRACTION = re.compile(r"[0-9]*[.,][0-9]+")
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
@@ -172,6 +173,11 @@ def _parse_span_text(text: str) -> _Span | None:
         years, months, weeks, days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         whole_s = (((weeks * 7 + days) * 24 + hours) * 60 + minutes) * 60 + seconds
         return _Span(years * 12 + months, whole_s * _NS_PER_S)
+    if _ISO.fullmatch(_FRACTION.sub("1", text.upper())):
+        raise InvalidSchedule(
+            f"{text!r} has a fraction, and ISO 8601 durations are read with whole numbers only: "
+            "write '1.5s' or '200ms', or smaller units ('PT12H')"
+        )
     if text == "0":  # Go's one duration without a unit
         return _Span(0, 0)
     if text.startswith("-") and _GO.fullmatch(text[1:]):
