@@ -12,10 +12,12 @@ server refused without running it, and what was never sent, is sent again here a
 What failures mean:
 
     connection lost, timeout, LOADING, READONLY or MASTERDOWN (a failover), CLUSTERDOWN, TRYAGAIN,
-    BUSY, NOREPLICAS, MISCONF (the disk is full)              retry, then StoreUnavailable
+    BUSY, NOREPLICAS, MISCONF (the disk is full),
+    no connection of the cluster's client is free             retry, then StoreUnavailable
     NOSCRIPT                                                  load the scripts, send again
     OOM                                                       StoreUnavailable at once: it takes a person
-    wrong password, NOPERM, MOVED outside of a cluster        ComponentError: the settings are wrong
+    wrong password, NOPERM, MOVED outside of a cluster,
+    a server without cluster support for one                  ComponentError: the settings are wrong
     anything else                                             StoreError: our mistake
 """
 
@@ -57,6 +59,7 @@ _MOST_LOADS = 3
 _PASSING = re.compile(r"\b(BUSY|NOREPLICAS|MISCONF|LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b")
 _REFUSED = re.compile(r"\b(NOPERM|NOAUTH|WRONGPASS)\b|^ACL failure")
 _FULL = re.compile(r"\bOOM\b")
+_NO_CLUSTER = "cluster support disabled"
 
 
 class Script(NamedTuple):
@@ -172,7 +175,7 @@ class RedisLink:
         try:
             await self._line.spread_scripts(self._scripts)
         except _FAILURES as error:
-            return error
+            return _origin(error)
         return None
 
     async def _reset(self) -> None:
@@ -202,32 +205,45 @@ class RedisLink:
         try:
             return await self._line.send(calls)
         except _FAILURES as error:
-            return [error] * len(calls)
+            return [_origin(error)] * len(calls)
 
     def _error(self, failure: Exception) -> StoreError:
         where = f"redis at {self._settings.address}"
+        reason = str(failure).rstrip(".") or type(failure).__name__
         if _is_refused(failure):
-            reason = str(failure).rstrip(".")
             return ComponentError(
                 f"{where} refuses us: {reason}. Check redisUsername, redisPassword and the user's rights"
             )
         if isinstance(failure, exceptions.AskError) and not self._settings.cluster:
             return ComponentError(f"{where} is part of a cluster: set redisType to cluster")
+        if _NO_CLUSTER in str(failure):
+            return ComponentError(f"{where} is no cluster: set redisType to node")
         if "WAITAOF" in str(failure):
             return ComponentError(f"{where} has no AOF to wait for: set appendonly yes on it, or leave waitAOF out")
         if isinstance(failure, exceptions.OutOfMemoryError) or _FULL.search(str(failure)):
             return StoreUnavailable(f"{where} is full and records nothing: raise maxmemory. It says: {failure}")
+        if isinstance(failure, exceptions.MaxConnectionsError):
+            return StoreUnavailable(f"{where}: all connections to it are in use. Make fewer calls at once")
+        if _is_short_of_slots(failure):
+            remedy = "See what redis-cli --cluster check says of it"
+            return StoreUnavailable(f"{where} is a cluster that lacks slots: {reason}. {remedy}")
         if _is_silent(failure):
-            reason = str(failure).rstrip(".") or type(failure).__name__
             remedy = "Is the server started, and is that its address?"
             return StoreUnavailable(f"{where} does not answer: {reason}. {remedy}")
         if _is_passing(failure):
-            return StoreUnavailable(f"{where}: {str(failure) or type(failure).__name__}")
+            return StoreUnavailable(f"{where}: {reason}")
         return StoreError(f"{where} answered: {failure}")
 
 
 _LOST = exceptions.ConnectionError | exceptions.TimeoutError
 _FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+
+
+def _origin(error: Exception) -> Exception:
+    """Where no node of a cluster could be asked for the slots: what the last one that was asked has said. Not all that
+    the client makes of it names its cause."""
+    met = error.__cause__ or error.__context__
+    return _origin(met) if isinstance(error, exceptions.RedisClusterException) and isinstance(met, Exception) else error
 
 
 def _may_have_run(answer: Answer) -> bool:
@@ -244,9 +260,7 @@ def _worst_of(answers: Sequence[Answer]) -> Exception | None:
     return min(failures, key=lambda error: (_is_passing(error), isinstance(error, exceptions.NoScriptError)))
 
 
-def _is_refused(error: BaseException) -> bool:
-    if isinstance(error, exceptions.RedisClusterException) and error.__cause__ is not None:
-        return _is_refused(error.__cause__)  # no node could be asked for the slots: the cause says why
+def _is_refused(error: Exception) -> bool:
     return isinstance(
         error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError
     ) or bool(_REFUSED.search(str(error)))
@@ -254,9 +268,13 @@ def _is_refused(error: BaseException) -> bool:
 
 def _is_silent(error: Exception) -> bool:
     """It was not reached, or lost: it has said nothing itself."""
-    if isinstance(error, exceptions.ResponseError | exceptions.BusyLoadingError):
-        return False
-    return isinstance(error, OSError | exceptions.RedisClusterException | _LOST)
+    return isinstance(error, OSError | _LOST) and not isinstance(error, exceptions.BusyLoadingError)
+
+
+def _is_short_of_slots(error: Exception) -> bool:
+    return isinstance(error, exceptions.RedisClusterException | exceptions.ClusterDownError) and not isinstance(
+        error, exceptions.MasterDownError
+    )
 
 
 def _is_passing(error: Exception) -> bool:
@@ -267,7 +285,7 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error, exceptions.ReadOnlyError | exceptions.ClusterError | exceptions.TryAgainError):
         return True
     if isinstance(error, exceptions.NoScriptError | exceptions.RedisClusterException):
-        return True  # the latter: no node of the cluster could be reached, or a slot has no owner just now
+        return True  # the latter: a slot has no owner just now
     return isinstance(error, exceptions.ResponseError) and bool(_PASSING.search(str(error)))
 
 

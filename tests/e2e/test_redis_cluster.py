@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import gather
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
@@ -69,6 +70,18 @@ async def test_a_member_of_a_cluster_alone_is_a_wrong_setting(cluster: RedisClus
     store = RedisStore(RedisSettings(hosts=cluster.hosts[:1], namespace=elsewhere))
     with pytest.raises(ComponentError, match="redisType"):
         await store.open()
+
+
+async def test_more_calls_than_connections_are_not_a_server_that_is_down(cluster: RedisCluster) -> None:
+    """Who runs out of connections is told so, and not asked whether the server is started."""
+    store = _store(cluster, uuid4().hex, max_retries=0)
+    await store.open()
+    answers = await gather(*(store.keys.get(["k"], 0) for _ in range(1_000)), return_exceptions=True)
+    await store.close()
+    failures = {str(answer) for answer in answers if isinstance(answer, StoreUnavailable)}
+    assert [failure.partition(": ")[2] for failure in failures] == [
+        "all connections to it are in use. Make fewer calls at once"
+    ]
 
 
 async def test_scripts_are_brought_to_every_node(cluster: RedisCluster, busy: Busy) -> None:

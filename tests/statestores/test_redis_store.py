@@ -37,7 +37,7 @@ from statestores.model import (
 from statestores.redis import RedisStore
 from statestores.redis_settings import RedisSettings
 from statestores.store import DeleteKey, KeyQuery, SetKey
-from tests.servers import CuttingProxy, RedisServer, shared_redis
+from tests.servers import CuttingProxy, RedisServer, free_port, shared_redis
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -150,6 +150,27 @@ async def test_a_server_that_is_not_there_is_named_with_a_remedy(kind: str) -> N
     with pytest.raises(StoreUnavailable, match=rf"^redis at 127\.0\.0\.1:1 does not answer: .+[^.]\. {remedy}$"):
         await store.open()
     await store.close()
+
+
+async def test_a_cluster_without_all_its_slots_is_not_taken_for_one_that_is_down() -> None:
+    """Its servers answer: what is missing is said, not asked whether they are started."""
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    with RedisServer(options=options) as server:
+        store = RedisStore.from_url(f"{server.url}?maxRetries=0&redisType=cluster")
+        remedy = "See what redis-cli --cluster check says of it"
+        with pytest.raises(StoreUnavailable, match=rf"is a cluster that lacks slots: .*0 of 16384.*[^.]\. {remedy}$"):
+            await store.open()
+        await store.close()
+
+
+async def test_a_server_of_its_own_is_no_cluster(admin: aioredis.Redis) -> None:
+    """The settings are told to be wrong; also those of a user who may not ask for a cluster's slots."""
+    url = f"redis://127.0.0.1:{shared_redis().port}?maxRetries=0&redisType=cluster"
+    with pytest.raises(ComponentError, match="is no cluster: set redisType to node"):
+        await RedisStore.from_url(url).open()
+    await admin.acl_setuser("slotless", enabled=True, passwords="+secret", keys="*", commands=["+@all", "-cluster"])
+    with pytest.raises(ComponentError, match=r"refuses us: .*cluster"):
+        await RedisStore.from_url(url.replace("//", "//slotless:secret@")).open()
 
 
 async def test_a_newer_format_is_refused(admin: aioredis.Redis) -> None:
