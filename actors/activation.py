@@ -12,7 +12,7 @@ Who may do what when:
 - *The gate.* Nothing leaves an actor that rests on an uncommitted turn (INV-7): answers, errors, reads and calls to
   other actors all wait for it.
 
-No lock guards any of this: everything here runs on the host's event loop, and `submit`, `_run_inline`, `_decide` and
+No lock guards any of this: everything here runs on the host's event loop, and `submit`, `_run_inline`, `ended` and
 `committed` do not await, so each is atomic to all others.
 
 A turn whose method cannot suspend runs inside `submit`, without a task; any other runs in the activation's pump task,
@@ -33,7 +33,6 @@ from actors.definition import versioned_name
 from actors.errors import (
     ActorError,
     ActorFailed,
-    DeadlineExceeded,
     Deadlock,
     HostStopping,
     MailboxFull,
@@ -44,6 +43,7 @@ from actors.joined import comes_back
 from actors.message import Call
 from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
+from actors.turntask import run_in_task
 from statestores.codec import CodecError
 from statestores.errors import DuplicateTurn, ImpossibleTurn, StaleEpoch, StoreError, StoreUnavailable
 from statestores.groupcommit import settle
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _YIELD_EVERY = 64
-# How long `on_deactivate` may run when its type does not say: less than a host waits for its actors when it stops.
-_FAREWELL_S = 20.0
 # A full mailbox is not searched again so soon for calls that were given up.
 _LOOK_AGAIN_S = 0.01
 
@@ -326,7 +324,7 @@ class Activation:
         call = Call(self.stream, hook.name, asyncio.get_running_loop().create_future())
         call.method, call.internal = hook, True
         call.future.set_result(None)
-        failure = await self._run(call, hook)
+        failure = await run_in_task(self, call, hook)
         if failure is not None:
             raise failure
 
@@ -353,7 +351,7 @@ class Activation:
         turns = 0
         try:
             if begun is not None:
-                await self._run(begun.call, begun.method, begun=begun)
+                await run_in_task(self, begun.call, begun.method, begun=begun)
             while self.mailbox:
                 if self.phase is Phase.LOADING and not await self._loaded(after_commits=True):
                     return
@@ -395,9 +393,9 @@ class Activation:
         elif method.inline and not call.may_be_repeated:
             begun = self._run_inline(call, method)
             if begun is not None:
-                await self._run(call, method, begun=begun)
+                await run_in_task(self, call, method, begun=begun)
         else:
-            await self._run(call, method)
+            await run_in_task(self, call, method)
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -422,101 +420,20 @@ class Activation:
                     raise RuntimeError(f"{method.name} was found unable to suspend, and did suspend")
         except BaseException as error:
             _current.reset(token)
-            self._failed(turn, error)
+            self.failed(turn, error)
             if isinstance(error, KeyboardInterrupt):  # not the method's, and meant for the process
                 raise
         else:
             _current.reset(token)
             if turn.rest is None:
-                self._decide(turn, result)
+                self.ended(turn, result)
             else:
                 turn.result = result
                 return turn
         return None
 
-    async def _run(
-        self, call: Call, method: Method, *, alone: bool = True, begun: Turn | None = None
-    ) -> ActorError | None:
-        """One turn in a task: the pump's when it runs `alone`, one of its own when beside others (a read). `begun`: the
-        turn, when its method has returned, and only the rest is to come. Returns when it is decided or has failed: with
-        what it failed."""
-        turn = Turn(self, call, method) if begun is None else begun
-        call.turn = turn
-        turn.task = task = asyncio.current_task()
-        assert task is not None
-        if alone:
-            self.running = turn
-        token = _current.set(turn)
-        watch = self._watch(turn)
-        try:
-            if begun is not None:
-                result = begun.result
-            else:
-                if call.reminder is not None and self.is_stale(call):
-                    self.host.answer(call, None)
-                    return None
-                if call.may_be_repeated and await self._answered_before(turn):
-                    return None
-                result = method.function(self.instance, *call.args)
-                if method.is_async:
-                    result = await result
-            while turn.rest is not None:
-                rest, turn.rest = turn.rest, None
-                await rest()
-            while turn.joined:
-                await asyncio.wait(turn.joined)
-        except asyncio.CancelledError as error:
-            if turn.cancelled_by is None and task.cancelling():
-                self._torn_down(turn)
-                raise
-            return await self._end_early(turn, task, error)
-        except GeneratorExit:  # nothing may be waited for any more
-            self._roll_back(turn)
-            raise
-        except BaseException as error:
-            outcome = await self._end_early(turn, task, error)
-            if isinstance(error, KeyboardInterrupt):  # not the method's, and meant for the process
-                raise
-            return outcome
-        else:
-            self._no_longer_running(turn)
-            if turn.cancelled_by is None:
-                return self._decide(turn, result)
-            # The method swallowed the cancellation: the caller was promised a roll-back.
-            return await self._end_early(turn, task, None)
-        finally:
-            self._no_longer_running(turn)
-            turn.closed = True
-            _current.reset(token)
-            if watch is not None:
-                watch.cancel()
-
-    def _no_longer_running(self, turn: Turn) -> None:
-        if self.running is turn:
-            self.running = None
-
-    async def _end_early(self, turn: Turn, task: asyncio.Task[Any], error: BaseException | None) -> ActorError:
-        """The turn has failed, by an error of its method or because it was cancelled."""
-        self._no_longer_running(turn)  # from here on a deadline comes too late to cancel anything
-        reason = turn.cancelled_by
-        if reason is not None:
-            task.uncancel()
-            if isinstance(error, Exception):
-                reason.__cause__ = error
-        while turn.joined:  # INV-5: nothing of a turn may run on after its end
-            for joined in turn.joined:
-                joined.cancel()
-            await asyncio.wait(turn.joined)
-        failure = reason or error
-        assert failure is not None
-        return self._failed(turn, failure)
-
-    def _torn_down(self, turn: Turn) -> None:
-        self._roll_back(turn)
-        self.host.fail(turn.call, HostStopping(f"{self.stream}: this host stopped before the turn had ended"))
-
     def _start_reader(self, call: Call, method: Method) -> None:
-        task: asyncio.Task[Any] = self.host.create_task_for(call, self._run(call, method, alone=False))
+        task: asyncio.Task[Any] = self.host.create_task_for(call, run_in_task(self, call, method, alone=False))
         if method.interleave:  # overlaps writers, so nobody waits for it
             return
         self.readers = self.readers or set()
@@ -530,20 +447,7 @@ class Activation:
             self.readers = None
             self.tell_idle()
 
-    def _watch(self, turn: Turn) -> asyncio.TimerHandle | None:
-        """Cancel the turn when its caller gives up or it runs longer than its type allows."""
-        turn.call.future.add_done_callback(
-            lambda future: cancel_turn(turn, _given_up()) if future.cancelled() else None
-        )
-        timeout = turn.method.timeout_s if turn.method.timeout_s is not None else self.definition.options.timeout_s
-        if timeout is None:
-            if turn.method.name != "on_deactivate":
-                return None
-            timeout = _FAREWELL_S
-        error = DeadlineExceeded(f"{self.stream}.{turn.method.name} ran longer than {timeout:g} s and was rolled back")
-        return asyncio.get_running_loop().call_later(timeout, cancel_turn, turn, error)
-
-    async def _answered_before(self, turn: Turn) -> bool:
+    async def answered_before(self, turn: Turn) -> bool:
         """INV-8: a call that was consumed before gets the first answer again. So do those in the mailbox that may have
         been, by the same look: one each would cost a whole group commit each, since it comes after what was decided
         before it."""
@@ -598,7 +502,7 @@ class Activation:
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, turn: Turn, result: Any) -> ActorError | None:
+    def ended(self, turn: Turn, result: Any) -> ActorError | None:
         """What went wrong at the last moment, if anything did."""
         turn.closed = True
         if self.phase is _DEAD:
@@ -607,7 +511,7 @@ class Activation:
         try:
             commit = decide(self, turn, result)
         except Exception as error:  # what cannot be encoded, above all; nothing has been handed to the store yet
-            return self._failed(turn, error)
+            return self.failed(turn, error)
         if commit is None:
             self._answer_read(turn)
         else:
@@ -667,14 +571,14 @@ class Activation:
         else:
             host.answer_confirmed(turn)
 
-    def _failed(self, turn: Turn, error: BaseException) -> ActorError:
+    def failed(self, turn: Turn, error: BaseException) -> ActorError:
         turn.closed = True
-        self._roll_back(turn)
+        self.roll_back(turn)
         failure = as_actor_error(error, turn.method)
         self._answer_failure(turn, failure)
         return failure
 
-    def _roll_back(self, turn: Turn) -> None:
+    def roll_back(self, turn: Turn) -> None:
         """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, before the next turn; and
         state-style, too, when the base is not what the annotations ask for (made so by a factory, or a validator that
         has changed its mind)."""
@@ -707,21 +611,3 @@ class Activation:
             idle, self._idle = self._idle, None
             if not idle.done():
                 idle.set_result(None)
-
-
-# -- leaves ------------------------------------------------------------------------------------------------------------
-
-
-def _given_up() -> DeadlineExceeded:
-    return DeadlineExceeded("the caller gave up")
-
-
-def cancel_turn(turn: Turn, reason: BaseException) -> None:
-    """Cancel a running turn: its method gets a CancelledError at its next await, and everything is rolled back. The
-    turn ends when the method has really ended (INV-5), however long it takes to let go."""
-    task = turn.task
-    if task is None or task.done() or turn.cancelled_by is not None:
-        return
-    if turn.activation.running is turn or turn.method.read_only:
-        turn.cancelled_by = reason
-        task.cancel()

@@ -14,7 +14,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
-from actors.activation import Activation, cancel_turn
+from actors.activation import Activation
 from actors.builtins import ACTIVE_ONLY, BUILTINS
 from actors.clock import Clock, SystemClock
 from actors.deadletters import DeadLetters
@@ -40,6 +40,7 @@ from actors.placement.local import LocalPlacement
 from actors.placement.owners import make_owner
 from actors.reminders import Reminders
 from actors.timers import Timers
+from actors.turntask import cancel_turn
 from actors.waits import Waits
 from statestores.errors import StoreError
 from statestores.groupcommit import GroupCommit

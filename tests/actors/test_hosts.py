@@ -719,7 +719,7 @@ async def test_hook_that_hangs_holds_up_nobody(world: World, monkeypatch: pytest
     """One `on_deactivate` that does not return: other idle actors leave memory, with and without a hook of their own;
     it is cancelled after a time, its turn rolled back, and its actor leaves too."""
     farewell_s = 60.0
-    monkeypatch.setattr("actors.activation._FAREWELL_S", farewell_s)
+    monkeypatch.setattr("actors.turntask._FAREWELL_S", farewell_s)
     client = await world.client(Clinging, Hooked, Cell)
     Clinging.leaving.clear()
     await asyncio.gather(*(client.actor(Clinging, str(n)).add() for n in range(3)))
@@ -728,7 +728,7 @@ async def test_hook_that_hangs_holds_up_nobody(world: World, monkeypatch: pytest
     await client.actor(Cell, "c").add()
     await until(lambda: not client.is_active("Hooked", "h") and not client.is_active("Cell", "c"))
     assert client.active_counts()["Clinging"] == 3
-    monkeypatch.setattr("actors.activation._FAREWELL_S", 0.01)
+    monkeypatch.setattr("actors.turntask._FAREWELL_S", 0.01)
     await client.actor(Clinging, "4").add()
     await until(lambda: "4" in Clinging.leaving and not client.is_active("Clinging", "4"))
     assert await client.actor(Clinging, "4").add() == 2

@@ -22,6 +22,7 @@ from actors.backlogs import Backlogs
 from actors.outbox import Outbox
 from actors.ownership import Ownership
 from actors.reminders import Reminders
+from actors.turntask import run_in_task
 from statestores.errors import StaleEpoch
 from statestores.groupcommit import GroupCommit
 from statestores.memory import MemoryJournal
@@ -124,7 +125,7 @@ def drop_messages_at_commit(patch: Patch) -> None:
 
 def omit_the_roll_back(patch: Patch) -> None:
     """What a failed turn did to the fields stays."""
-    patch.setattr(Activation, "_roll_back", lambda self, turn: None)
+    patch.setattr(Activation, "roll_back", lambda self, turn: None)
 
 
 def load_too_early(patch: Patch) -> None:
@@ -155,7 +156,7 @@ def let_turns_interleave(patch: Patch) -> None:
     """The next turn starts while the last one waits."""
 
     async def take(self: Activation, call: Any) -> None:
-        self.host.create_task(self._run(call, call.method))
+        self.host.create_task(run_in_task(self, call, call.method))
 
     patch.setattr(Activation, "_take", take)
 
