@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, RootModel, TypeAd
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypeAliasType
 
+from statestores.fieldnames import check_field_names
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -111,18 +113,28 @@ class _OrNone(Adapter[T | None]):
 
 
 @lru_cache(maxsize=4096)
-def _cached_adapter(annotation: Any, kind: type[Adapter[Any]] = Adapter) -> Adapter[Any]:
-    return kind(annotation)
+def _cached_adapter(kind: type) -> Adapter[Any]:
+    """Of a dataclass, to write it: nobody may mean to read it again."""
+    return Adapter(kind)
 
 
 def adapter(annotation: Any, default: Any = ...) -> Adapter[Any]:
-    """The adapter of an annotation. Raises `TypeError` when pydantic has no rule for it. None fits where it is the
-    `default` (``x: int = None``)."""
+    """The adapter of an annotation. Raises `TypeError` when pydantic has no rule for it, or what is written would not
+    be found again (`check_field_names`). None fits where it is the `default` (``x: int = None``)."""
     kind = _OrNone if default is None else Adapter
     try:
-        return _cached_adapter(annotation, kind)
+        return _cached_checked_adapter(annotation, kind)
     except TypeError:  # unhashable annotation (Annotated with a list, say)
-        return kind(annotation)
+        return _checked_adapter(annotation, kind)
+
+
+def _checked_adapter(annotation: Any, kind: type[Adapter[Any]]) -> Adapter[Any]:
+    made = kind(annotation)
+    check_field_names(made._adapter.core_schema)
+    return made
+
+
+_cached_checked_adapter = lru_cache(maxsize=4096)(_checked_adapter)
 
 
 def _type_adapter(annotation: Any) -> TypeAdapter[Any]:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 from annotated_types import Gt
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from actors import (
     ActorFailed,
@@ -67,6 +67,19 @@ class Tally:
 
 class Wall:
     """A class that no encoding knows."""
+
+
+class Sent(BaseModel):
+    """Written under a name that it is not read under."""
+
+    size: int = Field(default=0, serialization_alias="length")
+
+
+def receives(self: object, sent: Sent) -> None: ...
+
+
+def gives(self: object) -> list[Sent]:
+    return []
 
 
 class Colour(Enum):
@@ -642,6 +655,18 @@ def test_mistakes_are_found_at_decoration() -> None:
         @actor
         class Odd:
             thing: Wall
+
+    with pytest.raises(TypeError, match=r"Sent\.size is written as 'length'"):
+
+        @actor
+        class Forgetful:
+            sent: Sent
+
+    for attribute in (receives, gives):
+        with pytest.raises(TypeError, match=r"Sent\.size is written as 'length'"):
+            actor(type("Forgetful", (), {"run": method(attribute)}))
+    with pytest.raises(TypeError, match=r"Sent\.size is written as 'length'"):
+        actor(type("Forgetful", (), {"run": event(receives)}))
 
     with pytest.raises(TypeError, match=r"upcasters \[1\] lead from no version before schema=1"):
 

@@ -11,7 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 
 import pytest
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PydanticUserError, RootModel, computed_field
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasGenerator,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    RootModel,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
@@ -275,3 +289,145 @@ def test_an_annotation_that_is_not_finished_is_no_mistake_in_the_value() -> None
     """Who decodes is told of the class; the bytes are blameless."""
     with pytest.raises(PydanticUserError, match="not fully defined"):
         adapter(list[Unfinished]).decode(b"[]")
+
+
+# -- names of fields ---------------------------------------------------------------------------------------------------
+
+
+class RenamedOnTheWayOut(BaseModel):
+    type: int = Field(default=0, serialization_alias="kind")
+
+
+class RenamedOnTheWayIn(BaseModel):
+    size: int = Field(default=0, validation_alias="length")
+
+
+class FoundDeepInside(BaseModel):
+    size: int = Field(default=0, validation_alias=AliasPath("box", 0))
+
+
+class RenamedByRule(BaseModel):
+    model_config = ConfigDict(alias_generator=AliasGenerator(serialization_alias=to_camel))
+    the_size: int = 0
+
+
+class ReadByNameAlone(BaseModel):
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=False)
+    size: int = Field(default=0, alias="length")
+
+
+@dataclass
+class RenamedPlain:
+    size: Annotated[int, Field(serialization_alias="length")] = 0
+
+
+@pydantic_dataclass
+class RenamedValidated:
+    size: int = Field(default=0, serialization_alias="length")
+
+
+class Twice(BaseModel):
+    one: int = Field(default=0, alias="x")
+    other: int = Field(default=0, alias="x")
+
+
+class NamedLikeAnother(BaseModel):
+    default: int = Field(default=0, alias="metadata")
+    metadata: int = 0
+
+
+BY_SETTINGS = r"ConfigDict\(validate_by_name=True, validate_by_alias=True\)"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "complaint"),
+    [
+        (RenamedOnTheWayOut, "RenamedOnTheWayOut.type is written as 'kind' and read as 'type', .* with alias='kind'"),
+        (RenamedOnTheWayIn, f"size is written as 'size' and read as 'length', .* with {BY_SETTINGS}"),
+        (FoundDeepInside, rf"read as 'box\.0', .* with {BY_SETTINGS}"),
+        (RenamedByRule, "the_size is written as 'theSize' and read as 'the_size', .* with alias='theSize'"),
+        (ReadByNameAlone, f"written as 'length' and read as 'size', .* with {BY_SETTINGS}"),
+        (RenamedPlain, "RenamedPlain.size is written as 'length'"),
+        (RenamedValidated, "RenamedValidated.size is written as 'length'"),
+        (Twice, "Twice.other and one are both written as 'x'"),
+        (NamedLikeAnother, "NamedLikeAnother.metadata and default are both written as 'metadata'"),
+    ],
+)
+def test_a_field_that_would_not_be_found_again_is_refused(annotation: Any, complaint: str) -> None:
+    """It would take its default without a word: the class is refused, wherever it stands, with what to write."""
+
+    class Around(BaseModel):
+        default: list[annotation | None]
+
+    for each in (
+        annotation,
+        dict[str, list[annotation]],
+        annotation | None,
+        Annotated[annotation, ["no hash"]],
+        Around,
+    ):
+        with pytest.raises(TypeError, match=complaint):
+            adapter(each)
+    assert encode(annotation()) != b""  # what nobody means to read as one may be written
+
+
+class OneNameForBoth(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel)
+    the_size: int = 0
+
+
+class ManyNames(BaseModel):
+    size: int = Field(default=0, serialization_alias="width", validation_alias=AliasChoices("length", "width"))
+
+
+class ReadByEither(BaseModel):
+    model_config = ConfigDict(validate_by_name=True)
+    size: int = Field(default=0, validation_alias="length")
+
+
+class NamesOfItsOwn(BaseModel):
+    size: int = Field(default=0, serialization_alias="length")
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename(cls, value: Any) -> Any:
+        return {"size": value["length"]} if isinstance(value, dict) and "length" in value else value
+
+
+class WrittenByItself(BaseModel):
+    size: int = Field(default=0, serialization_alias="length")
+
+    @model_serializer
+    def write(self) -> dict[str, int]:
+        return {"size": self.size}
+
+
+class Exchanged(BaseModel):
+    type: int = Field(default=0, alias="config")
+    config: int = Field(default=0, alias="type")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (OneNameForBoth, OneNameForBoth.model_validate({"theSize": 5})),
+        (ManyNames, ManyNames.model_validate({"length": 5})),
+        (ReadByEither, ReadByEither(size=5)),
+        (NamesOfItsOwn, NamesOfItsOwn(size=5)),
+        (WrittenByItself, WrittenByItself(size=5)),
+        (Exchanged, Exchanged(config=5, type=6)),
+    ],
+)
+def test_a_field_that_is_found_again_may_have_any_names(annotation: Any, value: Any) -> None:
+    """Names for both ways, several to be read under, or whatever the class itself makes of them."""
+    assert adapter(list[annotation]).decode(encode([value])) == [value]
+
+
+class Secretive(BaseModel):
+    shown: int = 0
+    hidden: int = Field(default=0, exclude=True, serialization_alias="x")
+
+
+def test_a_field_that_is_meant_to_be_left_out_is() -> None:
+    """Its class says that it is not written."""
+    assert adapter(Secretive).decode(encode(Secretive(shown=5, hidden=6))) == Secretive(shown=5)

@@ -1,4 +1,4 @@
-"""When a failed activity is tried again: the arithmetic of `RetryPolicy`."""
+"""When a failed activity is tried again: the arithmetic of `RetryPolicy`; and which functions can be activities."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
-from workflow import RetryPolicy, activity
+from workflow import RetryPolicy, activity, workflow
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -84,6 +85,27 @@ def test_activities_that_are_generators_are_refused(is_async: bool) -> None:
 
     with pytest.raises(TypeError, match="a generator gives no one result"):
         activity(later if is_async else now)
+
+
+class Sent(BaseModel):
+    """Written under a name that it is not read under."""
+
+    size: int = Field(default=0, serialization_alias="length")
+
+
+async def receives(sent: Sent) -> None: ...
+
+
+async def gives() -> Sent:
+    return Sent()
+
+
+@pytest.mark.parametrize("decorate", [activity, workflow])
+@pytest.mark.parametrize("function", [receives, gives])
+def test_values_that_would_lose_something_are_refused(decorate: Any, function: Any) -> None:
+    """On their way to an activity or a workflow, or back: told at decoration."""
+    with pytest.raises(TypeError, match=r"Sent\.size is written as 'length'"):
+        decorate(function)
 
 
 def test_a_number_is_no_policy() -> None:
