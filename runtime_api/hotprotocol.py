@@ -97,13 +97,14 @@ class _HotProtocol(HttpToolsProtocol):
     _names: Arguments = ()
     # What arrived meanwhile.
     _held: bytes = b""
-    _in_message = False
+    _in_message = _in_head = False
     # Bytes of a message that are not its body.
     _framing = 0
     _closing = False
-    # Ends a connection that has been idle since the last answer from here; uvicorn's own timer does so after its own.
+    # Ends a connection whose next request does not come, or does not get beyond its head. After its own answers uvicorn
+    # has a timer for the former, which the first byte of anything ends.
     _watch: asyncio.TimerHandle | None = None
-    _last_answer = 0.0
+    _waiting_since = 0.0
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -123,11 +124,18 @@ class _HotProtocol(HttpToolsProtocol):
                 refused = head_too_large(MOST_FRAMING).response
                 self._send(refused.status_code, refused.raw_headers, bytes(refused.body))
             self.transport.close()
+        elif self._watch is None and self._awaits_head():
+            self._watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
 
     def on_message_begin(self) -> None:
-        self._in_message = True
+        self._in_message = self._in_head = True
+        self._waiting_since = self.loop.time()
         self._framing = 0
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._framing = max(0, self._framing - _FRAMED_BYTE * len(body))
@@ -163,6 +171,10 @@ class _HotProtocol(HttpToolsProtocol):
     def _parser_answers(self) -> bool:
         """A request that went to uvicorn's parser is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _awaits_head(self) -> bool:
+        """Of the next request, or the rest of it."""
+        return not self._parser_answers() and self._in_head == self._in_message
 
     def _pressed(self) -> bool:
         """The client does not take its answers, or there are too many clients: uvicorn knows what to do."""
@@ -209,7 +221,7 @@ class _HotProtocol(HttpToolsProtocol):
         self.transport.write(b"".join((STATUS_LINE[status], *lines, self._farewell(), b"\r\n", body)))
 
     def _expect_more(self) -> None:
-        self._last_answer = self.loop.time()
+        self._waiting_since = self.loop.time()
         if self._watch is None:
             self._watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
         if self._held:
@@ -220,15 +232,20 @@ class _HotProtocol(HttpToolsProtocol):
     def _check_idle(self) -> None:
         """One timer for many answers: it looks when the last one was, instead of being set anew by each."""
         self._watch = None
-        if self.timeout_keep_alive_task is not None or self._in_message or self._parser_answers():
+        if self.timeout_keep_alive_task is not None or not self._awaits_head():
             return  # uvicorn's turn: it sets its timer after its answer
-        idle_s = 0.0 if self._call is not None else self.loop.time() - self._last_answer
+        idle_s = 0.0 if self._call is not None else self.loop.time() - self._waiting_since
         if idle_s >= self.timeout_keep_alive:
             self.timeout_keep_alive_handler()
         else:
             self._watch = self.loop.call_later(self.timeout_keep_alive - idle_s, self._check_idle)
 
     # -- the connection ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of TCP it is one
+        super().connection_made(transport)
+        self._waiting_since = self.loop.time()
+        self._watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
 
     def _hold(self, data: bytes) -> None:
         """Pipelined bytes wait for the answer before them; a client that sends on and on is not read any further."""

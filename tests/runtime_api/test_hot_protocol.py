@@ -1036,6 +1036,7 @@ def test_token(runner: asyncio.Runner) -> None:
 # -- time --------------------------------------------------------------------------------------------------------------
 
 _SOON_S = 0.1
+_SLOW = call(b"echo", b'"slow"')
 
 
 @pytest.mark.parametrize(
@@ -1057,7 +1058,7 @@ def test_idle_connections_close(runner: asyncio.Runner, requests: list[bytes]) -
 
 @pytest.mark.parametrize("first", [call(), HEALTH, call() + HEALTH])
 def test_busy_connections_stay(runner: asyncio.Runner, door: bytes, first: bytes) -> None:
-    """A call that takes longer than a connection may be idle is answered; so is a request that arrives that slowly."""
+    """A call that takes longer than a connection may be idle is answered; so is one whose body arrives that slowly."""
 
     async def a_while(server: uvicorn.Server) -> None:
         async with connected(server) as other:
@@ -1068,13 +1069,47 @@ def test_busy_connections_stay(runner: asyncio.Runner, door: bytes, first: bytes
         async with serving(keep_alive_s=_SOON_S) as server, connected(server) as client:
             await client.send(first)
             await client.send(enter(door), answered=False)
-            await client.send(HEALTH[:20], answered=False)
+            await client.send(_SLOW[:-3], answered=False)
             await a_while(server)
             _doors[door.decode()].set()
             await client.settle()
             await a_while(server)
-            await client.send(HEALTH[20:])
-            assert bodies_of(await client.rest())[-2:] == [b'"%b"' % door, b""]
+            await client.send(_SLOW[-3:])
+            assert bodies_of(await client.rest())[-2:] == [b'"%b"' % door, b'"slow"']
+
+    runner.run(talk())
+
+
+@pytest.mark.parametrize("beginning", [b"", b"\r\n", HEALTH[:1], HEALTH[:-2], call()[:30]])
+@pytest.mark.parametrize("requests", [[], [call()], [HEALTH]])
+def test_connections_whose_next_request_does_not_come_close(
+    runner: asyncio.Runner, requests: list[bytes], beginning: bytes
+) -> None:
+    """Of a client that says nothing, or half of what makes a request, from the start or after others: it is not waited
+    for without end, and gets no answer for it."""
+
+    async def talk() -> None:
+        async with serving(keep_alive_s=_SOON_S) as server, connected(server) as client:
+            for request in requests:
+                await client.send(request)
+            await client.send(beginning)
+            assert len(bodies_of(await client.rest())) == len(requests)
+            await until(lambda: not server.server_state.connections)
+
+    runner.run(talk())
+
+
+@pytest.mark.parametrize("first", [b"", call(), HEALTH])
+def test_connections_whose_next_request_never_ends_close(runner: asyncio.Runner, first: bytes) -> None:
+    """A client that goes on with the head of a request, little by little, does not keep its connection by that."""
+
+    async def talk() -> None:
+        async with serving(keep_alive_s=_SOON_S) as server, connected(server) as client:
+            await client.send(first + HEALTH[:-2])
+            async with asyncio.timeout(_PATIENCE_S):
+                while not client.protocol.transport.is_closing():
+                    await client.send(b"x: y\r\n")
+            assert len(bodies_of(await client.rest())) == (first != b"")
 
     runner.run(talk())
 
