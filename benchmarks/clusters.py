@@ -112,7 +112,7 @@ def over_http(setting: Setting) -> Sample:
 
 def hops(setting: Setting) -> Sample:
     """Two actors, one on each host, each with half of the calls in flight to counters of the other host."""
-    with cluster(setting) as made:
+    with cluster(setting, spares=setting.size(1, 0)) as made:
         one, two = made.serving()
         driven = [_driver_on(one), _driver_on(two)]
         targets = [_counters_on(two, "a"), _counters_on(one, "b")]
