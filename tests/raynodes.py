@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
+# Without the processes that scale a cluster, and that carry lines of its logs to drivers.
+SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
 # A node that is gone refuses each check at once and is given up after the fifth. Ray's own 3 s between two would have
 # tests wait for 15 s; one that is merely slow still has 10 s to answer each.
 _CHECKED = {"RAY_health_check_period_ms": "500", "RAY_health_check_initial_delay_ms": "500"}

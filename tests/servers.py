@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from redis import Redis
 
@@ -34,6 +34,16 @@ _START_S = 20.0
 _SLOTS = 16_384
 _PORTS = range(20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
+
+
+class _Plain(TypedDict):
+    trust_env: bool
+    verify: bool
+
+
+# Options of clients of httpx, for servers that speak plain HTTP. To read the certificates of all authorities takes each
+# client longer than most tests take.
+PLAIN: _Plain = {"trust_env": False, "verify": False}
 
 
 class RedisServer:

@@ -20,6 +20,7 @@ import httpx
 
 from examples import guestbook
 from tests.placements import cluster_on
+from tests.servers import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_guestbook_answers_as_its_text_says(placement: str, tmp_path: Path, requ
     cluster."""
     local = placement == "local"
     served = guestbook_here(tmp_path) if local else guestbook_on(request.getfixturevalue("ray_address"))
-    with served as url, httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client:
+    with served as url, httpx.Client(**PLAIN, timeout=_TIMEOUT_S) as client:
         lines = list(curl_lines())
         assert len(lines) == 5
         for arguments, expected in lines:

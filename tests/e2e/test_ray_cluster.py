@@ -148,6 +148,8 @@ class Tally:
                 time.sleep(0.05)
 """
 KEYS = [f"k{n}" for n in range(24)]
+# Between two calls of a caller. Hosts that are to start while all of them call need a processor, too.
+_PAUSE_S = 0.02
 
 
 def write_app(path: Path, version: int) -> Path:
@@ -191,6 +193,7 @@ class Load:
             name = f"{tag}-{key}-{self.answered[key]}"
             await self.connections[key].insist("POST", f"/v1.0/actors/Tally/{key}/method/add", b"1", key=name)
             self.answered[key] += 1
+            await asyncio.sleep(_PAUSE_S)
 
     async def wait_round(self) -> None:
         """Returns when every key has been answered once more from now on."""

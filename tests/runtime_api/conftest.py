@@ -27,6 +27,7 @@ from runtime_api.server import Server
 from runtime_api.settings import Settings, load_settings
 from runtime_api.startup import bind
 from tests.placements import ON_RAY, cluster_on
+from tests.servers import PLAIN
 
 SAMPLE_APP = Path(__file__).with_name("sample_app.py")
 ROOT = SAMPLE_APP.parents[2]
@@ -132,7 +133,7 @@ def sample(placement: str, request: pytest.FixtureRequest) -> Sample:
 
 @pytest.fixture
 def api(sample: Sample) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=sample.url, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=sample.url, timeout=30, **PLAIN) as client:
         yield client
 
 
@@ -225,5 +226,5 @@ def state_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def state(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     """A client of a server whose own store serves as the component `statestore`: on each embedded store, and on Ray
     with Redis."""
-    with httpx.Client(base_url=request.getfixturevalue(request.param), timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=request.getfixturevalue(request.param), timeout=30, **PLAIN) as client:
         yield client

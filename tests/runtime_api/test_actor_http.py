@@ -9,6 +9,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.servers import PLAIN
+
 ACTORS = "/v1.0/actors"
 OWN = "/v1.0/mecha/actors"
 
@@ -130,7 +132,7 @@ def test_full_mailbox_and_deadline(api: httpx.Client) -> None:
     answers: list[httpx.Response] = []
 
     def enter() -> None:
-        answers.append(httpx.post(f"{api.base_url}{gate}/enter", timeout=30, trust_env=False))
+        answers.append(httpx.post(f"{api.base_url}{gate}/enter", timeout=30, **PLAIN))
 
     callers = [threading.Thread(target=enter) for _ in range(8)]
     for caller in callers:

@@ -17,6 +17,7 @@ from runtime_api.pages import VALUES_AT_ONCE
 from runtime_api.problems import Problem
 from statestores import SetKey
 from statestores.memory import MemoryStore
+from tests.servers import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ def client(request: pytest.FixtureRequest, serve: ServerFactory, tmp_path: Path)
     store = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'limits.db'}"
     with (
         serve(store=store, max_body_size=BODY) as server,
-        httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=server.url, timeout=30, **PLAIN) as client,
     ):
         yield client
 
@@ -139,7 +140,7 @@ def _query_all(client: httpx.Client, query: dict[str, Any]) -> list[str]:
 
 def test_the_default_page(serve: ServerFactory) -> None:
     """Without a limit a page has at most a thousand items."""
-    with serve() as server, httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+    with serve() as server, httpx.Client(base_url=server.url, timeout=30, **PLAIN) as client:
         assert client.post(STATE, json=[{"key": f"k{n:04}", "value": n} for n in range(1001)]).status_code == 204
         first = client.post(QUERY, json={}).json()
         assert [line["data"] for line in first["results"]] == list(range(1000))

@@ -9,6 +9,8 @@ import httpx
 import orjson
 import pytest
 
+from tests.servers import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -53,7 +55,7 @@ def client(serve: ServerFactory, tmp_path: Path) -> Iterator[httpx.Client]:
     """On SQLite, whose integers end."""
     with (
         serve(store=f"sqlite:///{tmp_path / 'bad.db'}") as server,
-        httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=server.url, timeout=30, **PLAIN) as client,
     ):
         yield client
 

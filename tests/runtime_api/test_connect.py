@@ -32,6 +32,7 @@ from tests.actors.worlds import until
 from tests.placements import ON_RAY
 from tests.runtime_api import sample_app
 from tests.runtime_api.sample_app import Account, Gate, approval, breaking, doubling, journey
+from tests.servers import PLAIN
 from workflow.errors import (
     InstanceNotFound,
     InvalidWorkflowInput,
@@ -221,7 +222,7 @@ async def test_a_start_takes_effect_once(runtime: Served, name: str) -> None:
 
 async def test_a_message_that_is_sent_again_is_one_message(sample: Sample, name: str) -> None:
     """`send` over HTTP heeds the idempotency key, so that a client whose answer was lost can repeat it (INV-8)."""
-    async with httpx.AsyncClient(base_url=sample.url, trust_env=False) as http, Runtime.connect(sample.url) as runtime:
+    async with httpx.AsyncClient(base_url=sample.url, **PLAIN) as http, Runtime.connect(sample.url) as runtime:
         where = f"/v1.0/mecha/actors/Account/{name}/send/deposit"
         for _ in range(3):
             sent = await http.post(where, content=b"4", headers={"idempotency-key": "one"})

@@ -21,12 +21,12 @@ APP = Path(sample_app.__file__)
 async def test_workflows_and_messages_follow_the_cluster(ray_address: str) -> None:
     """The host that they went to is gone, and its URL with it: the cluster is asked for another one."""
     app_id = f"moves-{uuid4().hex}"
-    with cluster_on(ray_address, APP, app_id) as first:
+    with cluster_on(ray_address, APP, app_id, "--hosts", "1") as first:
         runtime = await Runtime.connect(f"ray:{ray_address}", app_id=app_id).__aenter__()
         try:
             assert await runtime.workflows.run(doubling, 21) == 84
             assert first.stop() == 0
-            with cluster_on(ray_address, APP, app_id):
+            with cluster_on(ray_address, APP, app_id, "--hosts", "1"):
                 assert await runtime.workflows.run(doubling, 21) == 84
                 await runtime.send(runtime.actor(Account, "a").deposit, 4)
         finally:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.servers import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,11 +28,11 @@ def in_flight(url: str, path: str, body: bytes = b"") -> tuple[threading.Thread,
 
     def call() -> None:
         with suppress(httpx.TransportError):
-            answers.append(httpx.post(url + path, content=body, timeout=30, trust_env=False))
+            answers.append(httpx.post(url + path, content=body, timeout=30, **PLAIN))
 
     caller = threading.Thread(target=call)
     caller.start()
-    with httpx.Client(base_url=url, trust_env=False) as client:
+    with httpx.Client(base_url=url, **PLAIN) as client:
         while {"type": "Gate", "count": 1} not in client.get("/v1.0/metadata").json()["actors"]:
             pass
     return caller, answers
@@ -41,16 +43,18 @@ def test_graceful_stop(mecha_process: Callable[..., Any], tmp_path: Path, number
     """The first signal finishes what is under way, commits, and exits with 0; the next start finds it all."""
     store = f"sqlite:///{tmp_path / 'stop.db'}"
     with mecha_process("--store", store) as server:
-        assert httpx.post(server.url + DEPOSIT, content=b"5", trust_env=False).json() == 5
-        with httpx.Client(base_url=server.url, trust_env=False) as kept:
+        assert httpx.post(server.url + DEPOSIT, content=b"5", **PLAIN).json() == 5
+        with httpx.Client(base_url=server.url, **PLAIN) as kept:
             assert kept.get(BALANCE).json() == 5
-            caller = threading.Thread(target=httpx.post, args=(server.url + DEPOSIT,), kwargs={"content": b"1"})
+            caller = threading.Thread(
+                target=httpx.post, args=(server.url + DEPOSIT,), kwargs={"content": b"1", **PLAIN}
+            )
             caller.start()
             caller.join()
             server.process.send_signal(number)
             assert server.wait() == 0
     with mecha_process("--store", store) as server:
-        assert httpx.get(server.url + BALANCE, trust_env=False).json() == 6
+        assert httpx.get(server.url + BALANCE, **PLAIN).json() == 6
 
 
 def test_stop_waits_for_turns_under_way(mecha_process: Callable[..., Any]) -> None:
@@ -62,7 +66,7 @@ def test_stop_waits_for_turns_under_way(mecha_process: Callable[..., Any]) -> No
         caller.join(30)
         assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"1")]
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{server.url}/v1.0/healthz", trust_env=False)
+            httpx.get(f"{server.url}/v1.0/healthz", **PLAIN)
 
 
 def test_second_signal(mecha_process: Callable[..., Any]) -> None:
@@ -81,7 +85,7 @@ def test_first_signal_after_a_shutdown_over_http(mecha_process: Callable[..., An
     """It is no second signal: what the shutdown waits for is answered. Supervisors ask first, then send SIGTERM."""
     with mecha_process("--store", "memory://") as server:
         caller, answers = in_flight(server.url, "/v1.0/actors/Gate/g/method/linger", b"0.7")
-        assert httpx.post(f"{server.url}/v1.0/shutdown", trust_env=False).status_code == 204
+        assert httpx.post(f"{server.url}/v1.0/shutdown", **PLAIN).status_code == 204
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
         caller.join(30)
@@ -94,7 +98,7 @@ BLOCKING_APP = Path(__file__).parent / "blocking_app.py"
 def block(server: Any, kind: str) -> None:
     """Start a workflow whose activity blocks for ever, and wait until it does."""
     where = f"{server.url}/v1.0/workflows/dapr/blocking/start"
-    assert httpx.post(where, json=kind, trust_env=False).status_code == 202
+    assert httpx.post(where, json=kind, **PLAIN).status_code == 202
     assert server.process.stdout.readline() == "blocked\n"
 
 
@@ -121,7 +125,7 @@ def test_second_signal_at_the_very_end(mecha_process: Callable[..., Any], kind: 
         else:  # the loop waits for its own threads, and the port is closed
             with suppress(httpx.TransportError):
                 while True:
-                    httpx.get(f"{server.url}/v1.0/healthz", trust_env=False)
+                    httpx.get(f"{server.url}/v1.0/healthz", **PLAIN)
         server.process.send_signal(number)
         assert server.wait() == 1
 
@@ -131,7 +135,7 @@ def test_kill_and_restart(mecha_process: Callable[..., Any], tmp_path: Path) -> 
     store = f"sqlite:///{tmp_path / 'kill.db'}"
     for round_ in range(1, 4):
         with mecha_process("--store", store, "--lease", "60s") as server:
-            assert httpx.post(server.url + DEPOSIT, content=b"1", timeout=30, trust_env=False).json() == round_
+            assert httpx.post(server.url + DEPOSIT, content=b"1", timeout=30, **PLAIN).json() == round_
             server.process.kill()
             assert server.wait() == -signal.SIGKILL
 
@@ -140,7 +144,7 @@ def test_shutdown_over_http(mecha_process: Callable[..., Any]) -> None:
     """POST /v1.0/shutdown answers 204 and stops gracefully; forced, the process exits with 1."""
     for headers, code in (({}, 0), ({"dapr-force-shutdown": "true"}, 1)):
         with mecha_process("--store", "memory://") as server:
-            assert httpx.post(f"{server.url}/v1.0/shutdown", headers=headers, trust_env=False).status_code == 204
+            assert httpx.post(f"{server.url}/v1.0/shutdown", headers=headers, **PLAIN).status_code == 204
             assert server.wait() == code
 
 
@@ -246,7 +250,7 @@ def test_store_in_use(
         assert ended.returncode == 1
         assert "in use" in ended.stderr
         assert "Traceback" not in ended.stderr
-        assert httpx.post(server.url + DEPOSIT, content=b"5", trust_env=False).json() == 5
+        assert httpx.post(server.url + DEPOSIT, content=b"5", **PLAIN).json() == 5
 
 
 def test_settings_from_environment_and_file(mecha_process: Callable[..., Any], tmp_path: Path) -> None:
@@ -254,8 +258,8 @@ def test_settings_from_environment_and_file(mecha_process: Callable[..., Any], t
     file = tmp_path / "mecha.yaml"
     file.write_text("app_id: from-file\nmax_body_size: 1Ki\n")
     with mecha_process("--settings", str(file), MECHA_STORE="memory://", MECHA_API_TOKEN="t") as server:
-        assert httpx.get(f"{server.url}/v1.0/metadata", trust_env=False).status_code == 401
+        assert httpx.get(f"{server.url}/v1.0/metadata", **PLAIN).status_code == 401
         headers = {"dapr-api-token": "t"}
-        assert httpx.get(f"{server.url}/v1.0/metadata", headers=headers, trust_env=False).json()["id"] == "from-file"
-        long = httpx.post(server.url + DEPOSIT, content=b"1" * 2000, headers=headers, trust_env=False)
+        assert httpx.get(f"{server.url}/v1.0/metadata", headers=headers, **PLAIN).json()["id"] == "from-file"
+        long = httpx.post(server.url + DEPOSIT, content=b"1" * 2000, headers=headers, **PLAIN)
         assert long.status_code == 413

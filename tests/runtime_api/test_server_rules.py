@@ -14,6 +14,7 @@ import pytest
 
 from runtime_api.edge import Edge, Limits, Token
 from runtime_api.problems import Problem
+from tests.servers import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +153,7 @@ def test_malformed_baggage(api: httpx.Client, path: str) -> None:
 
 def test_token(serve: Callable[..., Any]) -> None:
     """With a token set everything but health needs it: 401 in plain text otherwise, on hot routes too."""
-    with serve(api_token="secret") as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+    with serve(api_token="secret") as server, httpx.Client(base_url=server.url, **PLAIN) as client:
         for path in (
             "/v1.0/metadata",
             "/v1.0/actors/Account/a/method/statement",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.servers import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -316,7 +318,7 @@ spec: {{type: state.in-memory, version: v1}}
 scopes: [another-app]
 """
     )
-    with serve(resources_path=(tmp_path,)) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+    with serve(resources_path=(tmp_path,)) as server, httpx.Client(base_url=server.url, **PLAIN) as client:
         assert client.post("/v1.0/state/mine", json=[{"key": "k", "value": 1}]).status_code == 204
         assert client.get("/v1.0/state/mine/k").json() == 1
         assert client.get("/v1.0/state/fleeting/k").status_code == 204
@@ -340,7 +342,7 @@ metadata: {name: statestore}
 spec: {type: state.in-memory, version: v1, metadata: [{name: ttlInSeconds, value: "100"}]}
 """
     )
-    with serve(resources_path=(tmp_path,)) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+    with serve(resources_path=(tmp_path,)) as server, httpx.Client(base_url=server.url, **PLAIN) as client:
         save(client, {"key": "a", "value": 1}, {"key": "b", "value": 1, "metadata": {"ttlInSeconds": "-1"}})
         assert "metadata.ttlExpireTime" in client.get(f"{STATE}/a").headers
         assert "metadata.ttlExpireTime" not in client.get(f"{STATE}/b").headers
