@@ -827,7 +827,7 @@ async def test_caller_with_a_deadline_is_answered_before_it(world: World, monkey
     monkeypatch.setattr("actors.pacing._LONGEST_S", 60.0)
     gate = asyncio.Event()
     client, told = await crowd(world, gate)
-    await client.actor(Sender, "s", timeout=5.0).tell("r", [20])
+    await client.actor(Sender, "s", timeout=2.0).tell("r", [20])
     assert MESSAGES in client._host.outbox._backlogs
     gate.set()
     await told

@@ -105,7 +105,8 @@ class World:
         self.lever.down = False
         for host in self.hosts:
             if not host.aborted:
-                await host.stop(timeout_s=2)
+                # Some tests leave turns behind that would never end.
+                await host.stop(timeout_s=0.2)
 
 
 def definitions(*classes: type) -> list[ActorDefinition]:

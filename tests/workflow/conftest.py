@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class World:
-    """Hosts on one store, one after the other. `crash` drops a host without drain, as kill -9 would."""
+    """Hosts on one store, one after the other: of one name, so that none waits for the lease of the one before it.
+    `crash` drops a host without drain, as kill -9 would."""
 
     def __init__(self, store: StateStore, *, evict_always: bool) -> None:
         self.store = store
@@ -42,7 +43,7 @@ class World:
         ledger = definition_of(Ledger)
         assert ledger is not None
         types = [ledger, *engine.types]
-        self.host = Host(self.store.journal, types, clock=clock, workers=engine.workers, lease_s=0.2)
+        self.host = Host(self.store.journal, types, host_id="one", clock=clock, workers=engine.workers, lease_s=0.2)
         client = engine.attach(self.host.client)
         self._engines.append(engine)
         await self.host.start()

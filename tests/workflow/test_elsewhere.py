@@ -86,16 +86,20 @@ async def test_a_process_that_dies_now_and_then_is_no_failure(world: World, jour
     assert [line.split()[1:] for line in begins(journal)] == [["1", "False"], ["1", "True"], ["1", "True"]]
 
 
-async def test_an_activity_that_kills_its_process_fails(world: World, journal: str) -> None:
+async def test_an_activity_that_kills_its_process_fails(
+    world: World, journal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a few repeats the attempt has failed, by a name and a message that say so, and the policy decides."""
+    monkeypatch.setattr("workflow.activities._REPEAT_S", 0.01)
     client = await world.start([tries_in_vain], [always_dies], elsewhere=Processes())
     outcome = await client.wait(await client.start(tries_in_vain, journal), timeout=_WAIT_S)
     assert outcome == "WorkerDied: the process of always_dies has died 4 times; the last time: it ended with -9"
     assert [line.split()[1] for line in begins(journal)] == ["1"] * 4 + ["2"] * 4
 
 
-async def test_a_lost_node_is_nobodys_failure(world: World, journal: str) -> None:
+async def test_a_lost_node_is_nobodys_failure(world: World, journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is lost with its node is run again, however often that happens."""
+    monkeypatch.setattr("workflow.activities._REPEAT_S", 0.01)
     client = await world.start([tries], [dies], elsewhere=Processes(losses=5))
     assert await client.wait(await client.start(tries, (journal, 0)), timeout=_WAIT_S) == 6
 

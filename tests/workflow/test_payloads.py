@@ -104,7 +104,7 @@ class WatchedPayloads:
 
 
 class World:
-    """Hosts on one store, one after the other."""
+    """Hosts on one store, one after the other: of one name, so that none waits for the lease of the one before it."""
 
     def __init__(self, store: StateStore, *, evict_always: bool) -> None:
         self.store = store
@@ -129,7 +129,14 @@ class World:
             payloads=self.payloads,
             large_value_bytes=limit,
         )
-        host = Host(self.store.journal, self.engine.types, clock=self.clock, workers=self.engine.workers, lease_s=0.2)
+        host = Host(
+            self.store.journal,
+            self.engine.types,
+            host_id="one",
+            clock=self.clock,
+            workers=self.engine.workers,
+            lease_s=0.2,
+        )
         self.client = self.engine.attach(host.client)
         await host.start()
         self.host = host
