@@ -285,7 +285,7 @@ class Runtime:
         if not isinstance(self._given_store, str | None):
             await self._given_store.open()
             return self._given_store
-        return await self._open(open_url(self._given_store or DEFAULT_STORE))
+        return await self._open(open_url(DEFAULT_STORE if self._given_store is None else self._given_store))
 
     async def _open_component(self, component: Component, *, is_needed: bool) -> None:
         facts = store_component(component, self.app_id, self.namespace)
@@ -331,6 +331,6 @@ def _paths(given: Path | str | Sequence[Path | str]) -> list[Path]:
 
 def _component_type(store: str | StateStore | None) -> str:
     if store is None or isinstance(store, str):
-        scheme = (store or DEFAULT_STORE).partition(":")[0].lower()
+        scheme = (DEFAULT_STORE if store is None else store).partition(":")[0].lower()
         return "state." + _COMPONENT_TYPES.get(scheme, scheme)
     return "state." + type(store).__name__.removesuffix("Store").lower()

@@ -31,6 +31,10 @@ _METHOD_FORBIDDEN = re.compile(r"[#?\x00-\x1f\x7f]")
 PLAIN = ":@!$&'()*,;=~-._"
 """What may stand in a path parameter as it is, beside letters and digits."""
 _ALLOWED_RAW = PLAIN + "/%+"
+
+DURATIONS = "1.5s, 1h30m or PT1H30M (of ISO 8601 whole numbers only, neither years nor months)"
+"""What `duration_s` reads, in errors."""
+
 LONGEST_WAIT_S = 365 * 86_400.0
 """A year: of timeouts, and of all other times somebody waits for."""
 
@@ -134,8 +138,8 @@ def _timeout_s(value: bytes) -> float:
     text = value.decode("latin-1")
     try:
         seconds = duration_s(text)
-    except ValueError:
-        raise BadHeader(f"Mecha-Timeout {text!r} is neither seconds nor a duration such as 1.5s or PT2M") from None
+    except ValueError as error:
+        raise BadHeader(f"Mecha-Timeout {error}") from None
     if not 0 < seconds <= LONGEST_WAIT_S:
         raise BadHeader(f"Mecha-Timeout {text!r} must be more than zero and at most a year")
     return seconds
@@ -168,7 +172,7 @@ def duration_s(text: str) -> float:
     try:
         return parse_duration_s(stripped)
     except ValueError:
-        raise ValueError(f"{text!r} is neither seconds nor a duration such as 1.5s, 1h30m or PT1H30M") from None
+        raise ValueError(f"{text!r} is neither seconds nor a duration such as {DURATIONS}") from None
 
 
 def normal_method(name: str) -> str:

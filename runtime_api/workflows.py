@@ -21,7 +21,7 @@ from runtime_api.edge import while_connected
 from runtime_api.openapi import After, AfterVersion, IdempotencyKey, InstanceId, Limit, Name, errors, takes
 from runtime_api.pages import read_events
 from runtime_api.problems import Operation, Problem, failing_as
-from runtime_api.wire import PLAIN, BadParameter, call_options, duration_s, instant
+from runtime_api.wire import DURATIONS, PLAIN, BadParameter, call_options, duration_s, instant
 from statestores.codec import encode
 from workflow import STATUSES, InstanceNotFound, InvalidWorkflowInput
 from workflow.client import history_entry
@@ -172,7 +172,7 @@ def start_time(text: str) -> dict[str, Any]:
     try:
         return {"start_at": instant(text)}
     except BadParameter as error:
-        raise BadParameter(f"{error}, nor a delay such as 10m") from None
+        raise BadParameter(f"{error}, nor a delay such as {DURATIONS}") from None
 
 
 def wait_s(text: str) -> float:

@@ -231,6 +231,16 @@ async def test_actors_live_in_the_component_that_says_so(tmp_path: Path) -> None
         assert await runtime.actor(Tally, "a").add(1) == 2
 
 
+async def test_an_empty_url_is_not_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a variable that is not set leaves would else put the actors where nobody looks for them."""
+    monkeypatch.chdir(tmp_path)
+    component(tmp_path, "durable", "state.sqlite", connectionString="c.db", actorStateStore="true")
+    with pytest.raises(ComponentError, match="a store is given by a URL"):
+        async with Runtime([Tally], resources_path=tmp_path, store=""):
+            pass
+    assert not (tmp_path / "mecha.db").exists()
+
+
 async def test_resources_for_other_applications_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

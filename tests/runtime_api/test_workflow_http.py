@@ -195,9 +195,9 @@ def test_delayed_start(api: httpx.Client, instance: str) -> None:
     api.post(f"{DAPR}/{instance}/terminate")
     assert start(api, "doubling", f"{instance}-2", b"1", start="2000-01-01T00:00:00Z").status_code == 202
     assert result(api, f"{instance}-2")["output"] == 4
-    wrong = start(api, "doubling", f"{instance}-3", start="later")
+    wrong = start(api, "doubling", f"{instance}-3", start="PT1.5S")
     assert error_of(wrong) == (400, "ERR_BAD_REQUEST")
-    assert "a delay such as" in wrong.json()["message"]
+    assert "ISO 8601 whole numbers only" in wrong.json()["message"]
 
 
 def test_idempotent_start(api: httpx.Client, instance: str) -> None:
