@@ -64,7 +64,8 @@ class ActorClient:
         else:
             definition = definition_of(actor_type)
             if definition is None:
-                raise UnknownActorType(f"{actor_type.__qualname__} is not an actor: decorate it with @actor")
+                shown = getattr(actor_type, "__qualname__", None) or repr(actor_type)
+                raise UnknownActorType(f"{shown} is not an actor type: give a class decorated with @actor, or a name")
             name = definition.name
         check_name("actor id", actor_id)
         return ActorRef(self, definition, stream_of(name, actor_id), timeout, idempotency_key)

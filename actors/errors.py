@@ -85,7 +85,9 @@ class Deadlock(ActorError):
 
     def __init__(self, chain: tuple[str, ...]) -> None:
         super().__init__(
-            "call would deadlock: " + " -> ".join(chain) + " (make the type reentrant, or use send instead of a call)"
+            "call would deadlock: "
+            + " -> ".join(chain)
+            + " (make the types in this chain reentrant, or use send instead of a call)"
         )
         self.chain = chain
 

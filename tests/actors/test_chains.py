@@ -93,6 +93,12 @@ class Open(_Node):
         return self.value
 
     @method
+    async def descend_often(self, times: int) -> int:
+        for _ in range(times):
+            await context().actor(Open, context().actor_id).descend(2)
+        return self.value
+
+    @method
     async def fail_outside(self) -> None:
         await context().actor(Open, context().actor_id).descend(0)
         raise ValueError("the outer turn fails")
@@ -243,6 +249,7 @@ async def test_reentrancy_has_a_depth(world: World) -> None:
     with pytest.raises(ReentrancyDepthExceeded, match="maximum stack depth exceeded"):
         await client.actor(Open, "a").descend(4)
     assert await client.state("Open", "a") == (1, {"value": 4})
+    assert await client.actor(Open, "b").descend_often(5) == 15, "one after the other is no depth"
 
 
 async def test_joined_call_is_rolled_back_with_its_turn(world: World) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import tracemalloc
 from dataclasses import field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -54,6 +54,7 @@ class Wall:
 class Alarm:
     rings: list[list[Any]] = field(default_factory=list)
     heard: int = 0
+    failures: ClassVar[int] = 0
 
     @method
     async def set(self, name: str, options: dict[str, Any]) -> None:
@@ -101,6 +102,7 @@ class Alarm:
 
     @method
     async def ring_badly(self) -> None:
+        type(self).failures += 1
         self.rings.append(["never"])
         raise ValueError("no")
 
@@ -501,10 +503,12 @@ async def test_failing_tick_is_tried_again_then_the_schedule_goes_on(
 ) -> None:
     """At most three more attempts; each leaves no trace; the next tick comes at its time."""
     monkeypatch.setattr("actors.reminders._RETRY_DELAY_S", 0.001)
+    monkeypatch.setattr(Alarm, "failures", 0)
     client = await world.client(Alarm)
     await client.actor(Alarm, "a").set("r", {"due": 0, "period": 3600, "callback": "ring_badly"})
     due = client._host.clock.now_ms()
     await until(lambda: len(world.lever.commits) == 2)
+    assert Alarm.failures == 4
     assert await client.actor(Alarm, "a").rung() == []
     (info,) = await client.reminders("Alarm", "a")
     assert info.due_ms > due + 3_500_000
