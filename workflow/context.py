@@ -13,7 +13,7 @@ from actors.definition import definition_of
 from actors.names import check_name
 from actors.ref import target_of
 from actors.timetext import parse_duration_s
-from statestores.codec import adapter, encode
+from statestores.codec import CodecError, adapter, encode
 from workflow.definition import restore
 from workflow.errors import WorkflowGuardError
 from workflow.loop import running_program
@@ -133,7 +133,10 @@ async def wait_event(name: str, type: Any = Any, *, timeout: str | float | timed
     except BaseException:  # cancelled, or the timer is refused
         _give_up(program, folded, future)
         raise
-    return payload if expected is None else restore(expected, payload)
+    try:
+        return payload if expected is None else restore(expected, payload)
+    except CodecError as error:
+        raise CodecError(f"event {name!r}: {error}") from None
 
 
 def _give_up(program: Program, name: str, future: asyncio.Future[Any]) -> None:

@@ -393,19 +393,20 @@ def _named_part(qualname: str) -> str:
     return named[-1] if named else "module"
 
 
-def _calling_site() -> tuple[str, str, tuple[types.CodeType, int]]:
+_STEPPING = WorkflowLoop.run_ready.__code__
+
+
+def _calling_site() -> tuple[str, str, tuple[types.CodeType, int] | None]:
     """The user's function that starts a timer and what it called for it: the last frames outside and inside of
-    asyncio."""
+    asyncio. Where a task is of asyncio's own coroutine (`gather(sleep(1), …)`), no function of the user's is there."""
     callee = "timer"
-    frame = sys._getframe(2)
-    while True:
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not _STEPPING:
         if not frame.f_globals.get("__name__", "").startswith(_ASYNCIO) and frame.f_globals is not globals():
             return site_name(frame.f_code), callee, (frame.f_code, frame.f_lasti)
         callee = frame.f_code.co_name
-        if frame.f_back is None:
-            break
         frame = frame.f_back
-    return "asyncio", callee, (frame.f_code, frame.f_lasti)
+    return "asyncio", callee, None
 
 
 _IO_METHODS = (

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _ROOT = os.path.dirname(os.path.dirname(__file__))
 _PACKAGES = {os.path.join(_ROOT, name) for name in ("statestores", "actors", "workflow", "runtime_api")}
+_PACKAGES.add(os.path.dirname(asyncio.__file__))
 _LONGEST_TRACEBACK = 20_000
 _WITHDRAWN: Command = ("",)
 _CONTROL = frozenset({"paused", "resumed", "stalled", "recovered", "terminated"})
@@ -273,7 +274,7 @@ class Program:
         """An event that was there for a waiter which came to nothing before it could take it: first in line again."""
         self._events.setdefault(name, deque()).appendleft(payload)
 
-    def start_timer(self, when: float, site: str, callee: str, place: Place) -> str:
+    def start_timer(self, when: float, site: str, callee: str, place: Place | None) -> str:
         """`when` is a float of seconds, off by up to a microsecond: a sleep of whole milliseconds takes just these, any
         other the next more. Raises `OverflowError`, at the line that asked, for what no reminder can be set for."""
         due_ms = math.ceil(when * 1000 - 1e-3)
@@ -475,7 +476,7 @@ class Program:
         return ("failed", type(error).__name__, message_of(error))
 
     def place_of(self, command: Command) -> str:
-        """Source line of a command of the last turn, "" for those of the engine."""
+        """Source line of a command of the last turn, "" for those that have none of the user's."""
         for issued, place in zip(self._commands, self._places, strict=True):
             if issued is command and place is not None:
                 return _line(place)
@@ -605,4 +606,5 @@ def _raised_at(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
+    """Or asyncio's: what a user has written called it."""
     return os.path.dirname(filename) in _PACKAGES

@@ -160,7 +160,7 @@ def _difference(program: Program, fresh: list[Command], record: Record) -> Stall
         old = encode_commands([recorded[position]]) if position < len(recorded) else ""
         if new != old:
             break
-    where = program.place_of(fresh[position]) if new else program.waiting_at()
+    where = (new and program.place_of(fresh[position])) or program.waiting_at()
     answers = ", ".join(" ".join(map(str, i[:2])) for i in parse(record.inputs)) or "nothing"
     return Stall(
         "NondeterminismError",

@@ -118,6 +118,16 @@ def test_io_of_asyncio_is_refused() -> None:
     assert "@activity" in Rehearsal(connects).output
 
 
+def test_what_asyncio_is_refused_is_told_with_the_line_that_called_it() -> None:
+    @workflow
+    async def moves_on(_: None) -> None:
+        await asyncio.to_thread(print)
+
+    stall = Rehearsal(moves_on).stall
+    assert stall is not None
+    assert stall[1].endswith(f"({__file__}:{moves_on.function.__code__.co_firstlineno + 2})")
+
+
 def test_other_threads_are_not_guarded() -> None:
     """While one thread steps a workflow, another may use the clock."""
     inside, done = threading.Event(), threading.Event()

@@ -112,9 +112,13 @@ async def test_events_before_and_after_the_wait(world: World) -> None:
     instance = await client.start("waits", "Go")
     await client.raise_event(instance, "gO", {"a": [1]})
     assert await client.wait(instance, 10) == {"a": [1]}
+    recorded = await client.history(instance)
     await client.raise_event(instance, "go", 2)
+    assert await client.history(instance) == recorded
     with pytest.raises(InstanceNotFound):
         await client.raise_event("nobody", "go")
+    with pytest.raises(InstanceNotFound):
+        await client.history("nobody")
 
 
 async def test_pause_resume(world: World) -> None:
@@ -160,6 +164,21 @@ async def test_terminate_clears_timers(world: World) -> None:
     assert world.host is not None
     assert len(await world.host.client.reminders("mecha.workflow", instance)) == 1
     await client.terminate(instance)
+    assert await world.host.client.reminders("mecha.workflow", instance) == []
+
+
+async def test_what_a_workflow_leaves_behind_never_fires(world: World) -> None:
+    """A timer that nobody waits for any more ends with its instance."""
+
+    @workflow
+    async def leaves(_: None) -> None:
+        asyncio.create_task(asyncio.sleep(3600))  # noqa: RUF006
+        await asyncio.sleep(0.001)
+
+    client = await world.start([leaves])
+    instance = await client.start(leaves)
+    await client.wait(instance, 10)
+    assert world.host is not None
     assert await world.host.client.reminders("mecha.workflow", instance) == []
 
 

@@ -61,6 +61,27 @@ def test_difference_is_named(changed: Any) -> None:
     assert "test_stall.py:" in caught.value.message
 
 
+@workflow(name="job")
+async def sleeps_beside(number: int) -> None:
+    await asyncio.gather(asyncio.sleep(60), double(number))
+
+
+@workflow(name="job")
+async def sleeps_twice(_: int) -> None:
+    await asyncio.gather(asyncio.sleep(60), asyncio.sleep(60))
+
+
+def test_a_task_of_asyncio_s_own_coroutine_has_a_step_that_stays() -> None:
+    """No function of the user's is under way in it. Its name is a wire format, so none of ours is in it; the line that
+    is told is the user's."""
+    run = Rehearsal(sleeps_beside, 1)
+    assert '"sleep>asyncio.sleep"' in run.records[0].commands
+    with pytest.raises(Stall) as caught:
+        replay(sleeps_twice, run.instance_id, run.records)
+    line = sleeps_twice.function.__code__.co_firstlineno + 2
+    assert f"{__file__}:{line}" in caught.value.message
+
+
 def test_stalled_instance_goes_on_with_mended_code() -> None:
     """Inputs that come while stalled are kept, and applied once the code replays again."""
     run = Rehearsal(original, 1)
@@ -97,6 +118,7 @@ def test_waiting_for_nothing_stalls() -> None:
     run = Rehearsal(stuck)
     assert run.stall is not None
     assert run.stall[0] == "StuckWorkflow"
+    assert run.stall[1].endswith(f"waiting at {__file__}:{stuck.function.__code__.co_firstlineno + 2}")
 
 
 def test_spinning_code_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
