@@ -164,6 +164,8 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _import_module(name: str) -> ModuleType:
+    if "" in name.split(".") or ":" in name:
+        raise LoadError(f"{name}: neither a file that ends with .py nor the name of a module")
     if "" not in sys.path:
         sys.path.insert(0, "")
     return importlib.import_module(name)

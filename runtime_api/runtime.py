@@ -85,6 +85,8 @@ class Runtime:
         host_id: str | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> None:
+        if not isinstance(store, str | None) and not hasattr(store, "capabilities"):
+            raise TypeError(f"store= takes a URL such as sqlite:///app.db, or a store, not {store!r}")
         source = app if app is not None else sys._getframe(1).f_globals
         self.application = source if isinstance(source, Application) else find_application(source)
         self.application_types: dict[str, ActorDefinition] = {d.name: d for d in self.application.actors}

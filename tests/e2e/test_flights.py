@@ -106,6 +106,7 @@ def test_complete_store_is_checked_again_at_once(tmp_path: Path) -> None:
 INTERRUPTED = """
 import runpy, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, when tests are run in the background
 module = sys.argv.pop(1)
 
 class Interrupt:

@@ -123,6 +123,13 @@ def test_missing_files_modules_and_names(target: str) -> None:
         load_application(target)
 
 
+@pytest.mark.parametrize("target", [".", "..", ".main", "main.py:", "a::b"])
+def test_what_names_nothing(target: str) -> None:
+    """It is told so in our words, not in those of the import machinery."""
+    with pytest.raises(LoadError, match=r"neither a file that ends with \.py nor the name of a module"):
+        load_application(target)
+
+
 def test_two_of_one_name_are_refused(shop: Path) -> None:
     """A call by name must mean one thing."""
     cart = load_application(str(shop)).actors[0].cls

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -239,6 +239,13 @@ async def test_an_empty_url_is_not_the_default_store(tmp_path: Path, monkeypatch
         async with Runtime([Tally], resources_path=tmp_path, store=""):
             pass
     assert not (tmp_path / "mecha.db").exists()
+
+
+@pytest.mark.parametrize("store", [Path("app.db"), 5])
+def test_what_is_no_store_is_refused(store: Any) -> None:
+    """Before anything is opened."""
+    with pytest.raises(TypeError, match=r"store= takes a URL such as sqlite:///app\.db"):
+        Runtime([Tally], store=store)
 
 
 async def test_resources_for_other_applications_only(

@@ -181,6 +181,15 @@ def test_health(api: httpx.Client) -> None:
     assert (other.status_code, other.json()["errorCode"]) == (500, "ERR_HEALTH_APPID_NOT_MATCH")
 
 
+def test_health_while_it_stops(serve: Callable[..., Any]) -> None:
+    """Whoever balances load sends nothing more to a server that drains; what is connected learns it as well."""
+    with serve() as server, httpx.Client(base_url=server.url, **PLAIN) as client:
+        server.loop.call_soon_threadsafe(server.runtime.begin_stop)
+        for path, code in (("/v1.0/healthz", "ERR_HEALTH"), ("/v1.0/healthz/outbound", "ERR_OUTBOUND_HEALTH")):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["errorCode"]) == (500, f"{code}_NOT_READY")
+
+
 def test_metadata(api: httpx.Client) -> None:
     """What runs here, on the host that is asked; `extended` can be added to."""
     for number in range(24):  # of a cluster's hosts, each has some of them

@@ -290,3 +290,10 @@ def test_an_unknown_status_in_a_listing(api: httpx.Client) -> None:
     assert refused.status_code == 400
     assert "'DONE' is none of COMPLETED, FAILED," in refused.json()["message"]
     assert api.get(OWN, params={"status": "COMPLETED"}).status_code == 200
+
+
+def test_a_stalled_instance_is_unknown_to_dapr(api: httpx.Client, instance: str) -> None:
+    """Dapr's protocol has no word for it, our own paths have."""
+    start(api, "clockwatching", instance)
+    assert api.get(f"{OWN}/{instance}/result").json()["runtimeStatus"] == "STALLED"
+    assert api.get(f"{DAPR}/{instance}").json()["runtimeStatus"] == "UNKNOWN"
