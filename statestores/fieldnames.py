@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _MODELS = {"model": "model-fields", "dataclass": "dataclass-args"}
-# Parts of a schema that hold values, not schemas.
 _SERIALIZER = "serialization"
-_VALUES = frozenset({"cls", "config", "default", "expected", "metadata", _SERIALIZER})
+_BEFORE = frozenset({"function-before", "function-wrap"})
+# Parts of a schema that hold no schemas, or such as are looked at where they are used.
+_VALUES = frozenset({"cls", "config", "default", "definitions", "expected", "metadata", _SERIALIZER})
 
 
 def check_field_names(schema: Any) -> None:
@@ -41,20 +42,42 @@ def check_field_names(schema: Any) -> None:
             owners[written] = name
 
 
-def _models_in(schema: Any) -> Iterator[Mapping[str, Any]]:
+def _models_in(root: Any) -> Iterator[Mapping[str, Any]]:
     """Those that are read and written by their fields alone. A serializer of the whole, or a validator that comes
     before the fields, may know names of its own."""
-    if isinstance(schema, (list, tuple)):
-        for part in schema:
-            yield from _models_in(part)
-    elif isinstance(schema, dict):
-        kind = schema.get("type")
-        is_schema = isinstance(kind, str)  # else what it holds is under names of its own, "type" perhaps
-        if is_schema and kind in _MODELS and schema["schema"]["type"] == _MODELS[kind] and not schema.get(_SERIALIZER):
-            yield schema
-        for name, part in schema.items():
-            if not is_schema or name not in _VALUES:
-                yield from _models_in(part)
+    named: dict[str, Any] = {}
+    seen: set[int] = set()  # pydantic puts one and the same schema wherever its type stands
+
+    def walk(part: Any, own_names: bool) -> Iterator[Mapping[str, Any]]:
+        if id(part) in seen:
+            return
+        if isinstance(part, (list, tuple)):
+            for each in part:
+                yield from walk(each, own_names)
+        elif isinstance(part, dict):
+            seen.add(id(part))
+            kind = part.get("type")
+            if not isinstance(kind, str):  # what it holds is under names of its own, "type" perhaps
+                for each in part.values():
+                    yield from walk(each, own_names)
+            elif not part.get("serialization_exclude") and not _has_own_form(part):
+                named.update({each["ref"]: each for each in part.get("definitions", ())})
+                if kind in _MODELS:
+                    if not own_names and part["schema"]["type"] == _MODELS[kind]:
+                        yield part
+                    own_names = False
+                own_names = own_names or kind in _BEFORE
+                for name, each in part.items():
+                    if name not in _VALUES:
+                        yield from walk(each, own_names)
+                if kind == "definition-ref":
+                    yield from walk(named.get(part["schema_ref"]), own_names)
+
+    return walk(root, False)
+
+
+def _has_own_form(schema: Mapping[str, Any]) -> bool:
+    return str(schema.get(_SERIALIZER, {}).get("type", "")).startswith("function")
 
 
 def _fields_of(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -203,9 +203,10 @@ class RedisLink:
         if self._line is None:
             raise StoreUnavailable("redis: the store is not open")
         try:
-            return await self._line.send(calls)
+            answers = await self._line.send(calls)
         except _FAILURES as error:
-            return [_origin(error)] * len(calls)
+            answers = [error] * len(calls)
+        return [_origin(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _error(self, failure: Exception) -> StoreError:
         where = f"redis at {self._settings.address}"
@@ -242,8 +243,10 @@ _FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 def _origin(error: Exception) -> Exception:
     """Where no node of a cluster could be asked for the slots: what the last one that was asked has said. Not all that
     the client makes of it names its cause."""
-    met = error.__cause__ or error.__context__
-    return _origin(met) if isinstance(error, exceptions.RedisClusterException) and isinstance(met, Exception) else error
+    if not isinstance(error, exceptions.RedisClusterException):
+        return error
+    met = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return _origin(met) if isinstance(met, _FAILURES) else error  # any other is what our caller is handling
 
 
 def _may_have_run(answer: Answer) -> bool:

@@ -22,6 +22,9 @@ from pydantic import (
     PydanticUserError,
     RootModel,
     computed_field,
+    create_model,
+    field_serializer,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -402,6 +405,39 @@ class WrittenByItself(BaseModel):
         return {"size": self.size}
 
 
+class Lopsided(BaseModel):
+    size: int = Field(default=0, serialization_alias="length")
+
+
+class ReadAsAWhole(Lopsided):
+    @model_validator(mode="wrap")
+    @classmethod
+    def rename(cls, value: Any, read: Any) -> Any:
+        return read({"size": value["length"]} if isinstance(value, dict) and "length" in value else value)
+
+
+class WritesAPart(BaseModel):
+    part: Lopsided
+
+    @field_serializer("part")
+    def write(self, part: Lopsided) -> dict[str, int]:
+        return {"size": part.size}
+
+
+class ReadsAPart(BaseModel):
+    part: Lopsided
+
+    @field_validator("part", mode="before")
+    @classmethod
+    def rename(cls, value: Any) -> Any:
+        return {"size": value["length"]} if isinstance(value, dict) else value
+
+
+class LeavesAPartOut(BaseModel):
+    size: int = 0
+    part: Lopsided | None = Field(default=None, exclude=True)
+
+
 class Exchanged(BaseModel):
     type: int = Field(default=0, alias="config")
     config: int = Field(default=0, alias="type")
@@ -415,12 +451,26 @@ class Exchanged(BaseModel):
         (ReadByEither, ReadByEither(size=5)),
         (NamesOfItsOwn, NamesOfItsOwn(size=5)),
         (WrittenByItself, WrittenByItself(size=5)),
+        (ReadAsAWhole, ReadAsAWhole(size=5)),
+        (WritesAPart, WritesAPart(part=Lopsided(size=5))),
+        (ReadsAPart, ReadsAPart(part=Lopsided(size=5))),
+        (LeavesAPartOut, LeavesAPartOut(size=5)),
         (Exchanged, Exchanged(config=5, type=6)),
     ],
 )
 def test_a_field_that_is_found_again_may_have_any_names(annotation: Any, value: Any) -> None:
     """Names for both ways, several to be read under, or whatever the class itself makes of them."""
     assert adapter(list[annotation]).decode(encode([value])) == [value]
+
+
+def test_many_types_of_one_another_are_looked_at_once_each() -> None:
+    """Each way to a type a second time would double the work, over and over."""
+    models: list[Any] = [Lopsided]
+    for number in range(40):
+        parts: dict[str, Any] = {f"part{place}": (model | None, None) for place, model in enumerate(models[-3:])}
+        models.append(create_model(f"Model{number}", **parts))
+    with pytest.raises(TypeError, match=r"Lopsided\.size is written as 'length'"):
+        adapter(models[-1])
 
 
 class Secretive(BaseModel):

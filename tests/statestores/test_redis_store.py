@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 from redis import asyncio as aioredis
+from redis import exceptions
 
 from statestores import redis as redis_module
 from statestores import redis_journal, redis_keys
@@ -35,7 +36,8 @@ from statestores.model import (
     partition_of,
 )
 from statestores.redis import RedisStore
-from statestores.redis_settings import RedisSettings
+from statestores.redis_link import RedisLink
+from statestores.redis_settings import RedisSettings, settings_from_url
 from statestores.store import DeleteKey, KeyQuery, SetKey
 from tests.servers import CuttingProxy, RedisServer, free_port, shared_redis
 
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from statestores.groupcommit import Outcome
-    from statestores.redis_link import Argument, Call, RedisLink
+    from statestores.redis_link import Argument, Call
 
 PARTITIONS = 4
 T = TypeVar("T")
@@ -161,6 +163,29 @@ async def test_a_cluster_without_all_its_slots_is_not_taken_for_one_that_is_down
         with pytest.raises(StoreUnavailable, match=rf"is a cluster that lacks slots: .*0 of 16384.*[^.]\. {remedy}$"):
             await store.open()
         await store.close()
+
+
+async def test_what_the_caller_is_handling_is_no_failure_of_the_cluster() -> None:
+    """The error of a call that is made while another one is handled has that one as its context."""
+
+    class Line:
+        sent = 0
+
+        async def send(self, calls: Sequence[Any]) -> list[Any]:
+            self.sent += 1
+            if self.sent < 3:
+                raise exceptions.RedisClusterException("All slots are not covered")
+            return ["there"] * len(calls)
+
+        async def reset(self) -> None:
+            """Nothing to do."""
+
+    link = RedisLink(settings_from_url("redis://h:1?redisType=cluster"), [])
+    link._line = Line()  # type: ignore[assignment]  # as much of one as is needed
+    try:
+        raise KeyError("a key of the caller's")
+    except KeyError:
+        assert await link.one(("GET", "x")) == "there"
 
 
 async def test_a_server_of_its_own_is_no_cluster(admin: aioredis.Redis) -> None:
