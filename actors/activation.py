@@ -41,7 +41,7 @@ from actors.errors import (
 )
 from actors.joined import comes_back
 from actors.message import Call
-from actors.state import capture, fold, moved, new_instance, restore
+from actors.state import capture, fold, new_instance, restore
 from actors.turn import Turn, _current
 from actors.turntask import run_in_task
 from statestores.codec import CodecError
@@ -589,9 +589,6 @@ class Activation:
                 restore(self.definition, self.instance, self.base)
             except CodecError:
                 self.phase = Phase.LOADING
-            else:
-                if turn.task is not None:
-                    self.instance = moved(self.definition, self.instance, self.base)
         elif turn.events is not None:
             self.phase = Phase.LOADING
 

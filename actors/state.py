@@ -133,15 +133,6 @@ def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:
             values[field.name] = old
 
 
-def moved(definition: ActorDefinition, instance: Any, base: Base) -> Any:
-    """Another instance in the state of the base. What a failed turn has left running (the other parts of a `gather`, of
-    which one has failed) goes on with the old one, where nobody looks (INV-6)."""
-    other: Any = object.__new__(definition.cls)
-    other.__dict__.update(instance.__dict__)
-    restore(definition, other, base)
-    return other
-
-
 def encode_changes(definition: ActorDefinition, changed: dict[str, Any]) -> bytes:
     """Raises `UnserializableResult`."""
     try:

@@ -305,48 +305,6 @@ async def test_failed_turn_leaves_no_trace(world: World) -> None:
     assert len(await client.history("Basket", "b")) == 1
 
 
-@actor
-class Halves:
-    """A turn of two parts at a time, of which one fails while the other waits."""
-
-    count: int = 0
-    names: list[str] = field(default_factory=list)
-    gate: ClassVar[asyncio.Event]
-    passed: ClassVar[asyncio.Event]
-
-    async def _fail(self) -> None:
-        raise ValueError("no")
-
-    async def _change(self) -> None:
-        await self.gate.wait()
-        self.count += 10
-        self.names.append("late")
-        self.passed.set()
-
-    @method
-    async def both(self) -> None:
-        await asyncio.gather(self._fail(), self._change())
-
-    @method
-    async def one(self) -> int:
-        self.count += 1
-        return self.count
-
-
-async def test_failed_turn_leaves_no_trace_though_part_of_it_runs_on(world: World) -> None:
-    """`gather` fails with its first part, and does not wait for the others (INV-6)."""
-    Halves.gate, Halves.passed = asyncio.Event(), asyncio.Event()
-    client = await world.client(Halves)
-    halves = client.actor(Halves, "h")
-    assert await halves.one() == 1
-    with pytest.raises(ActorFailed):
-        await halves.both()
-    Halves.gate.set()
-    await Halves.passed.wait()
-    assert await halves.one() == 2
-    assert await client.state("Halves", "h") == (2, {"count": 2, "names": []})
-
-
 async def test_failed_turn_leaves_no_trace_though_the_state_does_not_fit(world: World) -> None:
     """INV-6: what a factory makes may be nothing that its annotation would read; then the actor is loaded again."""
     misfit: Any = (await world.client(Misfit)).actor(Misfit, "m")
