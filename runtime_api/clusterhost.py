@@ -39,7 +39,7 @@ class ClusterHost:
         self._cluster = cluster
         self._runtime = Runtime(
             load_application(target),
-            store=self._settings.store or None,
+            store=self._settings.store,
             resources_path=self._settings.resources_path,
             app_id=self._settings.app_id or default_app_id(target),
             namespace=self._settings.namespace,

@@ -115,7 +115,7 @@ class RayTasks:
 class StorePlace(NamedTuple):
     """Where the actors' store is, for a process that has only this; see `Runtime`."""
 
-    url: str
+    url: str | None
     resources: tuple[Path, ...]
     app_id: str
     namespace: str
@@ -124,7 +124,7 @@ class StorePlace(NamedTuple):
         """Not opened yet. Raises `StoreError`."""
         found = self._component()
         if found is None:
-            return open_url(self.url or DEFAULT_STORE)
+            return open_url(DEFAULT_STORE if self.url is None else self.url)
         try:
             return make_store(found)
         except ComponentError as error:
@@ -135,7 +135,7 @@ class StorePlace(NamedTuple):
         return f"store {shown_url(self.url)}" if found is None else f"the store of {found}"
 
     def _component(self) -> Component | None:
-        if self.url or not self.resources:
+        if self.url is not None or not self.resources:
             return None
         return actor_component(load_resources(self.resources, self.app_id, self.namespace))
 

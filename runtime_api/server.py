@@ -54,7 +54,7 @@ def run_server(target: str, settings: Settings) -> None:
         raise StartupError(str(error)) from error
     runtime = Runtime(
         application,
-        store=settings.store or None,
+        store=settings.store,
         resources_path=settings.resources_path,
         app_id=settings.app_id or default_app_id(target),
         namespace=settings.namespace,
@@ -107,7 +107,7 @@ async def _serve(runtime: Runtime, settings: Settings, listener: socket.socket) 
         raise StartupError(str(error)) from error
     except StoreError as error:
         # A component's errors name it, and the default store, which would be named here, is not the one in trouble.
-        brought = settings.resources_path and not settings.store
+        brought = settings.resources_path and settings.store is None
         raise StartupError(str(error) if brought else f"store {shown_url(settings.store)}: {error}") from error
     server: Server | None = None
     try:

@@ -31,6 +31,13 @@ class SettingsError(Exception):
     """A setting has a value it cannot have; the text is one line that names it."""
 
 
+def _not_empty(value: object) -> object:
+    """A variable of a script that is not set would else choose the default store."""
+    if value == "":
+        raise ValueError("it is empty: give a URL, or leave it out")
+    return value
+
+
 def parse_size(value: object) -> object:
     """Bytes out of ``4Mi``, ``512Ki``, ``1M``, ``4194304``; what is no text is left for the model to judge. Raises
     `ValueError`."""
@@ -68,8 +75,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MECHA_", extra="forbid", env_ignore_empty=True)
 
-    store: str = Field(
-        "",
+    store: Annotated[str | None, BeforeValidator(_not_empty)] = Field(
+        None,
         description="URL of the store that holds actors and workflows; default: the component with actorStateStore, "
         "else sqlite:///mecha.db",
     )

@@ -45,9 +45,10 @@ def warn_if_open(settings: Settings) -> None:
         )
 
 
-def shown_url(url: str) -> str:
-    """A store's URL without its password."""
-    parts = urlsplit(url or DEFAULT_STORE)
+def shown_url(url: str | None) -> str:
+    """A store's URL without its password. None: the default one."""
+    url = DEFAULT_STORE if url is None else url
+    parts = urlsplit(url)
     if parts.password is None:
-        return url or DEFAULT_STORE
+        return url
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

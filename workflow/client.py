@@ -259,7 +259,8 @@ class WorkflowClient:
         return await self._client.listing(query)
 
     async def history(self, instance_id: str, *, after: int = 0, limit: int = _HISTORY_PAGE) -> list[HistoryEntry]:
-        """Recorded turns, oldest first, from the version after `after`. Raises `InstanceNotFound`."""
+        """Recorded turns, oldest first, from the version after `after`. From the beginning, raises
+        `InstanceNotFound`."""
         recorded = await self._client.history(ACTOR_TYPE, instance_id, after=after, limit=limit)
         if not recorded and not after:
             await self.get(instance_id)

@@ -170,7 +170,9 @@ def test_the_store_is_the_redis_that_is_deployed(monkeypatch: pytest.MonkeyPatch
     """Actors, and Ray's own memory, are in the Redis of the manifests; it forgets nothing and asks for a password."""
     service = the("Service", "mecha-redis")
     address = (service["metadata"]["name"], service["spec"]["ports"][0]["port"])
-    store = settings_from_url(settings(monkeypatch).store)
+    url = settings(monkeypatch).store
+    assert url is not None
+    store = settings_from_url(url)
     assert store.hosts == (address,)
     assert store.password
     assert CLUSTER["gcsFaultToleranceOptions"]["redisAddress"] == "redis://{}:{}".format(*address)

@@ -33,8 +33,8 @@ def component(tmp_path: Path, kind: str, actors: str = "true") -> Path:
     return file
 
 
-@pytest.mark.parametrize("url", ["", "memory://", "sqlite:///mine.db"])
-def test_a_store_of_one_process_is_refused(url: str) -> None:
+@pytest.mark.parametrize("url", [None, "memory://", "sqlite:///mine.db"])
+def test_a_store_of_one_process_is_refused(url: str | None) -> None:
     """Hosts could not see what others of them have recorded. The default store is such a one."""
     with pytest.raises(StartupError, match="belongs to one process: a cluster needs one that all hosts reach"):
         run_cluster(APP, Settings.model_validate({"store": url, "port": 0}))

@@ -78,6 +78,7 @@ def test_mistakes_in_the_file_are_one_line_that_names_them(tmp_path: Path, conte
         ("lease", "soon", "setting lease: 'soon' is neither seconds nor a duration"),
         ("log_level", "loud", "'debug', 'info', 'warning', 'error' or 'critical'"),
         ("placement", "mars", "'local' or 'ray'"),
+        ("store", "", "setting store: it is empty: give a URL, or leave it out"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_it_could_be(setting: str, value: str, remedy: str) -> None:
