@@ -84,7 +84,7 @@ def test_help_of_run_says_what_is_so_without_an_option(name: str) -> None:
     _, option = get_args(get_type_hints(run, include_extras=True)[name])
     default = Settings.model_fields[name].default
     said = re.search(r"Default: (\S+)$", option.help)
-    assert said is not None or default in ("", ()), option.help
+    assert said is not None or default in (None, "", ()), option.help
     if said is not None:
         assert getattr(load_settings({"placement": "ray", name: said[1]}), name) == default
 
