@@ -372,8 +372,9 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         state_event=versioned_name(STATE_EVENT, options.schema),
         fold=getattr(cls, FOLD, None),
     )
-    if events or any(m.interleave for m in definition.methods.values()):
-        _guard_fields(cls, definition)
+    from actors.fieldguard import guard_fields  # it knows turns, and these know definitions: not at import time
+
+    guard_fields(cls, definition)
     return definition
 
 
@@ -526,29 +527,6 @@ def _recording(made: EventMethod) -> Callable[..., Any]:
     record.__wrapped__ = original  # type: ignore[attr-defined]  # as functools.wraps does
     setattr(record, _EVENT, made.name)
     return record
-
-
-def _guard_fields(cls: type, definition: ActorDefinition) -> None:
-    """Event-sourced state changes only in events: an assignment elsewhere, or a deletion, would be lost at the next
-    reload, so it is refused. So is one by an interleaved turn, which would become part of whatever turn is running. (A
-    list or dict changed in place cannot be seen here.)"""
-    from actors.turn import check_assignment
-
-    durable = frozenset(f.name for f in definition.fields)
-    assign, delete = cls.__setattr__, cls.__delattr__
-
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        if name in durable:
-            check_assignment(self, name)
-        assign(self, name, value)  # type: ignore[call-arg]  # mypy takes the unbound slot wrapper for a bound one
-
-    def __delattr__(self: Any, name: str) -> None:
-        if name in durable:
-            check_assignment(self, name)
-        delete(self, name)  # type: ignore[call-arg]  # the same
-
-    cls.__setattr__ = __setattr__  # type: ignore[assignment]  # a plain function is a fine method
-    cls.__delattr__ = __delattr__  # type: ignore[assignment]  # the same
 
 
 def _can_suspend(function: Callable[..., Any]) -> bool:

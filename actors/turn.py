@@ -54,7 +54,7 @@ def context() -> Turn:
     if turn is None:
         raise RuntimeError("context() works inside an actor's method only; outside, use the Runtime")
     if turn.closed:
-        raise _ended(turn)
+        raise ended(turn)
     return turn
 
 
@@ -321,7 +321,7 @@ class Turn:
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call back on the event loop once this turn is durable; never, if it fails. Volatile."""
         if self.closed:
-            raise _ended(self)
+            raise ended(self)
         if self.callbacks is None:
             self.callbacks = []
         self.callbacks.append(callback)
@@ -391,7 +391,7 @@ class Turn:
 
     def _check_writing(self, what: str) -> None:
         if self.closed:
-            raise _ended(self)
+            raise ended(self)
         if self.method.read_only:
             raise self._read_only(what)
         self.wrote = True
@@ -413,24 +413,7 @@ def recording_turn(instance: Any, event_name: str) -> Turn:
     return turn
 
 
-def check_assignment(instance: Any, field: str) -> None:
-    """Refuse an assignment to an event-sourced field outside an event, and any by an interleaved turn. While a history
-    is folded no turn runs."""
-    turn = _current.get()
-    if turn is None or turn.activation.instance is not instance:
-        return
-    if turn.method.interleave:
-        raise InvalidState(
-            f"{turn.actor_type}.{turn.method.name} interleaves: it is read_only, and may not set {field}"
-        )
-    if turn.activation.definition.event_sourced and not turn.applying:
-        raise InvalidState(
-            f"{turn.actor_type}.{field} is event-sourced: change it inside an @event method, or the "
-            f"change would be lost"
-        )
-
-
-def _ended(turn: Turn) -> RuntimeError:
+def ended(turn: Turn) -> RuntimeError:
     """For code that has outlived its turn: nothing it wants done would be."""
     return RuntimeError(
         f"the turn of {turn.stream} this code belongs to has ended; await all of a turn's work inside it"
