@@ -581,12 +581,16 @@ class Activation:
     def roll_back(self, turn: Turn) -> None:
         """INV-6. State-style: back to the base. Event-sourced: the fold of what is recorded, before the next turn; and
         state-style, too, when the base is not what the annotations ask for (made so by a factory, or a validator that
-        has changed its mind)."""
+        has changed its mind).
+
+        What a method that may suspend has left running may hold objects of the actor, hence it gets new ones."""
+        turn.failed = True
         if self.instance is None or turn.method.interleave or self.dead:
             return
         if not self.definition.event_sourced:
             try:
-                restore(self.definition, self.instance, self.base)
+                renew = turn.task is not None and not turn.method.read_only
+                restore(self.definition, self.instance, self.base, renew=renew)
             except CodecError:
                 self.phase = Phase.LOADING
         elif turn.events is not None:

@@ -372,7 +372,7 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
         state_event=versioned_name(STATE_EVENT, options.schema),
         fold=getattr(cls, FOLD, None),
     )
-    from actors.fieldguard import guard_fields  # it knows turns, and these know definitions: not at import time
+    from actors.fieldguard import guard_fields  # guards know turns, and turns definitions: not at import time
 
     guard_fields(cls, definition)
     return definition

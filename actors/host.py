@@ -40,6 +40,7 @@ from actors.placement.local import LocalPlacement
 from actors.placement.owners import make_owner
 from actors.reminders import Reminders
 from actors.timers import Timers
+from actors.turn import _current
 from actors.turntask import cancel_turn
 from actors.waits import Waits
 from statestores.errors import StoreError
@@ -384,11 +385,8 @@ class Host:
             self.reminders.changed(turn)
         if turn.timers is not None:
             self.timers.apply(turn.stream, turn.timers)
-        for callback in turn.callbacks or ():
-            try:
-                callback()
-            except Exception:
-                log.exception("a callback after the commit of %s failed", turn.stream)
+        if turn.callbacks is not None:
+            _call_back(turn, turn.callbacks)
         return short_of
 
     def recover(self, activation: Activation) -> None:
@@ -573,6 +571,19 @@ class Host:
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
+
+
+def _call_back(turn: Turn, callbacks: Iterable[Callable[[], None]]) -> None:
+    """In the context of the turn, which is closed: they are no part of the one that may run by now (INV-5)."""
+    token = _current.set(turn)
+    try:
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("a callback after the commit of %s failed", turn.stream)
+    finally:
+        _current.reset(token)
 
 
 def _close_gaps(activations: dict[str, Activation]) -> None:

@@ -113,5 +113,5 @@ async def _result(activation: Activation, call: Call, method: Method) -> Any:
         return await result if method.is_async else result
     finally:
         if before is not None and (changed := changed_names(definition, instance, before)):
-            restore(definition, instance, before)
+            restore(definition, instance, before, renew=False)
             raise InvalidState(f"{definition.name}.{method.name} is read_only, but changed {', '.join(changed)}")

@@ -121,14 +121,16 @@ def advance(definition: ActorDefinition, base: Base, changed: dict[str, Any]) ->
             base[place] = changed[name]
 
 
-def restore(definition: ActorDefinition, instance: Any, base: Base) -> None:
-    """Put every durable field back to the base."""
+def restore(definition: ActorDefinition, instance: Any, base: Base, *, renew: bool) -> None:
+    """Put every durable field back to the base. A list, dict or model that is as it was stays the same object, unless
+    `renew`: then whoever holds the old one can change nothing any more."""
     values = instance.__dict__
     for field, old in zip(definition.fields, base, strict=True):
         if old is _ABSENT:
             values.pop(field.name, None)
         elif type(old) is Encoded:
-            values[field.name] = field.adapter.decode(old.json)
+            if renew or not _is_still(old, values.get(field.name, _ABSENT)):
+                values[field.name] = field.adapter.decode(old.json)
         else:
             values[field.name] = old
 
@@ -214,6 +216,13 @@ def _base_of(value: Any) -> Any:
     if value is _ABSENT or type(value) in ATOMS:
         return value
     return Encoded(encode(value))
+
+
+def _is_still(old: Encoded, value: Any) -> bool:
+    try:
+        return value is not _ABSENT and encode(value) == old.json
+    except CodecError:
+        return False
 
 
 def _encode_field(definition: ActorDefinition, name: str, value: Any) -> Encoded:

@@ -54,7 +54,7 @@ def context() -> Turn:
     if turn is None:
         raise RuntimeError("context() works inside an actor's method only; outside, use the Runtime")
     if turn.closed:
-        raise ended(turn)
+        raise _ended(turn)
     return turn
 
 
@@ -122,6 +122,7 @@ class Turn:
     nested_calls: dict[tuple[str, str, str], int] | None = None
     # Decided or failed: code that still holds this context (a stray background task) may no longer use it.
     closed: bool = False
+    failed: bool = False
     _turn_id: str | None = None
     _chain_id: str | None = None
     result: Any = None
@@ -321,7 +322,7 @@ class Turn:
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call back on the event loop once this turn is durable; never, if it fails. Volatile."""
         if self.closed:
-            raise ended(self)
+            raise _ended(self)
         if self.callbacks is None:
             self.callbacks = []
         self.callbacks.append(callback)
@@ -331,7 +332,7 @@ class Turn:
         is run when the method has returned, and the turn ends with it (INV-5). The answer is the method's. `rest` may
         call this again. Not for types that are reentrant."""
         if self.method.read_only:
-            raise self._read_only("go on")
+            raise self.read_only("go on")
         assert not self.activation.definition.options.reentrant
         self.rest = rest
 
@@ -362,7 +363,7 @@ class Turn:
         """`record_event` for who has bound and encoded the arguments himself, and applies the event himself. `name` is
         as recorded: see `versioned_name`."""
         if self.method.read_only:
-            raise self._read_only(f"record event {name}")
+            raise self.read_only(f"record event {name}")
         event: NewEvent = _new(NewEvent, (name, data))
         if self.events is None:
             self.events = [event]
@@ -391,17 +392,25 @@ class Turn:
 
     def _check_writing(self, what: str) -> None:
         if self.closed:
-            raise ended(self)
+            raise _ended(self)
         if self.method.read_only:
-            raise self._read_only(what)
+            raise self.read_only(what)
         self.wrote = True
 
     def _check_callback(self, name: str | None) -> None:
         if name is not None and (name in HOOKS or name not in self.activation.definition.methods):
             raise UnknownMethod(f"{self.actor_type} has no method {name!r} to call back: mark it with @method")
 
-    def _read_only(self, what: str) -> InvalidState:
+    def read_only(self, what: str) -> InvalidState:
         return InvalidState(f"{self.actor_type}.{self.method.name} is read_only: it cannot {what}")
+
+    def over(self, what: str) -> InvalidState:
+        """For code that has outlived its turn."""
+        how = "has failed" if self.failed else "has ended"
+        return InvalidState(
+            f"cannot {what} of {self.stream}: the turn this code belongs to {how}; await all of a turn's work inside "
+            "it, or call a method of the actor, by a reference"
+        )
 
 
 def recording_turn(instance: Any, event_name: str) -> Turn:
@@ -413,7 +422,7 @@ def recording_turn(instance: Any, event_name: str) -> Turn:
     return turn
 
 
-def ended(turn: Turn) -> RuntimeError:
+def _ended(turn: Turn) -> RuntimeError:
     """For code that has outlived its turn: nothing it wants done would be."""
     return RuntimeError(
         f"the turn of {turn.stream} this code belongs to has ended; await all of a turn's work inside it"

@@ -79,6 +79,7 @@ async def run_in_task(
     else:
         _no_longer_running(turn)
         if turn.cancelled_by is None:
+            _current.set(None)  # what is made of the result (an iterator's items, say) is read from the actor as it is
             return activation.ended(turn, result)
         # The method swallowed the cancellation: the caller was promised a roll-back.
         return await _end_early(turn, task, None)
@@ -115,6 +116,7 @@ async def _end_early(turn: Turn, task: asyncio.Task[Any], error: BaseException |
         await asyncio.wait(turn.joined)
     failure = reason or error
     assert failure is not None
+    _current.set(None)  # the text of an error is made from the actor as it is
     return turn.activation.failed(turn, failure)
 
 

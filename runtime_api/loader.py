@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TypeAlias, TypeVar, cast
 
 from actors.definition import ActorDefinition, definition_of
+from actors.fieldguard import check_guards
 from workflow.definition import Activity, Workflow
 
 AppSource: TypeAlias = ModuleType | Mapping[str, object] | Iterable[object]
@@ -42,11 +43,17 @@ class Application:
 def find_application(source: AppSource) -> Application:
     """The decorated things in a module, a namespace, or a list of classes, functions and modules.
 
-    Raises `LoadError` when two different things of a kind have one name.
+    Raises `LoadError` when two different things of a kind have one name, or a class is not guarded any more.
     """
     found = _objects(source)
+    types = [definition for item in found if (definition := definition_of(item)) is not None]
+    try:
+        for definition in types:
+            check_guards(definition)
+    except TypeError as error:
+        raise LoadError(str(error)) from None
     return Application(
-        _unique("actor types", [d for item in found if (d := definition_of(item)) is not None]),
+        _unique("actor types", types),
         _unique("workflows", [item for item in found if isinstance(item, Workflow)]),
         _unique("activities", [item for item in found if isinstance(item, Activity)]),
     )

@@ -240,7 +240,7 @@ class Surface:
     replayed."""
 
     __slots__ = ()
-    closed = False
+    closed = failed = False
 
     def actor(self, actor_type: Any, actor_id: str, **_options: Any) -> Any:
         return actor(actor_type, actor_id)

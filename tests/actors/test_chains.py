@@ -327,10 +327,13 @@ class Inn:
     @method(read_only=True)
     async def assign(self) -> None:
         self.value = 7
+
+    @method(read_only=True)
+    async def change(self) -> None:
         self.notes.append("changed")
 
     @method(read_only=True)
-    def assign_and_fail(self) -> None:
+    def change_and_fail(self) -> None:
         self.notes.append("changed")
         raise ValueError("no")
 
@@ -383,8 +386,9 @@ class Guest:
     ("name", "said"),
     [
         ("peek", "value=1 notes=[]"),
-        ("assign", "is read_only, but changed value, notes"),
-        ("assign_and_fail", "is read_only, but changed notes"),
+        ("assign", "is read_only: it cannot set value"),
+        ("change", "is read_only, but changed notes"),
+        ("change_and_fail", "is read_only, but changed notes"),
         ("remind", "is read_only: it cannot set_reminder"),
         ("hang", "ran longer than 0.01 s"),
     ],
