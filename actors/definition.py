@@ -25,6 +25,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, overload
 
+from pydantic import BaseModel
+
 from actors.errortext import storable
 from actors.hostneeds import NOTHING, HostNeeds, host_needs
 from actors.names import check_name
@@ -331,8 +333,7 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
     check_name("actor type", name)
     if not isinstance(cls, type):
         raise TypeError(f"@actor makes a class an actor type: {cls!r} is none")
-    if "__slots__" in cls.__dict__:
-        raise TypeError(f"{cls.__qualname__}: an actor class cannot have __slots__")
+    _check_form(cls)
     missing = [v for v in range(1, options.schema) if options.upcasters and v not in options.upcasters]
     if missing:
         raise TypeError(f"{cls.__qualname__}: no upcaster for schema version(s) {missing}")
@@ -376,6 +377,26 @@ def _define(cls: type, name: str, options: Options) -> ActorDefinition:
 
     guard_fields(cls, definition)
     return definition
+
+
+def _check_form(cls: type) -> None:
+    """Classes whose objects cannot be made by a history, or not be changed."""
+    where = f"{cls.__qualname__}: an actor class"
+    if "__slots__" in cls.__dict__:
+        raise TypeError(f"{where} cannot have __slots__")
+    if issubclass(cls, BaseModel):
+        raise TypeError(f"{where} cannot be a pydantic model: annotate the fields of a plain class, models among them")
+    if (parameters := getattr(cls, "__dataclass_params__", None)) is not None and parameters.frozen:
+        raise TypeError(f"{where} cannot be a frozen dataclass: its methods change its fields")
+    for base in cls.__mro__[:-1]:
+        made = base.__dict__.get("__init__")
+        if made is None or made.__module__ == typing.__name__ or "__dataclass_params__" in base.__dict__:
+            continue
+        if base is cls or not hasattr(cls, "on_activate"):
+            raise TypeError(
+                f"{where} is made by its history, so __init__ of {base.__qualname__} would not be called: give fields "
+                "their defaults, and begin in on_activate"
+            )
 
 
 def _check_flag(what: str, value: object) -> None:
@@ -442,7 +463,8 @@ def _collect_fields(cls: type) -> tuple[Field, ...]:
 def _field(cls: type, name: str, annotation: Any) -> Field:
     if not name.isidentifier():  # made by `type(…)`; a record has entries of its own that begin with $
         raise TypeError(f"{cls.__qualname__}: a field cannot be named {name!r}")
-    default = getattr(cls, name, _UNSET)
+    # A dataclass keeps its factories to itself.
+    default = getattr(cls, name, getattr(cls, "__dataclass_fields__", {}).get(name, _UNSET))
     factory: Callable[[], Any] | None = None
     if isinstance(default, dataclasses.Field):
         factory = None if default.default_factory is dataclasses.MISSING else default.default_factory

@@ -622,6 +622,35 @@ def test_event_names_that_could_not_be_read_again(name: Any) -> None:
         event(name=name)(lambda self: None)
 
 
+class Connected:
+    def __init__(self) -> None:
+        self._connected = True
+
+
+async def test_what_a_class_inherits_may_be_made_in_on_activate(world: World) -> None:
+    """Where there is an `on_activate`, `__init__` of a base is its affair. What `@dataclass` makes is nobody's, and the
+    factories it keeps to itself are found."""
+
+    @actor
+    @dataclass
+    class Inherits(Connected):
+        names: list[str] = field(default_factory=list)
+        count: int = field(default_factory=int)
+
+        async def on_activate(self) -> None:
+            Connected.__init__(self)
+
+        @method
+        async def add(self) -> bool:
+            self.names.append("a")
+            self.count += len(self.names)
+            return self._connected
+
+    client = await world.client(Inherits)
+    assert await client.actor(Inherits, "i").add()
+    assert await client.state("Inherits", "i") == (1, {"names": ["a"], "count": 1})
+
+
 def test_mistakes_are_found_at_decoration() -> None:
     """The class is refused, and the message says where and why."""
     with pytest.raises(TypeError, match="cannot be called over the wire"):
@@ -636,6 +665,31 @@ def test_mistakes_are_found_at_decoration() -> None:
         @actor
         class Slotted:
             __slots__ = ("x",)
+
+    with pytest.raises(TypeError, match="cannot be a pydantic model"):
+
+        @actor
+        class Model(BaseModel):
+            number: int = 0
+
+    with pytest.raises(TypeError, match="cannot be a frozen dataclass"):
+
+        @actor
+        @dataclass(frozen=True)
+        class Frozen:
+            number: int = 0
+
+    with pytest.raises(TypeError, match=r"so __init__ of .*Made would not be called.*begin in on_activate"):
+
+        @actor
+        class Made:
+            def __init__(self, number: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"so __init__ of .*Connected would not be called"):
+
+        @actor
+        class Inherited(Connected):
+            number: int = 0
 
     with pytest.raises(TypeError, match="applied, not awaited"):
 
