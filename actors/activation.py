@@ -41,7 +41,7 @@ from actors.errors import (
 )
 from actors.joined import comes_back
 from actors.message import Call
-from actors.state import capture, fold, new_instance, restore
+from actors.state import capture, changed_names, fold, new_instance, restore
 from actors.turn import Turn, _current
 from actors.turntask import run_in_task
 from statestores.codec import CodecError
@@ -78,10 +78,12 @@ class Mailbox(deque["Call"]):
 
 class Activation:
     __slots__ = (
+        "_decided",
         "_idle",
         "base",
         "confirming",
         "definition",
+        "half_done",
         "host",
         "indexed",
         "instance",
@@ -93,6 +95,7 @@ class Activation:
         "phase",
         "pump",
         "readers",
+        "rolled_back",
         "running",
         "snapshot_version",
         "stream",
@@ -125,6 +128,11 @@ class Activation:
         # Reminders changed by decided turns of this activation that are not known to be committed: name -> row, None
         # for cleared. A tick of another row is stale. (What is committed, `Reminders.is_superseded` knows.)
         self.marks: dict[str, Reminder | None] | None = None
+        # The writing turn in a task that is neither decided nor rolled back: `running`, and beyond, while it is ending.
+        # Those that had changed something, and were rolled back, are counted.
+        self.half_done: Turn | None = None
+        self.rolled_back = 0
+        self._decided: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self.last_used = 0.0
         # A decided turn was refused: what was read from here since then may never have been.
@@ -196,6 +204,13 @@ class Activation:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
 
+    async def wait_decided(self, writer: Turn) -> None:
+        """Return when that turn is decided or rolled back, or this is out of service."""
+        while self.half_done is writer and not self.dead:
+            if self._decided is None:  # shared by everybody who waits
+                self._decided = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._decided)
+
     def retire(self) -> None:
         """Take the activation out of service: what waits in its mailbox is run elsewhere, what runs is discarded."""
         if self.phase is Phase.DEAD:
@@ -205,6 +220,7 @@ class Activation:
         waiting, self.mailbox = self.mailbox, None
         for call in waiting or ():
             self.host.resubmit(call)
+        self._tell_decided()
         self.tell_idle()
 
     def deactivate(self) -> None:
@@ -429,6 +445,7 @@ class Activation:
                 self.ended(turn, result)
             else:
                 turn.result = result
+                self.half_done = turn
                 return turn
         return None
 
@@ -587,6 +604,8 @@ class Activation:
         turn.failed = True
         if self.instance is None or turn.method.interleave or self.dead:
             return
+        if turn.task is not None and not turn.method.read_only and self._has_changes(turn):
+            self.rolled_back += 1
         if not self.definition.event_sourced:
             try:
                 renew = turn.task is not None and not turn.method.read_only
@@ -608,6 +627,25 @@ class Activation:
             self.host.fail(call, error)
         else:
             self.host.answer_confirmed(turn, error)
+
+    def writer_with_changes(self) -> Turn | None:
+        """The turn that is half done, if it has changed what others may see, and may yet be rolled back."""
+        turn = self.half_done
+        return turn if turn is not None and self._has_changes(turn) else None
+
+    def _has_changes(self, turn: Turn) -> bool:
+        if self.definition.event_sourced:
+            return turn.events is not None
+        return bool(changed_names(self.definition, self.instance, self.base))
+
+    def no_longer_half_done(self) -> None:
+        self.half_done = None
+        self._tell_decided()
+
+    def _tell_decided(self) -> None:
+        decided, self._decided = self._decided, None
+        if decided is not None and not decided.done():
+            decided.set_result(None)
 
     def tell_idle(self) -> None:
         """To who waits for it, if it is."""

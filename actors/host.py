@@ -297,7 +297,9 @@ class Host:
         if call.future.done():
             return
         if call.attempt > _MOST_ATTEMPTS or self.aborted:
-            moved = f"{call.stream} was moved or dropped {call.attempt} times before the call was recorded"
+            moved = (
+                f"{call.stream} was moved, dropped or rolled back {call.attempt} times before the call had an answer"
+            )
             self.fail(call, ActorMoved(moved))
             return
         assert self._loop is not None

@@ -1,7 +1,8 @@
 """Calls that come back: of the chain that the running turn of an actor belongs to, so that they cannot wait for it.
 
-Where the type is reentrant such a call *joins* the turn: it is part of it, and answered at once inside its chain. Its
-effects are committed, or rolled back, with that turn (the documented exception to INV-7). Otherwise it is a deadlock.
+Where the type is reentrant, or the method is `interleave`, such a call *joins* the turn: it is part of it, and answered
+at once inside its chain. Its effects are committed, or rolled back, with that turn (the documented exception to INV-7).
+Otherwise it is a deadlock.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def comes_back(activation: Activation, running: Turn, call: Call) -> bool:
     if (running._chain_id or running.call.chain_id) != call.chain_id:
         return False
     host, stream, options = activation.host, activation.stream, activation.definition.options
-    if not options.reentrant:
-        if stream not in call.chain:
-            return False  # same id, given by a client twice: not waiting for itself
+    method = call.method
+    assert method is not None
+    if not options.reentrant and stream not in call.chain:
+        return False  # same id, given by a client twice: not waiting for itself
+    if not options.reentrant and not method.interleave:
         start = call.chain.index(stream)
         host.fail(call, Deadlock((*call.chain[start:], stream)))
     elif running.depth >= options.max_depth:

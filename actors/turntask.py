@@ -20,6 +20,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import DeadlineExceeded, HostStopping
+from actors.interleaved import RolledBack, read_beside
 from actors.turn import Turn, _current
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ async def run_in_task(
     turn.task = task = asyncio.current_task()
     assert task is not None
     if alone:
-        activation.running = turn
+        activation.running = activation.half_done = turn
     token = _current.set(turn)
     watch = _watch(turn)
     try:
@@ -55,9 +56,12 @@ async def run_in_task(
                 return None
             if call.may_be_repeated and await activation.answered_before(turn):
                 return None
-            result = method.function(activation.instance, *call.args)
-            if method.is_async:
-                result = await result
+            if method.interleave:
+                result = await read_beside(turn)
+            else:
+                result = method.function(activation.instance, *call.args)
+                if method.is_async:
+                    result = await result
         while turn.rest is not None:
             rest, turn.rest = turn.rest, None
             await rest()
@@ -68,6 +72,9 @@ async def run_in_task(
             _torn_down(turn)
             raise
         return await _end_early(turn, task, error)
+    except RolledBack:
+        activation.host.resubmit(call)
+        return None
     except GeneratorExit:  # nothing may be waited for any more
         activation.roll_back(turn)
         raise
@@ -87,6 +94,8 @@ async def run_in_task(
         _no_longer_running(turn)
         turn.closed = True
         _current.reset(token)
+        if alone:
+            activation.no_longer_half_done()
         if watch is not None:
             watch.cancel()
 

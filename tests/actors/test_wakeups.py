@@ -305,7 +305,7 @@ async def test_tick_that_waits_while_its_reminder_changes(world: World, change: 
             changed = asyncio.ensure_future(alarm.remove())
     await until(lambda: client._host.reminders._ticking == 1)
     await settled()
-    await alarm.let_go()
+    client._host.activations["Alarm/a"].instance._gate.set()
     await asyncio.gather(slow, changed)
     await until(lambda: not client._host.reminders._ticking)
     left = [r.name for r in await world.journal.reminders("Alarm/a")]
