@@ -92,7 +92,9 @@ async def _join(activation: Activation, outer: Turn, call: Call) -> None:
             for callback in turn.callbacks or ():
                 outer.after_commit(callback)
         host.answer(call, result)
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        if activation.running is outer and outer.cancelled_by is None and not host.draining:  # by its own method
+            host.fail(call, as_actor_error(error))
         host.fail(call, OutcomeUnknown(f"the turn of {stream} this call had joined was cancelled"))
         raise
     except (Exception, SystemExit) as error:

@@ -4,10 +4,10 @@ Meanwhile it may be joined by calls of its chain, run longer than it may, be giv
 with its host. However it ends, it ends when its method has really ended, and whoever has joined it (INV-5). What has
 gone wrong by then decides, in this order:
 
-    torn down          the task was cancelled by nobody who said why: rolled back, its caller told that the host stopped
+    torn down          the host stops, the task was cancelled by nobody who said why: rolled back, its caller told so
     cancelled          `cancel_turn` said why: rolled back, also where the method swallowed the cancellation, since its
                        caller was promised that
-    the method raised  rolled back, failed
+    the method raised  rolled back, failed; so has one that has cancelled itself, unless it took no notice
     otherwise          ended: to be decided
 
 The writer of an activation is its `running` from its start until that is known: a cancellation that comes later is too
@@ -17,6 +17,7 @@ late.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import DeadlineExceeded, HostStopping
@@ -68,7 +69,7 @@ async def run_in_task(
         while turn.joined:
             await asyncio.wait(turn.joined)
     except asyncio.CancelledError as error:
-        if turn.cancelled_by is None and task.cancelling():
+        if turn.cancelled_by is None and task.cancelling() and _may_be_torn_down(turn):
             _torn_down(turn)
             raise
         return await _end_early(turn, task, error)
@@ -84,6 +85,8 @@ async def run_in_task(
             raise
         return outcome
     else:
+        if task.cancelling():
+            await _forget_own(turn, task)
         _no_longer_running(turn)
         if turn.cancelled_by is None:
             _current.set(None)  # what is made of the result (an iterator's items, say) is read from the actor as it is
@@ -114,6 +117,8 @@ def cancel_turn(turn: Turn, reason: BaseException) -> None:
 async def _end_early(turn: Turn, task: asyncio.Task[Any], error: BaseException | None) -> ActorError:
     """The turn has failed, by an error of its method or because it was cancelled."""
     _no_longer_running(turn)  # from here on a deadline comes too late to cancel anything
+    if task.cancelling():
+        await _forget_own(turn, task)
     reason = turn.cancelled_by
     if reason is not None:
         task.uncancel()
@@ -127,6 +132,21 @@ async def _end_early(turn: Turn, task: asyncio.Task[Any], error: BaseException |
     assert failure is not None
     _current.set(None)  # the text of an error is made from the actor as it is
     return turn.activation.failed(turn, failure)
+
+
+async def _forget_own(turn: Turn, task: asyncio.Task[Any]) -> None:
+    """What the method has cancelled, if it was the method, is the task that others' turns run in as well."""
+    if turn.cancelled_by is not None or _may_be_torn_down(turn):
+        return
+    while task.cancelling():
+        task.uncancel()
+    with contextlib.suppress(asyncio.CancelledError):  # one may be under way still
+        await asyncio.sleep(0)
+
+
+def _may_be_torn_down(turn: Turn) -> bool:
+    """The wait for `on_deactivate` is limited also by hosts that give partitions away."""
+    return turn.activation.host.draining or turn.method.name == "on_deactivate"
 
 
 def _no_longer_running(turn: Turn) -> None:

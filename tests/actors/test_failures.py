@@ -100,6 +100,36 @@ class Moody:
         await asyncio.sleep(0)
         raise GeneratorExit
 
+    @method
+    async def cancel_itself(self, then: str) -> str:
+        self.count += 10
+        return await self._cancel_itself(then)
+
+    @method(read_only=True)
+    async def cancel_itself_beside(self, then: str) -> str:
+        return await self._cancel_itself(then)
+
+    async def _cancel_itself(self, then: str) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if then == "return":
+            return then
+        if then == "raise":
+            raise ValueError(then)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if then != "go on":
+                raise
+        return then
+
+    @method
+    async def add_later(self) -> int:
+        await asyncio.sleep(0)
+        self.count += 1
+        return self.count
+
     @method(read_only=True)
     async def beside(self, which: int) -> None:
         await asyncio.sleep(0)
@@ -152,6 +182,42 @@ async def test_the_caller_hears_of_every_failure(world: World, name: str, which:
     for failed in outcomes[::2]:
         assert isinstance(failed, ActorFailed)
         assert (failed.error_type, failed.message) == (kind.__name__, text)
+
+
+@pytest.mark.parametrize("name", ["cancel_itself", "cancel_itself_beside"])
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [("wait", "CancelledError"), ("raise", "ValueError"), ("return", ""), ("go on", "")],
+)
+async def test_a_turn_that_cancels_itself_has_failed(world: World, name: str, then: str, told: str) -> None:
+    """No host stops: a failure of its method, unless that takes no notice. The turns behind it, in the same task, do
+    not hear of it."""
+    client = await world.client(Moody)
+    call = getattr(client.actor(Moody, "m"), name)
+    added = 0
+    for _ in range(3):  # the first one finds the actor not loaded
+        outcome, *after = await asyncio.gather(
+            call(then), *(client.actor(Moody, "m").add_later() for _ in range(3)), return_exceptions=True
+        )
+        if told:
+            assert isinstance(outcome, ActorFailed)
+            assert outcome.error_type == told
+        else:
+            assert outcome == then
+            added += 10 if name == "cancel_itself" else 0
+        assert after == [added + 1, added + 2, added + 3]
+        added += 3
+
+
+async def test_a_message_whose_turn_cancels_itself_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has failed, not been refused."""
+    monkeypatch.setattr("actors.outbox._FIRST_RETRY_S", 0.0)
+    client = await world.client(Moody)
+    await client.send(client.actor(Moody, "m").cancel_itself, "wait")
+    async with asyncio.timeout(20):
+        while not (letters := await client.dead_letters()):  # noqa: ASYNC110  # nobody tells of them
+            await asyncio.sleep(0.01)
+    assert "CancelledError" in letters[0].reason
 
 
 async def test_a_turn_that_ends_as_if_it_were_closed_leaves_no_trace(world: World) -> None:
