@@ -323,6 +323,9 @@ def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
     one = base + "/{actor_type}/{actor_id}"
     own_operation = Operation("ERR_ACTOR_RUNTIME")
 
+    async def is_recorded(actor_type: str, actor_id: str) -> bool:
+        return bool(await runtime.actors.history(actor_type, actor_id, limit=1))
+
     @routes.get(base, summary="Actor types served here", responses=errors(401))
     async def list_types() -> Response:
         active = runtime.actors.active_counts()
@@ -365,8 +368,8 @@ def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
         check_known(runtime, actor_type)
         with failing_as(own_operation):
             found = await runtime.actors.state(actor_type, actor_id, at_version=version)
-        if found is None:
-            raise _not_found(actor_type, actor_id)
+            if found is None or (version == 0 and not await is_recorded(actor_type, actor_id)):
+                raise _not_found(actor_type, actor_id)
         return json_response({"type": actor_type, "id": actor_id, "version": found[0], "state": found[1]})
 
     @routes.get(one + "/history", summary="Recorded events of an actor", responses=errors(400, 404))
@@ -382,6 +385,8 @@ def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
             events, more = await read_events(
                 runtime.actors, actor_type, actor_id, after=after, limit=limit, most_bytes=most_bytes
             )
+            if not events and not (after and await is_recorded(actor_type, actor_id)):
+                raise _not_found(actor_type, actor_id)
         return page_of([event_answer(event) for event in events], events[-1].version if events else 0, more=more)
 
     @routes.get(one + "/reminders", summary="Pending reminders of an actor", responses=errors(400, 404))
@@ -390,6 +395,8 @@ def _own_routes(routes: APIRouter, runtime: Runtime, most_bytes: int) -> None:
         check_known(runtime, actor_type)
         with failing_as(own_operation):
             found = await runtime.actors.reminders(actor_type, actor_id)
+            if not found and not await is_recorded(actor_type, actor_id):
+                raise _not_found(actor_type, actor_id)
         lines = [{"name": r.name, **reminder_answer(actor_type, actor_id, r)} for r in found]
         return json_response({"items": lines})
 

@@ -266,6 +266,9 @@ def test_bad_timers(api: httpx.Client, account: str) -> None:
     assert error_of(answer) == (500, "ERR_ACTOR_TIMER_CREATE")
     assert "Account has no method 'nowhere'" in answer.json()["message"]
     assert error_of(api.post(f"{account}/timers/t", json={"dueTime": "soon"})) == (500, "ERR_ACTOR_TIMER_CREATE")
+    answer = api.post(f"{account}/timers/t", json={"dueTime": "1h"})
+    assert error_of(answer) == (500, "ERR_ACTOR_TIMER_CREATE")
+    assert "Account has no receive_timer(name, data)" in answer.json()["message"]
     assert error_of(api.post(f"{ACTORS}/Nobody/1/timers/t", json={})) == (500, "ERR_ACTOR_TIMER_CREATE")
     assert api.delete(f"{account}/timers/t").status_code == 204
     assert api.delete(f"{ACTORS}/Nobody/1/timers/t").status_code == 204
@@ -353,16 +356,17 @@ def test_history_and_state_as_of_a_version(api: httpx.Client) -> None:
 
 
 def test_delete_actor(api: httpx.Client, account: str) -> None:
-    """Deleting removes state, history and reminders; deleting what is not there succeeds."""
+    """Deleting removes state, history and reminders; deleting what is not there succeeds, reading it is 404."""
     own = f"{OWN}/{account.removeprefix(ACTORS + '/')}"
     api.post(f"{account}/method/deposit", content=b"5")
     api.post(f"{account}/reminders/r", json={"dueTime": "1h"})
     for _ in range(2):
         assert api.delete(own).status_code == 204
-    assert error_of(api.get(own)) == (404, "ERR_ACTOR_NOT_FOUND")
-    assert api.get(f"{own}/history").json() == {"items": []}
-    assert api.get(f"{own}/reminders").json() == {"items": []}
+    for path in ("", "?version=0", "/history", "/history?after=1", "/reminders"):
+        assert error_of(api.get(own + path)) == (404, "ERR_ACTOR_NOT_FOUND")
     assert api.post(f"{account}/method/deposit", content=b"1").json() == 1
+    for path in ("?version=0", "/history", "/history?after=1", "/reminders"):
+        assert api.get(own + path).status_code == 200
 
 
 def test_send(api: httpx.Client, account: str) -> None:
