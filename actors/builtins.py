@@ -6,10 +6,11 @@ with its other turns, fenced and atomic. Arguments are JSON values, as for every
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from actors.definition import HOOKS, make_method
-from actors.errors import InvalidState, ReminderExists, UnknownMethod
+from actors.errors import InvalidArguments, InvalidState, ReminderExists, UnknownMethod
 from actors.state import patch_field
 from actors.turn import context
 from statestores.codec import encode
@@ -47,7 +48,7 @@ async def _set_reminder(_: Any, name: str, options: dict[str, Any], overwrite: b
     turn = context()
     if not overwrite and any(r.name == name for r in await turn.reminders()):
         raise ReminderExists(f"reminder {name!r} of {turn.stream} exists already")
-    turn.set_reminder(name, **options)
+    _set_with(turn.set_reminder, name, options)
 
 
 def _clear_reminder(_: Any, name: str) -> None:
@@ -55,7 +56,14 @@ def _clear_reminder(_: Any, name: str) -> None:
 
 
 def _set_timer(_: Any, name: str, options: dict[str, Any]) -> None:
-    context().set_timer(name, **options)
+    _set_with(context().set_timer, name, options)
+
+
+def _set_with(set_wakeup: Callable[..., None], name: str, options: dict[str, Any]) -> None:
+    known = [parameter for parameter in inspect.signature(set_wakeup).parameters if parameter != "name"]
+    if unknown := [option for option in options if option not in known]:
+        raise InvalidArguments(f"{', '.join(map(repr, unknown))} is no option: there are {', '.join(known)}")
+    set_wakeup(name, **options)
 
 
 def _clear_timer(_: Any, name: str) -> None:

@@ -127,7 +127,7 @@ def _refuse_incomplete_reminder(due_ms: int | None, grid: Period | None, ttl: In
 
 
 def _agree_on_repeats(written: int | None, asked: int | None, *, has_period: bool) -> int | None:
-    """`written`: what stood before the period (R5/…), `asked`: the parameter. Without a period all of it means once."""
+    """`written`: what stood before the period (R5/…), `asked`: the parameter. `R5` alone means once, as in Dapr."""
     if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
         raise InvalidSchedule(f"repeats must be a whole number, not {asked!r}")
     if asked is not None and written is not None and asked != written:
@@ -139,6 +139,8 @@ def _agree_on_repeats(written: int | None, asked: int | None, *, has_period: boo
         raise InvalidSchedule("it has zero repetitions: the number counts every fire, so R1/PT1S fires once")
     if total >= 2**53:
         raise InvalidSchedule(f"{total} repetitions are too many to count: leave the number out for no end")
+    if asked is not None and asked > 1 and not has_period:
+        raise InvalidSchedule(f"repeats={asked} needs a period, e.g. period='1h'; without one it fires once")
     return total if has_period else None
 
 

@@ -253,7 +253,7 @@ class Turn:
 
         self._check_writing("set_reminder")
         check_name("reminder name", name)
-        self._check_callback(callback)
+        self._check_callback(callback, "receive_reminder")
         now_ms = self.now_ms()
         due_ms, schedule = make_schedule(due, period, ttl, repeats, misfire, now_ms, first_fire_immediate=False)
         if self.reminders_set is None:
@@ -294,7 +294,7 @@ class Turn:
         those of reminders (`receive_timer(name, data)` without callback). Raises `InvalidSchedule`, `UnknownMethod`."""
         self._check_writing("set_timer")
         check_name("timer name", name)
-        self._check_callback(callback)
+        self._check_callback(callback, "receive_timer")
         make_schedule(
             due, period, ttl, None, "all", self.now_ms(), first_fire_immediate=True
         )  # refuse it now, not later
@@ -397,8 +397,14 @@ class Turn:
             raise self.read_only(what)
         self.wrote = True
 
-    def _check_callback(self, name: str | None) -> None:
-        if name is not None and (name in HOOKS or name not in self.activation.definition.methods):
+    def _check_callback(self, name: str | None, hook: str) -> None:
+        """`hook` is called where nothing is named."""
+        methods = self.activation.definition.methods
+        if name is None and hook not in methods:
+            raise UnknownMethod(
+                f"{self.actor_type} has no {hook}(name, data): write it, or name a method as `callback`"
+            )
+        if name is not None and (name in HOOKS or name not in methods):
             raise UnknownMethod(f"{self.actor_type} has no method {name!r} to call back: mark it with @method")
 
     def read_only(self, what: str) -> InvalidState:

@@ -325,6 +325,7 @@ def test_repeats_count_fires() -> None:
         ({"period": "1s", "repeats": 2.5}, "whole number"),
         ({"period": "1s", "repeats": True}, "whole number"),
         ({"period": "R5/1s", "repeats": 4}, "contradicts"),
+        ({"due": "1s", "repeats": 3}, "needs a period"),
         ({"period": "R" + "9" * 40 + "/1s"}, "too many"),
         ({"period": "R/PT1S"}, "no duration"),
         ({"period": "R-1/PT1S"}, "no duration"),

@@ -12,6 +12,7 @@ import pytest
 
 from actors import (
     ActorFailed,
+    InvalidArguments,
     InvalidName,
     InvalidSchedule,
     OutcomeUnknown,
@@ -528,6 +529,30 @@ async def test_callback_that_does_not_exist_is_refused(world: World, callback: s
     assert await client.reminders("Alarm", "a") == []
 
 
+@actor
+class Deaf:
+    @method
+    async def set(self, options: dict[str, Any]) -> None:
+        context().set_reminder("r", **options)
+
+    @method
+    async def set_timer(self, options: dict[str, Any]) -> None:
+        context().set_timer("t", **options)
+
+
+async def test_wakeup_that_nobody_hears_is_refused(world: World) -> None:
+    """Without a callback it calls a hook. A class without that has forgotten one of both: told when it is set."""
+    client = await world.client(Deaf)
+    deaf = client.actor(Deaf, "d")
+    for set_inside, hook in ((deaf.set, "receive_reminder"), (deaf.set_timer, "receive_timer")):
+        with pytest.raises(ActorFailed, match=f"Deaf has no {hook}"):
+            await set_inside({"due": 0})
+    for set_outside, hook in ((client.set_reminder, "receive_reminder"), (client.set_timer, "receive_timer")):
+        with pytest.raises(UnknownMethod, match=f"Deaf has no {hook}"):
+            await set_outside("Deaf", "d", "w", {"due": 0})
+    assert await client.reminders("Deaf", "d") == []
+
+
 @actor(name="Alarm")
 class Former:
     """The type in the release before: one callback is not there yet, another one takes something else."""
@@ -641,6 +666,9 @@ async def test_reminders_from_outside(world: World) -> None:
         await client.set_reminder("Alarm", "a", "r", {})
     with pytest.raises(InvalidName):
         await client.set_reminder("Alarm", "a", "r/s", {"due": 1})
+    for set_wakeup in (client.set_reminder, client.set_timer):
+        with pytest.raises(InvalidArguments, match="'every', 'name' is no option: there are due, period"):
+            await set_wakeup("Alarm", "a", "r", {"due": 1, "every": 2, "name": "s"})
 
 
 async def hold_before_the_first_tick(alarm: Alarm, change: str, options: dict[str, Any]) -> asyncio.Future[None]:
