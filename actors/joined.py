@@ -30,9 +30,9 @@ def comes_back(activation: Activation, running: Turn, call: Call) -> bool:
     host, stream, options = activation.host, activation.stream, activation.definition.options
     method = call.method
     assert method is not None
-    if not options.reentrant and stream not in call.chain:
-        return False  # same id, given by a client twice: not waiting for itself
     if not options.reentrant and not method.interleave:
+        if stream not in call.chain:
+            return False  # same id, given by a client twice: not waiting for itself
         start = call.chain.index(stream)
         host.fail(call, Deadlock((*call.chain[start:], stream)))
     elif running.depth >= options.max_depth:

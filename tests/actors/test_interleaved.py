@@ -257,6 +257,17 @@ async def test_turn_reads_its_own_actor(world: World) -> None:
     assert await client.actor(Purse, "p").look_at_itself() == [1, 0, []]
 
 
+async def test_read_of_the_same_chain_that_came_from_outside(world: World) -> None:
+    """A turn may have called somebody who knows of its chain no more than its id, and waits for this."""
+    client = await world.client(Purse)
+    turn = client.invoke_nowait("Purse", "p", "move", b"[5]", chain_id="c")
+    await until(lambda: running(client, "Purse/p"))
+    assert await client.invoke_nowait("Purse", "p", "look", chain_id="c") == b"[5,0,[5]]"
+    assert not turn.done()
+    Purse.gate.set()
+    assert await turn == b'"moved"'
+
+
 async def test_turns_that_read_each_other(world: World) -> None:
     """Each of two half-done turns waits for the other: found at once."""
     client = await world.client(Purse)
