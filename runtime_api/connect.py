@@ -300,12 +300,15 @@ class RemoteWorkflows:
         instance_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> str:
-        """Start an instance; its id. It is durable when this returns."""
+        """Start an instance; its id. It is durable when this returns. With a key, and without an id, that follows from
+        the key."""
         name = workflow if isinstance(workflow, str) else workflow.name
-        chosen = instance_id or str(uuid.uuid4())
-        where = f"/v1.0/workflows/dapr/{_escaped(name)}/start?instanceID={quote(chosen, safe='')}"
-        await self._post(where, input, idempotency_key or str(uuid.uuid4()))
-        return chosen
+        where = f"/v1.0/workflows/dapr/{_escaped(name)}/start"
+        if instance_id is not None or idempotency_key is None:
+            where += f"?instanceID={quote(instance_id or str(uuid.uuid4()), safe='')}"
+        body = b"" if input is None else encode(input)
+        answer = await self._insist("POST", where, body, idempotency_key or str(uuid.uuid4()))
+        return str(decode(answer)["instanceID"])
 
     async def get(self, instance_id: str) -> Instance:
         """Raises `InstanceNotFound`."""

@@ -158,9 +158,11 @@ class WorkflowClient:
     ) -> str:
         """Start an instance; its id. It is durable when this returns, and may have ended already.
 
-        `start_at` or `delay`: it is PENDING until then. `idempotency_key`: the same start again, whether the first is
-        running or over, is that one; without `instance_id` the id follows from it. The id of an ended instance can be
-        used again: what was recorded under it is removed.
+        `start_at` or `delay`: it is PENDING until then. `idempotency_key`: a start of this workflow that is made again
+        under it is the first one, whether that is running or over, for as long as that is what is recorded under the
+        id, and for an hour after it was made whatever has become of it; without `instance_id` the id follows from the
+        key. One that is refused leaves its key unused. The id of an ended instance can be used again: what was recorded
+        under it is removed.
 
         Raises `UnknownWorkflow`, `InvalidWorkflowInput`, `InvalidSchedule`, `InstanceExists`, `InvalidName`,
         `ActorError`.
@@ -182,14 +184,22 @@ class WorkflowClient:
             raise InvalidSchedule(
                 "a workflow begins within a thousand years from now, or by the year 9999: begin sooner"
             )
-        ask, method = (self._ask_large, "start_large") if self._is_large(text) else (self._ask, "start")
+        large = self._is_large(text)
+        ask = self._ask_large if large else self._ask
+        asked = (definition.name, text, at_ms, delay_ms, request)
         while True:
-            answer: str = await ask(instance_id, method, definition.name, text, at_ms, delay_ms, request, fresh=fresh)
+            answer: str
+            if is_new:
+                answer = await ask(instance_id, "start_large" if large else "start", *asked, fresh=fresh)
+            else:
+                key = _Identity(_behind(definition.name, request), False)
+                answer = await ask(instance_id, "start_once", *asked, large, key=key)
             if answer == "exists":
                 raise InstanceExists(instance_id)
-            if answer != "terminal":
+            if not answer:
                 return instance_id
-            await self._purge_ended(instance_id)
+            # Somebody else may do the same at the same time: only the execution that had ended is removed.
+            await self._ask(instance_id, "purge", False, answer.removeprefix("terminal "))
 
     async def run(self, workflow: Workflow[P, T], input: Any = None, **options: Any) -> T:
         """`start` and `wait` in one; `options` as for `start`."""
@@ -277,9 +287,7 @@ class WorkflowClient:
         check_text("event name", name)
         text = encode(payload).decode()
         folded = name.casefold()
-        # With its length before it, since both may contain whatever would separate them.
-        prefix = f"{len(folded)}:{folded}:"
-        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, prefix=prefix)
+        key = _identity(idempotency_key, instance_id, "raise_event", folded, text, name=folded)
         if self._is_large(text):
             answer = await self._ask_large(instance_id, "raise_event", name, text, True, key=key)
         else:
@@ -424,16 +432,6 @@ class WorkflowClient:
             raise UnknownWorkflow(name, list(self._workflows))
         return found
 
-    async def _purge_ended(self, instance_id: str) -> None:
-        """Somebody else may purge, and start anew, at the same time: only the execution that was seen to have ended
-        goes."""
-        try:
-            ended = await self._described(instance_id)
-        except InstanceNotFound:
-            return
-        if ended["status"] in TERMINAL:
-            await self._ask(instance_id, "purge", False, ended["execution"])
-
     async def _command(self, instance_id: str, method: str, *args: Any, key: _Identity | None = None) -> str:
         answer: str = await self._ask(instance_id, method, *args, key=key)
         if answer == MISSING:
@@ -481,17 +479,22 @@ class _Identity(NamedTuple):
     is_new: bool
 
 
-def _identity(given: str | None, instance_id: str, method: str, *args: Any, prefix: str = "") -> _Identity:
-    """What is given goes behind the prefix. In a turn that has a key itself the identity follows from that, and from
-    what is asked for, so that a repeated turn repeats no effects."""
+def _identity(given: str | None, instance_id: str, method: str, *args: Any, name: str | None = None) -> _Identity:
+    """What is given goes behind the name, if there is one. In a turn that has a key itself the identity follows from
+    that, and from what is asked for, so that a repeated turn repeats no effects."""
     refuse_replayed()
     if given is not None:
         check_key(given)
-        return _Identity(prefix + given, False)
+        return _Identity(given if name is None else _behind(name, given), False)
     turn = current_turn()
     if turn is None or turn.idempotency_key is None:
         return _Identity(_new_id(), True)
     return _Identity(turn.nested_key(_stream(instance_id), method, encode(args)), False)
+
+
+def _behind(name: str, key: str) -> str:
+    """With the length of the name before it, since both may contain whatever would separate them."""
+    return f"{len(name)}:{name}:{key}"
 
 
 def _failure(shown: Mapping[str, Any]) -> Failure | None:

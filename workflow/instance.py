@@ -60,15 +60,15 @@ _MAILBOX_LIMIT = 1_000_000
 
 class WorkflowInstance:
     """The actor. One subclass per `Engine`, see `instance_type`. Methods answer with a word rather than an exception
-    where the caller is expected to ask: "" done, "missing", "exists", "terminal", or the present status; those that are
-    called under a key raise it, see `Refused`."""
+    where the caller is expected to ask: "" done, "missing", "exists", "terminal" and the execution that has ended, or
+    the present status; those that are called under a key raise it, see `Refused`."""
 
     _deployment: ClassVar[Deployment]
 
     name: str = ""
     status: str = ""
     execution: str = ""
-    # Identity of the start request: the same one again is the same start.
+    # Identity of the start request: the same one again, of the same workflow, is the same start.
     request: str = ""
     created_ms: int = 0
     updated_ms: int = 0
@@ -174,13 +174,25 @@ class WorkflowInstance:
         """`stored`: where the JSON of the input is."""
         return self._start(name, None, at_ms, delay_ms, request, Stored.parse(stored))
 
+    @method
+    def start_once(self, name: str, input: str, at_ms: int, delay_ms: int, request: str, large: bool) -> str:
+        """`start` under a key, whose receipt outlives what is recorded: of this execution, when another one follows or
+        it is purged. `input`: JSON text; `large`: where it is."""
+        if large:
+            refused = self._start(name, None, at_ms, delay_ms, request, Stored.parse(input))
+        else:
+            refused = self._start(name, orjson.Fragment(input), at_ms, delay_ms, request, None)
+        if refused:
+            raise Refused(refused)
+        return ""
+
     def _start(
         self, name: str, input: orjson.Fragment | None, at_ms: int, delay_ms: int, request: str, stored: Stored | None
     ) -> str:
         if self.status:
-            if self.request == request:
+            if self.request == request and self.name == name:
                 return ""
-            return "terminal" if self.status in TERMINAL else "exists"
+            return f"terminal {self.execution}" if self.status in TERMINAL else "exists"
         turn = context()
         now_ms = turn.now_ms()
         at: int | None = max(at_ms, now_ms + delay_ms)
@@ -532,7 +544,7 @@ _SHOWN = ("name", "status", "execution", "created_ms", "updated_ms", "input", "o
 def instance_type(deployment: Deployment, idle_timeout_s: float) -> type[WorkflowInstance]:
     """The actor class of one engine."""
     made = type("WorkflowInstance", (WorkflowInstance,), {"_deployment": deployment, "__module__": __name__})
-    # No snapshots: replay needs every record. Few receipts: starts are recognised by their recorded request.
+    # No snapshots: replay needs every record. Few receipts: only what was asked for under a key leaves one.
     return actor(
         name=ACTOR_TYPE, idle_timeout=idle_timeout_s, snapshot_every=_NEVER, mailbox_limit=_MAILBOX_LIMIT, receipts="1h"
     )(made)

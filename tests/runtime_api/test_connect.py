@@ -218,6 +218,8 @@ async def test_a_start_takes_effect_once(runtime: Served, name: str) -> None:
     assert await runtime.workflows.wait(name) == {"asked": {}, "answer": 1}
     await start()
     assert (await runtime.workflows.get(name)).status == "COMPLETED"
+    started = {await runtime.workflows.start(doubling, 1, idempotency_key=name) for _ in range(2)}
+    assert len(started | {await runtime.workflows.start(doubling, 1)}) == 2
 
 
 async def test_a_message_that_is_sent_again_is_one_message(sample: Sample, name: str) -> None:

@@ -207,6 +207,29 @@ def test_idempotent_start(api: httpx.Client, instance: str) -> None:
     assert len(ids) == 1
 
 
+@pytest.mark.parametrize("query", ["", "&appID=sample"], ids=["hot", "general"])
+def test_a_start_is_remembered_when_it_is_gone(api: httpx.Client, instance: str, query: str) -> None:
+    """Under its key it is the first one when another has followed, and when that was purged (INV-8); the start of
+    another workflow is not taken for it."""
+
+    def started(name: str, key: str) -> tuple[int, str]:
+        where = f"{DAPR}/{name}/start?instanceID={instance}{query}"
+        answer = api.post(where, content=b"1", headers={"idempotency-key": key})
+        return answer.status_code, answer.json().get("instanceID", "")
+
+    assert started("doubling", "k") == (202, instance)
+    result(api, instance)
+    assert started("echoing", "k") == (202, instance)
+    result(api, instance)
+    for name, key in (("doubling", "k"), ("echoing", "m")):
+        assert started(name, key) == (202, instance)
+    assert result(api, instance)["workflowName"] == "echoing"
+    api.post(f"{DAPR}/{instance}/purge")
+    for name, key in (("doubling", "k"), ("echoing", "k"), ("echoing", "m")):
+        assert started(name, key) == (202, instance)
+    assert error_of(api.get(f"{DAPR}/{instance}")) == (404, "ERR_INSTANCE_ID_NOT_FOUND")
+
+
 @pytest.mark.parametrize("query", ["", "?appID=sample"], ids=["hot", "general"])
 def test_events_under_one_key_are_one_event(api: httpx.Client, instance: str, query: str) -> None:
     """An event that is raised again with its key has been raised once (INV-8); without one it is another."""

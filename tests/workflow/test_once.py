@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from statestores.sqlite import SqliteStore
 from tests.actors.worlds import Lever
 from workflow import (
     Engine,
+    InstanceExists,
     InstanceNotFound,
     InstanceNotTerminal,
     WorkflowClient,
@@ -37,6 +39,17 @@ async def collecting() -> list[Any]:
     return found
 
 
+@workflow
+async def taking(given: str) -> list[Any]:
+    """As `collecting`."""
+    return await collecting()
+
+
+@workflow
+async def other() -> None:
+    """Has ended when it has begun."""
+
+
 class Bank:
     """A host whose store loses answers, and which does not wait for it to find them again."""
 
@@ -46,7 +59,7 @@ class Bank:
 
     async def start(self, store: StateStore) -> None:
         self.lever = Lever(store.journal)
-        self._engine = Engine([collecting], payloads=store.payloads, large_value_bytes=LIMIT)
+        self._engine = Engine([collecting, taking, other], payloads=store.payloads, large_value_bytes=LIMIT)
         teller = definition_of(Teller)
         assert teller is not None
         types = [teller, *self._engine.types]
@@ -257,3 +270,87 @@ async def test_a_refusal_is_not_remembered(bank: Bank) -> None:
         await bank.client.raise_event("w", "money", "x" * 2 * LIMIT, idempotency_key="large")
     assert await bank.collected("w") == [1, "x" * 2 * LIMIT]
     await bank.client.purge("w", idempotency_key="p")
+
+
+async def _ended(bank: Bank, instance_id: str) -> str:
+    """Its execution, once it has ended."""
+    await bank.collected(instance_id)
+    return (await bank.client.get(instance_id)).execution_id
+
+
+@pytest.mark.parametrize("size", [1, LIMIT], ids=["small", "large"])
+async def test_a_start_under_a_key_is_the_first_one_whatever_followed(bank: Bank, store: StateStore, size: int) -> None:
+    """INV-8: also when its execution was purged, or another one has begun under the id since, and in the next host."""
+    start, given = bank.client.start, "x" * size
+    for first in ("a", await start(taking, given, idempotency_key="k")):
+        if first == "a":
+            await start(taking, given, instance_id="a", idempotency_key="k")
+        execution = await _ended(bank, first)
+        assert await start(taking, given, instance_id=first, idempotency_key="k") == first
+        assert (await bank.client.get(first)).execution_id == execution
+        await bank.client.purge(first)
+        assert await start(taking, "y", instance_id=first, idempotency_key="k") == first
+        with pytest.raises(InstanceNotFound):
+            await bank.client.get(first)
+        await start(taking, given, instance_id=first, idempotency_key="l")
+        following = await _ended(bank, first)
+        assert await start(taking, given, instance_id=first, idempotency_key="k") == first
+        assert (await bank.client.get(first)).execution_id == following != execution
+    await bank.client.purge("a")
+    await bank.stop()
+    await bank.start(store)
+    for key in ("k", "l"):
+        assert await bank.client.start(taking, given, instance_id="a", idempotency_key=key) == "a"
+    assert await bank.client.start(taking, given, idempotency_key="k") == first
+    with pytest.raises(InstanceNotFound):
+        await bank.client.get("a")
+
+
+async def test_a_refused_start_leaves_its_key_unused(bank: Bank) -> None:
+    """Who was told that the id is in use may come again with the same key, and then it is a start; so does the start in
+    a turn that has a key."""
+    teller = bank.host.client.actor
+    await bank.client.start(collecting, instance_id="a")
+    with pytest.raises(InstanceExists):
+        await bank.client.start(collecting, instance_id="a", idempotency_key="k")
+    with pytest.raises(ActorFailed, match="already exists"):
+        await teller(Teller, "t", idempotency_key="k").open("a", False)
+    first = await _ended(bank, "a")
+    for _ in range(2):
+        await bank.client.start(collecting, instance_id="a", idempotency_key="k")
+    second = await _ended(bank, "a")
+    for _ in range(2):
+        assert await teller(Teller, "t", idempotency_key="k").open("a", False) == ["a"]
+    assert len({first, second, await _ended(bank, "a")}) == 3
+
+
+async def test_the_key_of_another_workflow_is_another_key(bank: Bank) -> None:
+    """Its start is not taken for that of the first, whose id is in use; and starts anew when that has ended."""
+    await bank.client.start(collecting, instance_id="a", idempotency_key="k")
+    with pytest.raises(InstanceExists):
+        await bank.client.start(other, instance_id="a", idempotency_key="k")
+    await _ended(bank, "a")
+    await bank.client.start(other, instance_id="a", idempotency_key="k")
+    await bank.client.wait("a", 10)
+    await bank.client.start(collecting, instance_id="a", idempotency_key="k")
+    assert (await bank.client.get("a")).name == "other"
+
+
+async def test_starts_beside_each_other_under_one_key_are_one(bank: Bank) -> None:
+    """On the id of an instance that has ended, and although the new one is over before the others have come that far:
+    none of them removes it."""
+    await bank.client.start(other, instance_id="a")
+    first = await bank.client.wait_state("a", 10)
+    await asyncio.gather(*(bank.client.start(other, instance_id="a", idempotency_key="k") for _ in range(20)))
+    second = await bank.client.wait_state("a", 10)
+    assert second.execution_id != first.execution_id
+    await bank.client.start(other, instance_id="a", idempotency_key="k")
+    assert await bank.client.get("a") == second
+
+
+async def test_a_start_without_a_key_looks_for_no_receipt_and_leaves_none(bank: Bank) -> None:
+    """It costs what it did."""
+    for instance_id in ("a", None):
+        await bank.client.start(other, instance_id=instance_id)
+    assert not {"receipt", "receipts"} & {*bank.lever.calls}
+    assert [commit.receipt for commit in bank.lever.commits if commit.receipt is not None] == []
