@@ -1,7 +1,8 @@
 """What the outside world does with workflows: start, look, wait, signal, pause, resume, terminate, purge, list.
 
 Every call but the looking ones is durable when it returns. A host in trouble (`actors.Retriable`), or a store, is asked
-again until `patience_s` are over: each operation is safe to repeat, by its nature or by a key.
+again until `patience_s` are over, or this host has stopped: each operation is safe to repeat, by its nature or by a
+key.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 
-from actors import ActorFailed, InvalidSchedule, OutcomeUnknown, Retriable
+from actors import ActorFailed, HostStopping, InvalidSchedule, OutcomeUnknown, Retriable
 from actors.names import check_key, check_name, check_text
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
@@ -362,6 +363,8 @@ class WorkflowClient:
             try:
                 return await attempt()
             except StoreUnavailable as error:
+                if self._client.is_stopped:
+                    raise HostStopping("this host has stopped") from error
                 if clock() >= until_s:
                     raise OutcomeUnknown(str(error)) from error
             pause_s = await _paused(pause_s)
@@ -460,7 +463,7 @@ class WorkflowClient:
                     return error.message
                 raise
             except Retriable:
-                if clock() >= until_s:
+                if clock() >= until_s or self._client.is_stopped:
                     raise
             fresh = is_new = False
             pause_s = await _paused(pause_s)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from actors import Host, LoopClock, OutcomeUnknown
+from actors import Host, HostStopping, LoopClock, OutcomeUnknown
 from statestores.errors import StoreUnavailable
 from statestores.memory import MemoryStore
 from tests.actors.worlds import Lever
@@ -138,5 +138,35 @@ def test_patience_is_over_when_it_says(text: str) -> None:
         with pytest.raises(OutcomeUnknown):
             await world.client.raise_event("one", "go", text)
         assert PATIENCE_S <= clock() - began_s <= PATIENCE_S + ATTEMPT_S + _LONGEST_RETRY_S
+
+    simulated(program)
+
+
+@pytest.mark.parametrize("text", [SMALL, LARGE], ids=["small", "large"])
+def test_nobody_waits_for_a_host_that_has_stopped(text: str) -> None:
+    """It does not come back: whoever asks it, or waits already, is told at once."""
+
+    async def program(world: World) -> None:
+        clock, client = asyncio.get_running_loop().time, world.client
+        await client.start(passes_on, text, instance_id="one")
+        waiting = asyncio.ensure_future(client.wait("one"))
+        await asyncio.sleep(0.1)
+        await world.host.stop(1)
+        stopped_s = clock()
+        for asked in (
+            waiting,
+            client.get("one"),
+            client.wait("one"),
+            client.start(passes_on, text),
+            client.raise_event("one", "go", text),
+            client.terminate("one"),
+        ):
+            with pytest.raises(HostStopping):
+                await asked
+        world.turn(True)  # the store is closed after its host
+        with pytest.raises(HostStopping):
+            await client.start(passes_on, text)
+        assert clock() == stopped_s
+        world.turn(False)
 
     simulated(program)
