@@ -23,12 +23,15 @@ from asyncio.events import _get_running_loop
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
+from pydantic import PydanticUserError
+
 from actors.definition import _can_suspend
 from actors.hostneeds import checked_amount
 from actors.names import check_name
 from actors.period import MAX_MS
 from actors.timetext import parse_duration_s
-from statestores.codec import Adapter, adapter, decode, encode
+from statestores.codec import ATOMS, Adapter, CodecError, adapter, decode, encode
+from workflow.errors import WorkflowGuardError
 from workflow.guards import Scan, scan
 from workflow.loop import WorkflowLoop
 
@@ -253,6 +256,18 @@ class Workflow(Generic[P, T]):
         if self.parameter is not None and (value is not None or self.parameter.default is inspect.Parameter.empty):
             restore(self.input, value)
 
+    def check_output(self, result: Any, data: bytes) -> None:
+        """Raises `CodecError` for a result whose JSON would not be read again as what the annotation says."""
+        found = self.output
+        if found is not None and (type(result) is not found.annotation or found.annotation not in _READ_AGAIN):
+            try:
+                found.decode(data)
+            except PydanticUserError:  # the annotation is at fault
+                return
+            except CodecError as error:
+                if not isinstance(error.__cause__, WorkflowGuardError):  # a validator may ask that where it is read
+                    raise CodecError(f"the result is not what the annotation says: {error}") from error
+
     def __repr__(self) -> str:
         return f"<workflow {self.name}>"
 
@@ -272,6 +287,8 @@ def read(found: Adapter[Any] | None, data: bytes | bytearray) -> Any:
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # Annotations that any JSON value satisfies: nothing to validate or convert.
 _PLAIN: tuple[Any, ...] = (Any, object)
+# Annotations that whatever is of that very type fits again, once it has been JSON: nothing to check.
+_READ_AGAIN = (*ATOMS, bytes, list, dict)
 
 
 def _value_adapter(annotation: Any) -> Adapter[Any] | None:

@@ -29,6 +29,7 @@ A value longer than the execution's limit is not recorded but referred to, by on
 
 So commands are the same at every replay, although each value is stored under an id of its own (`workflow.payloads`).
 The limit for commands is recorded with the start (`l`; absent: none): that it is configured anew changes no history.
+So is it that an output its annotation refuses is a failure (`o`; absent: it was none when the execution began).
 
 `step` is a lexical place (see `workflow.loop.Scope`), `x` the execution id: new for each start under the same instance
 id. "retry" and "again" are decisions of the engine, recorded as facts so that a changed retry policy cannot break a
@@ -83,7 +84,8 @@ def parse(text: str) -> list[Any]:
 class Start(NamedTuple):
     """What the first input of a history says. `at_ms`: when the code begins, None: at once. `request`: identity of the
     start request, so that a repeated one is recognised. `limit`: JSON of commands longer than this is referred to; 0:
-    none. `reference`: of the input, when it is too large to be recorded."""
+    none. `reference`: of the input, when it is too large to be recorded. `checked`: an output that its annotation
+    refuses is a failure."""
 
     instance_id: str
     execution: str
@@ -93,6 +95,7 @@ class Start(NamedTuple):
     request: str = ""
     limit: int = 0
     reference: dict[str, Any] | None = None
+    checked: bool = True
 
     def to_input(self) -> Input:
         fields = {"v": VERSION, "id": self.instance_id, "x": self.execution, "name": self.name, "input": self.input}
@@ -101,6 +104,8 @@ class Start(NamedTuple):
             fields["l"] = self.limit
         if self.reference is not None:
             fields["ref"] = self.reference
+        if self.checked:
+            fields["o"] = 1
         return ("started", fields)
 
     @classmethod
@@ -114,6 +119,7 @@ class Start(NamedTuple):
             data["r"],
             data.get("l", 0),
             data.get("ref"),
+            "o" in data,
         )
 
 

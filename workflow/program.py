@@ -462,6 +462,8 @@ class Program:
     def _success(self, result: Any) -> Command:
         try:
             data = encode(result)
+            if self._start is not None and self._start.checked:
+                self.definition.check_output(result, data)
             if len(data) > self._limit:
                 return ("completed", None, self._refer(data))
             return ("completed", orjson.Fragment(data))

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pydantic
 import pytest
 
 import actors
 from tests.workflow.steps import Ledger, Order, Receipt, charge, double, issue
 from workflow import ActivityFailed, ActorCallFailed, activity, actor, current, send, set_status, wait_event, workflow
+from workflow.context import SURFACE
+from workflow.errors import Stall
+from workflow.history import Record, encode_inputs, parse
+from workflow.replay import replay
 from workflow.testing import Rehearsal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 T0 = 1_700_000_000_000
+
+
+class Dated(pydantic.BaseModel):
+    until_s: float
+
+    @pydantic.field_validator("until_s")
+    @classmethod
+    def _not_yet(cls, until_s: float) -> float:
+        return min(until_s, time.time())
 
 
 @pytest.fixture(params=[False, True], ids=["hot", "evicted"])
@@ -593,6 +609,49 @@ def test_unencodable_output_is_a_failure() -> None:
     run = Rehearsal(gives_object)
     assert run.failure is not None
     assert run.failure[0] == "UnserializableResult"
+
+
+@dataclass
+class Totals:
+    cents: int
+
+
+@workflow
+async def totals(given: object) -> Totals:
+    return given  # type: ignore[return-value]  # the mistake
+
+
+def test_an_output_its_annotation_refuses_is_a_failure(evict: bool) -> None:
+    """Whoever waits for it would be given what he cannot read."""
+    assert Rehearsal(totals, {"cents": 5}, evict=evict).output == {"cents": 5}
+    run = Rehearsal(totals, {"cents": "much"}, evict=evict)
+    assert (run.status, run.output) == ("FAILED", None)
+    assert run.failure is not None
+    assert run.failure[0] == "UnserializableResult"
+    assert run.failure[1].startswith("the result is not what the annotation says: cents: Input should be a valid")
+    replay(totals, "rehearsal", run.records, SURFACE).close()
+
+
+def test_an_execution_that_began_before_outputs_were_checked_completes() -> None:
+    """Its history says so, and a replay gives what is recorded (INV-10)."""
+    refused = Rehearsal(totals, {"cents": "much"}).records[0]
+    (started,) = parse(refused.inputs)
+    del started[1]["o"]
+    inputs = encode_inputs([started])
+    completed = Record(refused.time_ms, inputs, '[["completed",{"cents":"much"}]]')
+    replay(totals, "rehearsal", [completed], SURFACE).close()
+    with pytest.raises(Stall, match="UnserializableResult"):
+        replay(totals, "rehearsal", [completed._replace(inputs=refused.inputs)], SURFACE)
+
+
+@workflow
+async def dated(given: object) -> Dated:
+    return given  # type: ignore[return-value]  # as it would come from an activity
+
+
+def test_a_validator_of_an_output_may_look_at_the_clock() -> None:
+    """It is no part of the workflow's code, and is asked again where the output is read."""
+    assert Rehearsal(dated, {"until_s": 5}).output == {"until_s": 5}
 
 
 def test_current_task_of_the_host_is_untouched() -> None:
