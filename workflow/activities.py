@@ -423,7 +423,10 @@ class ActivityWorker:
             log.exception("activity %s of %s has failed, and is not tried again", order.name, order.instance_id)
             due_ms = None
         retry_ms = -1 if due_ms is None else due_ms - now_ms
-        failure = [type(error).__name__, message_of(error), trace_of(error, _LONGEST_TRACEBACK)]
+        message = message_of(error)
+        if due_ms is None and found.retry.overall_ms is not None and isinstance(error, ActivityTimeout):
+            message = f"{message}{_after(order)}"
+        failure = [type(error).__name__, message, trace_of(error, _LONGEST_TRACEBACK)]
         self._report(order, "activity_failed", (order.execution, order.step, order.attempt, failure, retry_ms))
 
     def _report(self, order: Order, method: str, outcome: tuple[Any, ...], pause_s: float = _REPORT_RETRY_S) -> None:
@@ -475,6 +478,11 @@ def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stop.value
     coroutine.close()
     raise RuntimeError(f"{coroutine!r} was found unable to suspend, and did suspend")
+
+
+def _after(order: Order) -> str:
+    """Why there was an attempt that the time of the step has cut short: that says more than the want of time."""
+    return f"; attempt {order.attempt - 1} failed: {order.failure}" if order.failure else ""
 
 
 def _is_lost(error: BaseException | None) -> bool:

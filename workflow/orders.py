@@ -43,13 +43,14 @@ if TYPE_CHECKING:
 class Order:
     """One attempt of an activity. `arguments` is JSON; `reference`: what is recorded in place of large ones, `stored`:
     where those are (see `workflow.payloads`; set by the instance, which knows). `first_ms`: when its first attempt was
-    commanded; `row`: the message that stands for this order alone, "" where the marker does; `given_up`: nobody will
-    hear its outcome."""
+    commanded; `row`: the message that stands for this order alone, "" where the marker does; `failure`: what
+    the attempt before it has failed with, where that is known; `given_up`: nobody will hear its outcome."""
 
     __slots__ = (
         "arguments",
         "attempt",
         "execution",
+        "failure",
         "first_ms",
         "given_up",
         "instance_id",
@@ -85,6 +86,7 @@ class Order:
         self.key = (execution, step, attempt)
         self.reference: dict[str, Any] | None = None
         self.stored = ""
+        self.failure = ""
         # May have been begun before, somewhere.
         self.redelivered = False
         self.given_up = False
@@ -112,7 +114,7 @@ class Order:
 class OpenOrders:
     """The open orders of one execution, by step: a fold of its records."""
 
-    __slots__ = ("_again", "execution", "instance_id", "orders")
+    __slots__ = ("_again", "_failures", "execution", "instance_id", "orders")
 
     def __init__(self, instance_id: str, execution: str) -> None:
         self.instance_id = instance_id
@@ -121,6 +123,8 @@ class OpenOrders:
         # Of steps whose next attempt is due: its number, and when the first was commanded. The command may come much
         # later (it waits for `resume`), hence from any record before.
         self._again: dict[str, tuple[int, int]] = {}
+        # Of steps that wait for their next attempt: what the last one has failed with.
+        self._failures: dict[str, str] = {}
 
     @classmethod
     def of(cls, instance_id: str, execution: str, records: Sequence[Record], since: int) -> OpenOrders:
@@ -128,7 +132,7 @@ class OpenOrders:
         found = cls(instance_id, execution)
         for position, record in enumerate(records):
             if position < since:
-                if '"again"' in record.inputs:
+                if '"again"' in record.inputs or '"retry"' in record.inputs:
                     found.apply(record.time_ms, parse(record.inputs), ())
             elif found.orders or '"activity"' in record.commands or '"again"' in record.inputs:
                 found.apply(record.time_ms, parse(record.inputs), parse(record.commands))
@@ -146,6 +150,8 @@ class OpenOrders:
             kind = item[0]
             if kind == "done" or kind == "failed" or kind == "retry":
                 orders.pop(item[1], None)
+                if kind == "retry":
+                    self._failures[item[1]] = f"{item[4]}: {item[5]}"
             elif kind == "again":
                 # Histories of the first version do not say when the first attempt was.
                 self._again[item[1]] = item[2], item[3] if len(item) > 3 else time_ms
@@ -159,9 +165,12 @@ class OpenOrders:
                 order = Order(self.instance_id, self.execution, step, name, orjson.dumps(arguments), attempt, first_ms)
                 if references:
                     order.reference = references[0]
+                if attempt > 1:
+                    order.failure = self._failures.pop(step, "")
                 orders[step] = order
                 opened.append(order)
             elif kind == "abandon":
                 orders.pop(command[1], None)
+                self._failures.pop(command[1], None)
                 abandons = True
         return [order for order in opened if orders.get(order.step) is order] if abandons else opened

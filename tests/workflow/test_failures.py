@@ -12,7 +12,16 @@ from statestores.codec import CodecError, encode
 from statestores.memory import MemoryStore
 from tests.workflow.conftest import World as MadeWorld
 from tests.workflow.test_payloads import MovedClock
-from workflow import ActivityFailed, RetryPolicy, WorkflowFailed, WorkflowStalled, activity, set_status, workflow
+from workflow import (
+    ActivityFailed,
+    RetryPolicy,
+    WorkflowFailed,
+    WorkflowStalled,
+    activity,
+    activity_info,
+    set_status,
+    workflow,
+)
 from workflow.advance import Advance
 from workflow.instance import WorkflowInstance
 from workflow.raised import error_of, raised
@@ -331,6 +340,51 @@ async def test_no_attempt_begins_after_the_time_of_its_step(world: World, kind: 
     client = await world.start([asks], [late[kind]], clock=clock)
     assert await client.wait(instance, 10) == ["ActivityTimeout", "late is out of time: attempt 1 is not begun"]
     assert ran == []
+
+
+async def test_the_attempt_that_is_not_begun_hides_no_failure(world: World) -> None:
+    """Why a step was to be tried again is what its caller has to know, rather than that its time is over."""
+    clock, begun = MovedClock(), asyncio.Event()
+
+    @activity(retry=RetryPolicy(max_attempts=0, initial_interval="1ms", overall_timeout="1h"))
+    async def pays() -> None:
+        if activity_info().attempt == 1:
+            raise LookupError("no such account")
+        begun.set()
+        await asyncio.Event().wait()
+
+    @workflow
+    async def asks() -> list[str]:
+        return await told(pays())
+
+    client = await world.start([asks], [pays], clock=clock)
+    instance = await client.start(asks)
+    await begun.wait()
+    await world.crash()
+    clock.later_ms = 3_600_000
+    client = await world.start([asks], [pays], clock=clock)
+    why = "pays is out of time: attempt 2 is not begun; attempt 1 failed: LookupError: no such account"
+    assert await client.wait(instance, 10) == ["ActivityTimeout", why]
+
+
+async def test_an_attempt_that_runs_out_of_time_says_what_the_one_before_met(world: World) -> None:
+    """So it is, too, when its time ends while it runs."""
+
+    @activity(retry=RetryPolicy(max_attempts=0, initial_interval="1ms", overall_timeout="1s"))
+    async def pays() -> None:
+        if activity_info().attempt <= 2:
+            raise LookupError(f"no such account {activity_info().attempt}")
+        await asyncio.Event().wait()
+
+    @workflow
+    async def asks() -> list[str]:
+        return await told(pays())
+
+    client = await world.start([asks], [pays])
+    kind, why = await client.run(asks)
+    assert kind == "ActivityTimeout"
+    assert why.startswith("attempt 3 of pays ran longer than ")
+    assert why.endswith(" s; attempt 2 failed: LookupError: no such account 2")
 
 
 async def test_no_attempt_is_due_after_the_last_year(world: World) -> None:
