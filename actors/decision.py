@@ -156,8 +156,10 @@ def _everything(activation: Activation, turn: Turn, changed: dict[str, Any] | No
     # A receipt alone (a keyed read, a tick that came too late) does not bring an actor into being.
     exists = bool(events) or bool(turn.reminders_set)
     listing: IndexEntry | None = None
-    if (turn.index_name is not None or (exists and not activation.indexed)) and not turn.deleting:
-        listing = IndexEntry(activation.stream, turn.index_name or "", turn.index_status, now_ms, now_ms)
+    if (turn.listing is not None or (exists and not activation.indexed)) and not turn.deleting:
+        name, status, at_ms = turn.listing or ("", "", None)
+        since_ms = now_ms if at_ms is None else at_ms
+        listing = IndexEntry(activation.stream, name, status, since_ms, since_ms)
     if call.reminder is not None and not turn.deleting and not activation.is_stale(call):
         advance_reminder(turn, call.reminder, now_ms)
     receipt: Receipt | None = None

@@ -103,8 +103,8 @@ class Turn:
     reminders_set: dict[str, Reminder] | None = None
     reminders_cleared: set[str] | None = None
     timers: dict[str, TimerRequest | None] | None = None
-    index_name: str | None = None
-    index_status: str = ""
+    # Name, status, and since when, if that is another time than the commit's.
+    listing: tuple[str, str, int | None] | None = None
     deleting: bool = False
     callbacks: list[Callable[[], None]] | None = None
     # What is still to be waited for when the method has returned.
@@ -306,12 +306,13 @@ class Turn:
 
     # -- the actor itself ----------------------------------------------------------------------------------------------
 
-    def set_index(self, *, name: str, status: str) -> None:
-        """How this actor shows in listings. Raises `InvalidName` for what no store can hold."""
+    def set_index(self, *, name: str, status: str, at_ms: int | None = None) -> None:
+        """How this actor shows in listings; `at_ms`: since when, in ms since the epoch (default: the time of the
+        commit). Raises `InvalidName` for what no store can hold."""
         self._check_writing("set_index")
         check_text("name in listings", name)
         check_text("status in listings", status)
-        self.index_name, self.index_status = name, status
+        self.listing = (name, status, at_ms)
 
     def delete(self) -> None:
         """Remove this actor with everything it owns when the turn ends. Other changes of this turn are moot; messages

@@ -238,7 +238,7 @@ class Advance:
                 opened = instance._addressed(opened)
             turn.after_commit(lambda: begin(standing, opened, False))
         if told and instance.status != before:
-            turn.set_index(name=instance.name, status=instance.status)
+            turn.set_index(name=instance.name, status=instance.status, at_ms=now_ms)
             if instance._is_over():
                 instance._tell(turn)
 

@@ -179,6 +179,8 @@ class WorkflowClient:
                 instance_id, fresh = request, True
             else:
                 instance_id = str(uuid.uuid5(_NAMESPACE, f"{definition.name}:{request}"))
+        if start_at is not None and delay is not None:
+            raise InvalidSchedule("start_at and delay both say when a workflow begins: give one of them")
         at_ms = _ms("start_at", start_at) or 0
         delay_ms = 0 if delay is None else round(parse_duration_s(delay) * 1000)
         if at_ms > MAX_MS or delay_ms > _LONGEST_DELAY_MS:

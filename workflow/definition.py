@@ -36,7 +36,7 @@ from workflow.guards import Scan, scan
 from workflow.loop import WorkflowLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from datetime import timedelta
 
     Duration = str | int | float | timedelta
@@ -166,6 +166,7 @@ class Activity(Generic[P, T]):
         self.is_quick = self.is_async and plain and inspect.isfunction(function) and not _can_suspend(function)
         self.result: Adapter[Any] | None = _value_adapter(hints.get("return", Any))
         declared = list(inspect.signature(function).parameters.values())
+        _refuse_method(f"activity {name}", function, declared)
         self._parameters = [p for p in declared if p.kind in _POSITIONAL]
         # So many arguments by position are a call of it; -1: some must go by name.
         named = any(p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty for p in declared)
@@ -220,6 +221,7 @@ class Workflow(Generic[P, T]):
         if not inspect.iscoroutinefunction(function):
             raise TypeError(f"workflow {name}: must be an async def")
         parameters = list(inspect.signature(function).parameters.values())
+        _refuse_method(f"workflow {name}", function, parameters)
         if len(parameters) > 1 or any(p.kind not in _POSITIONAL for p in parameters):
             raise TypeError(
                 f"workflow {name}: takes at most one parameter, its input (a dataclass or model for several values)"
@@ -252,8 +254,11 @@ class Workflow(Generic[P, T]):
         return start(restore(self.input, value))
 
     def check_input(self, value: Any) -> None:
-        """Raises `CodecError` for parsed JSON that `begin` would refuse."""
-        if self.parameter is not None and (value is not None or self.parameter.default is inspect.Parameter.empty):
+        """Raises `CodecError` for parsed JSON that `begin` would refuse, or drop."""
+        if self.parameter is None:
+            if value not in _NO_INPUT:
+                raise CodecError("takes no input: leave it out")
+        elif value is not None or self.parameter.default is inspect.Parameter.empty:
             restore(self.input, value)
 
     def check_output(self, result: Any, data: bytes) -> None:
@@ -272,6 +277,16 @@ class Workflow(Generic[P, T]):
         return f"<workflow {self.name}>"
 
 
+def _refuse_method(what: str, function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> None:
+    """Raises `TypeError`. (A function in the body of a class may be one; so may a method that is bound.)"""
+    owner = function.__qualname__.rpartition(".")[0]
+    if owner and not owner.endswith("<locals>") and parameters and parameters[0].name in ("self", "cls"):
+        raise TypeError(
+            f"{what}: {function.__qualname__} is a method, and nobody would be there to give it its "
+            f"{parameters[0].name!r}: write a function that is given all it needs, outside of the class"
+        )
+
+
 def restore(found: Adapter[Any] | None, value: Any) -> Any:
     """The typed value of a parsed JSON value; without adapter the value itself. Raises `CodecError`."""
     if found is None or type(value) is found.atom:
@@ -287,6 +302,8 @@ def read(found: Adapter[Any] | None, data: bytes | bytearray) -> Any:
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # Annotations that any JSON value satisfies: nothing to validate or convert.
 _PLAIN: tuple[Any, ...] = (Any, object)
+# What says that there are no arguments, as it does to a method of an actor.
+_NO_INPUT: tuple[Any, ...] = (None, [], {})
 # Annotations that whatever is of that very type fits again, once it has been JSON: nothing to check.
 _READ_AGAIN = (*ATOMS, bytes, list, dict)
 

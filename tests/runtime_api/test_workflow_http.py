@@ -92,7 +92,16 @@ def test_unknown_workflow_and_wrong_input(api: httpx.Client, instance: str) -> N
     assert error_of(start(api, "approval", instance, b"[1]")) == (400, "ERR_MALFORMED_REQUEST")
     refused = api.post(f"{DAPR}/approval/start", params={"instanceID": instance})
     assert "the body is empty, so the input is null" in refused.json()["message"]
+    refused = start(api, "clockwatching", instance, b"1")
+    assert error_of(refused) == (400, "ERR_MALFORMED_REQUEST")
+    assert refused.json()["message"] == "clockwatching: takes no input: leave it out"
     assert error_of(api.get(f"{DAPR}/{instance}")) == (404, "ERR_INSTANCE_ID_NOT_FOUND")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b"[]"])
+def test_no_input(api: httpx.Client, instance: str, body: bytes) -> None:
+    """A workflow without a parameter may be sent what says so."""
+    assert start(api, "clockwatching", instance, body).status_code == 202
 
 
 def test_names_no_instance_can_have(api: httpx.Client, instance: str) -> None:

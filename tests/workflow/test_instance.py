@@ -261,7 +261,26 @@ async def test_wrong_starts(world: World) -> None:
         await client.start(order, Order("x", 1), instance_id="a/b")
     with pytest.raises(InvalidName, match="must not be empty"):
         await client.start(order, Order("x", 1), idempotency_key="")
+    with pytest.raises(InvalidSchedule, match="start_at and delay both say"):
+        await client.start(order, Order("x", 1), start_at=datetime(2030, 1, 31, tzinfo=UTC), delay="1h")
     assert await client.listing() == []
+
+
+async def test_an_input_that_nobody_takes_is_refused(world: World) -> None:
+    """As an argument of a method that has no parameter is. What says that there is none is fine."""
+
+    @workflow
+    async def asks_nothing() -> str:
+        return "done"
+
+    client = await world.start([asks_nothing])
+    for given in (0, "", "x", [1], {"a": 1}, False):
+        with pytest.raises(InvalidWorkflowInput, match="asks_nothing: takes no input"):
+            await client.start(asks_nothing, given)
+    assert await client.listing() == []
+    nothing: tuple[Any, ...] = (None, [], {})
+    for given in nothing:
+        assert await client.run(asks_nothing, given) == "done"
 
 
 async def test_references_and_clients_of_a_runtime_are_refused_inside(world: World) -> None:
@@ -360,6 +379,17 @@ async def test_listing(world: World) -> None:
     for statuses in (("WAITING",), "FAILED"):
         with pytest.raises(ValueError, match="give a tuple of COMPLETED"):
             await client.listing(statuses=statuses)  # type: ignore[arg-type]  # the mistake
+
+
+async def test_a_listing_tells_the_times_that_get_tells(world: World) -> None:
+    """Whoever compares them, or asks for what was created from then on, must not be off by the length of a turn."""
+    client = await world.start([waits], clock=RestlessClock())
+    instance = await client.start(waits, "go")
+    created_ms = (await client.get(instance)).created_ms
+    assert [(entry.created_ms, entry.updated_ms) for entry in await client.listing()] == [(created_ms, created_ms)]
+    await client.raise_event(instance, "go")
+    ended = await client.wait_state(instance, 10)
+    assert [(entry.created_ms, entry.updated_ms) for entry in await client.listing()] == [ended[3:5]]
 
 
 # -- activities -------------------------------------------------------------------------------------------------------

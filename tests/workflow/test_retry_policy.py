@@ -87,6 +87,31 @@ def test_activities_that_are_generators_are_refused(is_async: bool) -> None:
         activity(later if is_async else now)
 
 
+class Till:
+    """Whose methods are decorated."""
+
+    async def pay(self, cents: int) -> int:
+        return cents
+
+    @classmethod
+    async def close(cls) -> None: ...
+
+    @staticmethod
+    async def count(cents: int) -> int:
+        return cents
+
+
+@pytest.mark.parametrize("decorate", [activity, workflow])
+def test_methods_are_refused(decorate: Any) -> None:
+    """They would fail at every call, without their object: told at decoration. Any other function of a class is one."""
+    with pytest.raises(TypeError, match=r"pay: Till\.pay is a method.*write a function.* outside of the class"):
+        decorate(Till.pay)
+    with pytest.raises(TypeError, match=r"close: Till\.close is a method"):
+        decorate(Till.__dict__["close"].__func__)
+    for function in (Till.count, Till().pay, Till.close):
+        assert decorate(function).name == function.__name__
+
+
 class Sent(BaseModel):
     """Written under a name that it is not read under."""
 
