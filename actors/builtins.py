@@ -13,7 +13,7 @@ from actors.definition import HOOKS, make_method
 from actors.errors import InvalidArguments, InvalidState, ReminderExists, UnknownMethod
 from actors.state import patch_field
 from actors.turn import context
-from statestores.codec import encode
+from statestores.codec import encode, may_be_rounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +36,11 @@ def _accept(_: Any, method: str, payload: str) -> None:
     definition = turn.activation.definition
     if method not in definition.methods or method in HOOKS:
         raise UnknownMethod(f"actor method not found: {turn.stream.replace('/', '.', 1)}.{method}")
-    definition.methods[method].signature.bind_json(payload.encode())
-    turn.send_raw(turn.actor_type, turn.actor_id, method, payload.encode())
+    signature, body = definition.methods[method].signature, payload.encode()
+    bound = signature.bind_json(body)
+    if may_be_rounded(body):  # by the message: what the parameters made of it is not
+        body = signature.encode_bound(bound)
+    turn.send_raw(turn.actor_type, turn.actor_id, method, body)
 
 
 def _advance_reminder(_: Any) -> None:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import PydanticUserError
 
 from actors.errors import InvalidArguments, UnserializableResult
-from statestores.codec import ATOMS, Adapter, CodecError, adapter, decode, encode
+from statestores.codec import (
+    ATOMS,
+    Adapter,
+    CodecError,
+    adapter,
+    check_integers,
+    decode,
+    decode_exactly,
+    encode,
+    may_be_rounded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +94,8 @@ class Signature:
             raise InvalidArguments(f"the body is {error}") from None
         if self._single_atom is not None and type(value) is self._single_atom:
             return (value,)
+        if may_be_rounded(payload):
+            return self._bind_exactly(payload)
         return self._bind_json_value(value)
 
     def bind_python(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -163,6 +175,16 @@ class Signature:
             raise UnserializableResult(
                 f"{self.function_name} returned something its annotation refuses: {error}"
             ) from None
+
+    def _bind_exactly(self, payload: bytes) -> tuple[Any, ...]:
+        """Arguments of JSON with integers that are perhaps beyond 64 bits: a float or a Decimal takes them."""
+        bound = self._bind_json_value(decode_exactly(payload))
+        for parameter, value in zip(self.parameters, bound, strict=True):
+            try:
+                check_integers(value)
+            except CodecError as error:
+                raise InvalidArguments(f"argument {parameter.name!r}: {error}") from None
+        return bound
 
     def _bind_json_value(self, value: Any) -> tuple[Any, ...]:
         if len(self.parameters) == 1:

@@ -182,7 +182,9 @@ def _state_routes(routes: APIRouter, runtime: Runtime) -> None:
         )
         async def save_actor_state(actor_type: ActorType, actor_id: ActorId, request: Request) -> Response:
             check_names(actor_type, actor_id)
-            operations = [patch_operation(step) for step in bodies.read(await request.body(), bodies.ACTOR_OPERATIONS)]
+            operations = [
+                patch_operation(step) for step in bodies.read_values(await request.body(), bodies.ACTOR_OPERATIONS)
+            ]
             with failing_as(STATE_SAVE):
                 await runtime.actors.patch(actor_type, actor_id, operations)
             return Response(status_code=204)
@@ -212,7 +214,7 @@ def _reminder_routes(routes: APIRouter, runtime: Runtime) -> None:
         async def set_reminder(actor_type: ActorType, actor_id: ActorId, name: Name, request: Request) -> Response:
             check_names(actor_type, actor_id, ("reminder name", name))
             _check_hosted(runtime, actor_type)
-            wanted: ReminderRequest = bodies.read(await request.body(), bodies.REMINDER)
+            wanted: ReminderRequest = bodies.read_values(await request.body(), bodies.REMINDER)
             with failing_as(REMINDER_CREATE):
                 options = schedule_options(wanted)
                 await runtime.actors.set_reminder(actor_type, actor_id, name, options, overwrite=wanted.overwrite)
@@ -257,7 +259,7 @@ def _timer_routes(routes: APIRouter, runtime: Runtime) -> None:
         )
         async def set_timer(actor_type: ActorType, actor_id: ActorId, name: Name, request: Request) -> Response:
             check_names(actor_type, actor_id, ("timer name", name))
-            wanted: TimerRequest = bodies.read(await request.body(), bodies.TIMER)
+            wanted: TimerRequest = bodies.read_values(await request.body(), bodies.TIMER)
             with failing_as(TIMER_CREATE):
                 options = {**schedule_options(wanted), "callback": wanted.callback or None}
                 await runtime.actors.set_timer(actor_type, actor_id, name, options)

@@ -12,6 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from runtime_api.problems import Problem, malformed
+from statestores.codec import CodecError, check_json_integers
 
 T = TypeVar("T")
 
@@ -135,6 +136,16 @@ def read(body: bytes, shape: TypeAdapter[T]) -> T:
         if first["type"] == "too_long":
             raise _malformed(f"{where}: more than {MOST_ITEMS} items: send them in several requests") from None
         raise _malformed(f"{where}: {first['msg']}") from None
+
+
+def read_values(body: bytes, shape: TypeAdapter[T]) -> T:
+    """`read` where values in the body are kept as they were parsed, so that numbers may not have been rounded."""
+    found = read(body, shape)
+    try:
+        check_json_integers(body)
+    except CodecError as error:
+        raise _malformed(str(error)) from None
+    return found
 
 
 def json_text(body: bytes) -> bytes:

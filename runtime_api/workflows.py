@@ -20,9 +20,9 @@ from runtime_api.answers import json_answer, response_of
 from runtime_api.edge import while_connected
 from runtime_api.openapi import After, AfterVersion, IdempotencyKey, InstanceId, Limit, Name, errors, takes
 from runtime_api.pages import read_events
-from runtime_api.problems import Operation, Problem, failing_as
+from runtime_api.problems import Operation, Problem, failing_as, malformed
 from runtime_api.wire import DURATIONS, PLAIN, BadParameter, call_options, duration_s, instant
-from statestores.codec import encode
+from statestores.codec import CodecError, check_json_integers, encode
 from workflow import STATUSES, InstanceNotFound, InvalidWorkflowInput
 from workflow.client import history_entry
 from workflow.history import ACTOR_TYPE
@@ -124,20 +124,26 @@ def _entry(entry: IndexEntry) -> dict[str, Any]:
 
 # -- requests --------------------------------------------------------------------------------------------------------
 
-_TOO_DEEP = "depth limit exceeded"  # orjson says it by this text alone
+# orjson says it by these texts alone.
+_TOO_MUCH = ("depth limit exceeded", "number is infinity")
 
 
 def input_of(body: bytes) -> Any:
     """A workflow's input, or an event's payload: the body parsed as JSON when it is JSON, else its text; empty:
-    None. Raises `Problem` 400 for JSON that is too deep to be read, which is no text either."""
+    None. Raises `Problem` 400 for JSON that is too deep to be read, or has numbers that are too large for us, which is
+    no text either."""
     if not body:
         return None
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
+        check_json_integers(body)
     except orjson.JSONDecodeError as error:
-        if error.msg.startswith(_TOO_DEEP):
-            raise Problem(400, "ERR_MALFORMED_REQUEST", f"the body cannot be read as JSON: {error}") from error
-        return body.decode(errors="replace")
+        if not error.msg.startswith(_TOO_MUCH):
+            return body.decode(errors="replace")
+        raise malformed(f"the body cannot be read as JSON: {error}") from error
+    except CodecError as error:
+        raise malformed(f"the body cannot be taken as it is: {error}") from error
+    return value
 
 
 def _how_taken(body: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -753,6 +754,65 @@ async def test_bad_arguments_are_the_callers_error(world: World, payload: bytes,
     with pytest.raises(InvalidArguments, match=message):
         await client.call("Picky", "p", "set_level", payload)
     assert await client.call("Picky", "p", "set_level", b"[1]") == b'"1  False"'
+
+
+@actor
+class Scales:
+    weighed: str = ""
+
+    @method
+    async def weigh(self, load: Any, tare: float = 0.0, price: Decimal = Decimal(0)) -> str:
+        self.weighed = f"{load!r} {tare!r} {price}"
+        return self.weighed
+
+    @method
+    async def add(self, loads: list[float]) -> float:
+        return sum(loads)
+
+    @method(read_only=True)
+    async def last(self) -> str:
+        return self.weighed
+
+
+LONG = "100000000000000000001"
+
+
+@pytest.mark.parametrize(
+    ("payload", "answer"),
+    [
+        ("[18446744073709551615]", "18446744073709551615 0.0 0"),
+        ("[-9223372036854775808]", "-9223372036854775808 0.0 0"),
+        (f'"{LONG}"', f"'{LONG}' 0.0 0"),
+        (f'{{"load": {{"{LONG}": "-{LONG}"}}}}', f"{{'{LONG}': '-{LONG}'}} 0.0 0"),
+        (f"[[{LONG}.5, {LONG}e2, 0.{LONG}]]", "[1e+20, 1e+22, 0.1] 0.0 0"),
+        (f'{{"load": 1, "tare": {LONG}, "price": {LONG}}}', f"1 1e+20 {LONG}"),
+        (f"[true, -{LONG}]", "True -1e+20 0"),
+    ],
+)
+async def test_numbers_arrive_as_they_were_sent(world: World, payload: str, answer: str) -> None:
+    """Integers of 64 bits, texts of digits; a longer integer where a float or a Decimal is asked for. Fractions and
+    exponents make a float. A message arrives as a call does."""
+    client = await world.client(Scales)
+    assert await client.call("Scales", "s", "weigh", payload.encode()) == f'"{answer}"'.encode()
+    await client.send_raw("Scales", "t", "weigh", payload.encode())
+    await until(lambda: any(c.stream == "Scales/t" and c.events for c in world.lever.commits))
+    assert await client.actor(Scales, "t").last() == answer
+    assert await client.call("Scales", "s", "add", f"[{LONG}, 1]".encode()) == b"1e+20"
+
+
+@pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", LONG])
+@pytest.mark.parametrize("payload", ["{}", "[{}]", '{{"load": {}}}', '[{{"x": ["{}", {}]}}, 1]'])
+async def test_integers_beyond_64_bits_are_refused(world: World, payload: str, number: str) -> None:
+    """They would become floats unseen, where no annotation asks for any; in a message as in a call, by JSON as in
+    Python."""
+    client, body = await world.client(Scales), payload.replace("{}", number).replace("{{", "{").replace("}}", "}")
+    for ask in (client.call, client.send_raw):
+        with pytest.raises(
+            InvalidArguments, match="argument 'load': it has an integer beyond 64 bits: send it as text"
+        ):
+            await ask("Scales", "s", "weigh", body.encode())
+    with pytest.raises(InvalidArguments, match="send it as text"):
+        await client.actor(Scales, "s").weigh([int(number)])
 
 
 async def test_bad_arguments_in_python(world: World) -> None:

@@ -232,6 +232,42 @@ def test_json_too_deep_to_be_read_is_no_text(client: httpx.Client, path: str) ->
     assert "depth limit exceeded" in answer.json()["message"]
 
 
+VALUES = [
+    "/v1.0/actors/Account/a/method/echo",
+    "/v1.0/mecha/actors/Account/a/send/echo",
+    "/v1.0/workflows/dapr/echoing/start",
+    "/v1.0/mecha/workflows/echoing/run",
+    "/v1.0/workflows/dapr/w/raiseEvent/e",
+]
+
+
+@pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", pytest.param("9" * 400, id="400")])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *((path, body) for path in VALUES for body in ("{}", '[1, {"a": {}}]')),
+        ("/v1.0/actors/Account/a/reminders/r", '{"dueTime": "1h", "data": {}}'),
+        ("/v1.0/actors/Account/a/timers/t", '{"dueTime": "1h", "data": [{}]}'),
+        ("/v1.0/actors/Account/a/state", '[{"operation": "upsert", "request": {"key": "owner", "value": {}}}]'),
+    ],
+)
+def test_integers_beyond_64_bits(client: httpx.Client, path: str, body: str, number: str) -> None:
+    """They are told as the client's mistake, and do not become floats (nor, of a workflow, text); a later good request
+    works."""
+    client.post("/v1.0/actors/Account/a/method/deposit", content=b"1")
+    client.post("/v1.0/workflows/dapr/approval/start?instanceID=w", content=b"{}")
+    answer = client.post(path, content=body.replace("{}", number))
+    assert (answer.status_code, answer.json()["errorCode"]) == (400, "ERR_MALFORMED_REQUEST")
+    assert "64 bits: send it as text" in answer.json()["message"] or "number is infinity" in answer.json()["message"]
+    assert client.post(path, content=body.replace("{}", f'"{number}"')).status_code in (200, 202, 204)
+
+
+def test_state_keeps_any_integer(client: httpx.Client) -> None:
+    """What is stored as it was sent may have any number of digits."""
+    client.post(STATE, content=b'[{"key": "k", "value": 100000000000000000001}]')
+    assert client.get(f"{STATE}/k").content == b"100000000000000000001"
+
+
 @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_instants_that_utc_cannot_write(client: httpx.Client, instant: str) -> None:
     """An instant outside the calendar is refused when it is set, not when it is read back."""
