@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import PydanticUserError
@@ -209,11 +210,12 @@ class Signature:
             return (parameter.from_json(value),)
         except InvalidArguments:
             # Some SDKs always send the array of arguments, and a call by keyword is an object. Accepted only where the
-            # value itself does not fit.
-            if isinstance(value, list) and len(value) == 1:
-                return (parameter.from_json(value[0]),)
-            if isinstance(value, dict) and value.keys() == {parameter.name}:
-                return (parameter.from_json(value[parameter.name]),)
+            # value itself does not fit; what is wrong is told of that, which is what was sent.
+            with suppress(InvalidArguments):
+                if isinstance(value, list) and len(value) == 1:
+                    return (parameter.from_json(value[0]),)
+                if isinstance(value, dict) and value.keys() == {parameter.name}:
+                    return (parameter.from_json(value[parameter.name]),)
             raise
 
     def _bind_values(self, values: list[Any]) -> tuple[Any, ...]:

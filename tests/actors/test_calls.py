@@ -815,6 +815,16 @@ async def test_integers_beyond_64_bits_are_refused(world: World, payload: str, n
         await client.actor(Scales, "s").weigh([int(number)])
 
 
+async def test_what_is_wrong_is_told_of_what_was_sent(world: World) -> None:
+    """Of the array or object itself, not of the one value in it, which was a second try."""
+    client = await world.client(Scales)
+    for body in (b'["x"]', b'{"loads": ["x"]}'):
+        with pytest.raises(InvalidArguments) as caught:
+            await client.call("Scales", "s", "add", body)
+        expected = "0: Input should be a valid number" if body[:1] == b"[" else "Input should be a valid array"
+        assert str(caught.value).startswith(f"argument 'loads': {expected}")
+
+
 async def test_bad_arguments_in_python(world: World) -> None:
     """The same by reference; what is given twice, and what there is not, are told apart."""
     picky: Any = (await world.client(Picky)).actor(Picky, "p")
