@@ -98,7 +98,8 @@ def _expiry(item: KeyItem) -> str | None:
 
 
 def set_key(component: StateComponent, item: StateItem, raw: str | None, query: Mapping[str, str]) -> SetKey:
-    """What an item of a save becomes. `raw`: the value's own text. Raises `Problem` 400, `InvalidRequest`."""
+    """What an item of a save becomes. `raw`: the value's own text. `query`: the request metadata, which counts more
+    than the item's. Raises `Problem` 400, `InvalidRequest`."""
     check_key(component, item.key)
     _check_options(item.options.concurrency, item.options.consistency)
     return SetKey(
@@ -127,8 +128,9 @@ def _check_options(concurrency: str, consistency: str) -> None:
         raise InvalidRequest(f"unrecognized consistency type {consistency!r}: use strong or eventual")
 
 
-def _ttl_s(metadata: Mapping[str, str], default: int | None) -> int | None:
-    text = next((value for name, value in metadata.items() if name.lower() == _TTL.lower()), "")
+def _ttl_s(metadata: dict[str, str], default: int | None) -> int | None:
+    """Names match without case, and the last one counts."""
+    text = next((value for name, value in reversed(metadata.items()) if name.lower() == _TTL.lower()), "")
     if not text:
         return default
     if not _WHOLE_NUMBER.fullmatch(text) or (ttl_s := int(text)) < -1:
@@ -240,7 +242,7 @@ async def transact(component: StateComponent, operations: Awaitable[list[SetKey 
             await component.store.keys.transact(wanted, now_ms)
 
 
-def transaction_steps(component: StateComponent, body: bytes) -> list[SetKey | DeleteKey]:
+def transaction_steps(component: StateComponent, query: Mapping[str, str], body: bytes) -> list[SetKey | DeleteKey]:
     """Raises `Problem` 400 and 500, `InvalidRequest`."""
     request = bodies.read(body, bodies.STATE_TRANSACTION)
     if Capability.TRANSACTIONAL not in component.store.capabilities:
@@ -253,7 +255,7 @@ def transaction_steps(component: StateComponent, body: bytes) -> list[SetKey | D
         )
     raw = _transaction_values(body)
     return [
-        _transaction_step(component, operation, text, request.metadata)
+        _transaction_step(component, operation, text, request.metadata, query)
         for operation, text in zip(request.operations, raw, strict=True)
     ]
 
@@ -264,12 +266,16 @@ def _transaction_values(body: bytes) -> list[str | None]:
 
 
 def _transaction_step(
-    component: StateComponent, operation: StateOperation, raw: str | None, metadata: Mapping[str, str]
+    component: StateComponent,
+    operation: StateOperation,
+    raw: str | None,
+    metadata: Mapping[str, str],
+    query: Mapping[str, str],
 ) -> SetKey | DeleteKey:
     match operation.operation:
         case "upsert":
             item = operation.request
-            return set_key(component, item.model_copy(update={"metadata": {**metadata, **item.metadata}}), raw, {})
+            return set_key(component, item.model_copy(update={"metadata": {**metadata, **item.metadata}}), raw, query)
         case "delete":
             item = operation.request
             check_key(component, item.key)
@@ -381,6 +387,10 @@ def router(api: StateApi) -> APIRouter:
     return routes
 
 
+def _metadata_of(request: Request) -> dict[str, str]:
+    return wire.metadata_of(wire.query_of(request.scope["query_string"]))
+
+
 def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
     """The routes that take either verb, registered once for each so that both stand on the OpenAPI page."""
 
@@ -394,8 +404,8 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         operation_id=f"save_state_{verb.lower()}",
     )
     async def save_state(store: StoreName, request: Request) -> Response:
-        component, metadata = api.component(store), wire.metadata_of(wire.query_of(request.scope["query_string"]))
-        writes = api.read(partial(save_writes, component, metadata), await request.body())
+        component, query = api.component(store), _metadata_of(request)
+        writes = api.read(partial(save_writes, component, query), await request.body())
         await save(component, writes, api.now_ms())
         return Response(status_code=204)
 
@@ -421,8 +431,8 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         operation_id=f"transact_state_{verb.lower()}",
     )
     async def transaction(store: StoreName, request: Request) -> Response:
-        component = api.component(store)
-        steps = api.read(partial(transaction_steps, component), await request.body())
+        component, query = api.component(store), _metadata_of(request)
+        steps = api.read(partial(transaction_steps, component, query), await request.body())
         await transact(component, steps, api.now_ms())
         return Response(status_code=204)
 

@@ -40,7 +40,7 @@ async def test_a_long_body_is_read_beside_the_loop(
         if body_of is bytes:
             await state.save(component, api.read(partial(state.save_writes, component, {}), items), 0)
         else:
-            steps = api.read(partial(state.transaction_steps, component), body_of(items))
+            steps = api.read(partial(state.transaction_steps, component, {}), body_of(items))
             await state.transact(component, steps, 0)
 
     async def turns_of_the_loop(writing: asyncio.Task[None]) -> int:

@@ -267,6 +267,31 @@ def test_failed_transaction(state: httpx.Client) -> None:
     assert state.get(f"{STATE}/tx2").status_code == 204
 
 
+def test_request_metadata_of_a_transaction(state: httpx.Client) -> None:
+    """As of a save: what the query says counts more than what an item says, and that more than the transaction's."""
+
+    def remaining_s(key: str) -> float:
+        expires = datetime.fromisoformat(state.get(f"{STATE}/{key}").headers["metadata.ttlExpireTime"])
+        return (expires - datetime.now(UTC)).total_seconds()
+
+    own = {"key": "txm2", "value": 1, "metadata": {"ttlInSeconds": "5000"}}
+    body = {
+        "operations": [{"operation": "upsert", "request": item} for item in ({"key": "txm1", "value": 1}, own)],
+        "metadata": {"ttlInSeconds": "90000"},
+    }
+    assert state.post(f"{STATE}/transaction", json=body).status_code == 204
+    assert remaining_s("txm1") > 5000 > remaining_s("txm2")
+    for name in ("ttlInSeconds", "ttlinseconds"):
+        state.post(f"{STATE}/transaction", json=body)
+        assert state.post(f"{STATE}/transaction", params={f"metadata.{name}": "100"}, json=body).status_code == 204
+        assert remaining_s("txm1") <= 100
+        assert remaining_s("txm2") <= 100
+        assert state.post(STATE, params={f"metadata.{name}": "50"}, json=[own]).status_code == 204
+        assert remaining_s("txm2") <= 50
+    answer = state.post(f"{STATE}/transaction", params={"metadata.ttlInSeconds": "soon"}, json=body)
+    assert error_of(answer) == (500, "ERR_STATE_TRANSACTION")
+
+
 def test_unknown_operation(state: httpx.Client) -> None:
     """A transaction knows upsert and delete."""
     answer = transact(state, {"operation": "increment", "request": {"key": "a"}})
