@@ -13,6 +13,7 @@ from actors.timetext import format_instant, format_period
 from runtime_api import bodies, rawjson
 from runtime_api.openapi import (
     HIGHEST_VERSION,
+    REENTRANCY_ID,
     ActorId,
     ActorType,
     After,
@@ -22,6 +23,7 @@ from runtime_api.openapi import (
     Name,
     Timeout,
     errors,
+    reads,
     takes,
 )
 from runtime_api.pages import read_events
@@ -127,7 +129,7 @@ def _method_route(routes: APIRouter, runtime: Runtime, verb: str) -> None:
         "several an object by name or an array by position, none an empty body. The answer is the result as JSON, "
         "once the turn is durable.",
         responses=errors(400, 413, 429, 500, 503, 504),
-        openapi_extra=takes(text="The method's argument"),
+        openapi_extra=takes(text="The method's argument") | reads(REENTRANCY_ID),
     )
     async def call_actor(
         actor_type: ActorType,

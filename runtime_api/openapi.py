@@ -22,7 +22,7 @@ path (400) and a wrong token (401) are plain text."""
 
 
 class ErrorBody(BaseModel):
-    """An error; those of the state API carry `details`, too."""
+    """An error; those of the state API carry `details`, too, unless the body could not be read."""
 
     error_code: str = Field(alias="errorCode", examples=["ERR_ACTOR_INVOKE_METHOD"])
     message: str
@@ -71,6 +71,22 @@ def takes(shape: TypeAdapter[Any] | None = None, *, media: str = "application/js
         schema = {"$ref": _SCHEMA_REF.format(model=schema["title"])}
     body = {"description": text, "content": {media: {"schema": schema}}, "required": shape is not None}
     return {"requestBody": body, "x-schemas": definitions}
+
+
+def _parameter(where: str, name: str, description: str) -> dict[str, Any]:
+    return {"in": where, "name": name, "description": description, "schema": {"type": "string"}}
+
+
+IF_MATCH = _parameter("header", "If-Match", "The key is deleted only while it carries this tag")
+CONCURRENCY = _parameter("query", "concurrency", "`first-write` or `last-write` (default)")
+CONSISTENCY = _parameter("query", "consistency", "`strong` or `eventual`")
+TTL = _parameter("query", "metadata.ttlInSeconds", "Of every key that is written, whatever the body says of it")
+REENTRANCY_ID = _parameter("header", "Dapr-Reentrancy-Id", "Joins a running turn of the same chain")
+
+
+def reads(*parameters: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of a route whose endpoint reads these itself."""
+    return {"parameters": list(parameters)}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fastapi.responses import Response
 
 from runtime_api import bodies, rawjson, wire
 from runtime_api.answers import JSON, Answer, response_of
-from runtime_api.openapi import Name, StoreName, errors, takes
+from runtime_api.openapi import CONCURRENCY, CONSISTENCY, IF_MATCH, TTL, Name, StoreName, errors, reads, takes
 from runtime_api.pages import LINE_BYTES, VALUES_AT_ONCE
 from runtime_api.problems import Operation, Problem, bad_field, error_info, failing_as, malformed, resource_info
 from statestores import Capability, DeleteKey, ETagInvalid, ETagMismatch, InvalidRequest, KeyQuery, SetKey
@@ -374,7 +374,11 @@ def router(api: StateApi) -> APIRouter:
         return response_of(await read_key(api.component(store), key, api.now_ms()))
 
     @routes.delete(
-        "/v1.0/state/{store}/{key}", **_NO_CONTENT, responses=errors(400, 409, 500, rich=True), summary="Delete a key"
+        "/v1.0/state/{store}/{key}",
+        **_NO_CONTENT,
+        responses=errors(400, 409, 500, rich=True),
+        openapi_extra=reads(IF_MATCH, CONCURRENCY, CONSISTENCY),
+        summary="Delete a key",
     )
     async def delete_state(store: StoreName, key: Name, request: Request) -> Response:
         etag = (request.headers.get("if-match") or "").strip('"') or None
@@ -399,7 +403,7 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         methods=[verb],
         **_NO_CONTENT,
         responses=errors(400, 409, 500, rich=True),
-        openapi_extra=takes(bodies.STATE_ITEMS),
+        openapi_extra=takes(bodies.STATE_ITEMS) | reads(TTL),
         summary="Save keys, each by itself",
         operation_id=f"save_state_{verb.lower()}",
     )
@@ -426,7 +430,7 @@ def _writing_routes(routes: APIRouter, api: StateApi, verb: str) -> None:
         methods=[verb],
         **_NO_CONTENT,
         responses=errors(400, 500, rich=True),
-        openapi_extra=takes(bodies.STATE_TRANSACTION),
+        openapi_extra=takes(bodies.STATE_TRANSACTION) | reads(TTL),
         summary="Write keys, all or none",
         operation_id=f"transact_state_{verb.lower()}",
     )

@@ -221,6 +221,12 @@ def test_openapi(api: httpx.Client) -> None:
     reference = body["content"]["application/json"]["schema"]["$ref"]
     properties = document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
     assert {"dueTime", "period", "ttl", "data", "overwrite"} == set(properties)
+    headers = {parameter["name"] for parameter in method["post"]["parameters"] if parameter["in"] == "header"}
+    assert headers == {"Idempotency-Key", "Mecha-Timeout", "Dapr-Reentrancy-Id"}
+    deleting = paths["/v1.0/state/{store}/{key}"]["delete"]["parameters"]
+    assert {parameter["name"] for parameter in deleting} >= {"If-Match", "concurrency", "consistency"}
+    for path in ("/v1.0/state/{store}", "/v1.0/state/{store}/transaction"):
+        assert "metadata.ttlInSeconds" in [parameter["name"] for parameter in paths[path]["put"]["parameters"]]
     operations = [operation for path in paths.values() for operation in path.values()]
     assert all("422" not in operation["responses"] and operation["summary"] for operation in operations)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
