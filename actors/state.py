@@ -100,7 +100,7 @@ def changed_names(definition: ActorDefinition, instance: Any, base: Base) -> lis
     """Fields that differ from the base, whatever they were set to."""
     try:
         return [*(changes(definition, instance, base) or ())]
-    except (UnserializableResult, InvalidState):
+    except Exception:  # annotations have code of their own
         return ["what cannot be stored"]
 
 

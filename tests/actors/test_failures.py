@@ -24,7 +24,7 @@ from tests.actors.test_messages import until_delivered
 from tests.actors.worlds import settled, until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from statestores.model import Ownership
     from statestores.store import Journal
@@ -218,6 +218,35 @@ async def test_a_message_whose_turn_cancels_itself_is_given_up(world: World, mon
         while not (letters := await client.dead_letters()):  # noqa: ASYNC110  # nobody tells of them
             await asyncio.sleep(0.01)
     assert "CancelledError" in letters[0].reason
+
+
+class Unreadable(list[None]):
+    def __iter__(self) -> Iterator[None]:
+        raise RuntimeError("not now")
+
+
+@actor
+class Keeper:
+    count: int = 0
+    kept: Any = None
+
+    @method
+    async def keep_and_fail(self) -> None:
+        self.count, self.kept = 1, Unreadable([None])
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    @method(read_only=True)
+    async def look(self) -> list[Any]:
+        return [self.count, self.kept]
+
+
+async def test_a_turn_that_fails_with_what_cannot_be_looked_at_leaves_no_trace(world: World) -> None:
+    """INV-6: whatever comes of looking for its changes, they are taken back."""
+    client = await world.client(Keeper)
+    with pytest.raises(ActorFailed, match="ValueError: no"):
+        await client.actor(Keeper, "k").keep_and_fail()
+    assert await client.actor(Keeper, "k").look() == [0, None]
 
 
 async def test_a_turn_that_ends_as_if_it_were_closed_leaves_no_trace(world: World) -> None:
