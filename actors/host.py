@@ -170,6 +170,10 @@ class Host:
         of another owner runs, which is safe (INV-2) but lets that owner, if it lives, answer reads until its lease
         ends. Raises `LeaseHeld`, with nothing taken, `StoreError`."""
         await self.ownership.acquire(partitions, force=force)
+        self.find_unfinished(partitions)
+
+    def find_unfinished(self, partitions: Sequence[int]) -> None:
+        """In partitions that are newly owned (INV-9)."""
         self.outbox.recover(list(partitions))
         self.reminders.rescan()
 

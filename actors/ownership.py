@@ -40,6 +40,8 @@ class Ownership:
         # The question to the store that has not been sent yet: whoever needs an answer now joins it.
         self._next: asyncio.Task[frozenset[tuple[int, int]]] | None = None
         self.epochs: list[int] = [0] * journal.partitions
+        # Released by this host, and not asked for since. What else it had and does not own has been lost.
+        self.given: set[int] = set()
 
     @property
     def owned(self) -> list[int]:
@@ -49,7 +51,8 @@ class Ownership:
         return self._clock.monotonic() < self._valid_until
 
     async def acquire(self, partitions: Sequence[int], *, force: bool) -> None:
-        """Raises `LeaseHeld`, with nothing taken, when another owner's lease runs and not `force`."""
+        """Raises `LeaseHeld`, with nothing taken, when another owner's lease runs and not `force`; `StoreError`."""
+        self.given.difference_update(partitions)
         asked = self._clock.monotonic()
         taken = await self._journal.acquire(partitions, self._owner, self._clock.now_ms(), self.lease_ms, force=force)
         for ownership in taken:
@@ -108,6 +111,8 @@ class Ownership:
     async def release(self, partitions: Iterable[int]) -> None:
         """End the leases of these partitions, so that a successor need not wait. They are no longer ours from the start
         of this call on: a successor may answer before we hear that the store knows."""
+        partitions = [*partitions]
+        self.given.update(partitions)
         pairs = [(p, self.epochs[p]) for p in partitions if self.epochs[p]]
         for partition, _ in pairs:
             self.lose(partition)

@@ -210,7 +210,9 @@ class Runtime:
 
     @property
     def is_ready(self) -> bool:
-        return self._host is not None and not self._host.draining and not self._stopping.is_set()
+        """Whether every actor can be called: it runs, does not stop, and no other host has what is this one's."""
+        host = self._host
+        return host is not None and not (host.draining or self._stopping.is_set() or host.placement.lacks)
 
     @property
     def host(self) -> Host:

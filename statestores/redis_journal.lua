@@ -235,8 +235,10 @@ end
 return call('HMGET', KEYS[1], 'format', 'partitions')
 
 --@ acquire
--- KEYS: owners. ARGV: owner, now_ms, lease_until_ms, force, partitions… All or none.
--- Returns {'held', partition, who} or {'taken', epochs…}.
+-- KEYS: owners, meta of the namespace. ARGV: owner, now_ms, lease_until_ms, force, format, partitions of the namespace,
+-- partitions… All or none. Returns {'held', partition, who}, {'other'} or {'taken', epochs…}.
+-- The server may have lost everything since the namespace was opened, or another program have made it anew or migrated
+-- it. What is missing is made again: else the next one to open it might give it another number of partitions.
 -- An epoch is at least the server's time in microseconds: a server that has lost its tail (a replica that lagged and was
 -- promoted, the last second of everysec) no longer knows the latest epochs, and must not give them out again (INV-2).
 -- They fit a double, and so Lua, until the year 2255.
@@ -244,7 +246,9 @@ local time = call('TIME')
 local least = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local owner, now, lease_until, force = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 local epochs = {'taken'}
-for i = 5, #ARGV do
+local record = call('HMGET', KEYS[2], 'format', 'partitions')
+if record[1] and (record[1] ~= ARGV[5] or record[2] ~= ARGV[6]) then return {'other'} end
+for i = 7, #ARGV do
   local held = call('HGET', KEYS[1], ARGV[i])
   local epoch, until_ms = 0, 0
   if held then epoch, until_ms = unpack_fields('<i8i8', held) end
@@ -253,9 +257,10 @@ for i = 5, #ARGV do
   end
   epochs[#epochs + 1] = math.max(epoch + 1, least)
 end
-for i = 5, #ARGV do
-  call('HSET', KEYS[1], ARGV[i], pack('<i8i8', epochs[i - 3], lease_until) .. owner)
+for i = 7, #ARGV do
+  call('HSET', KEYS[1], ARGV[i], pack('<i8i8', epochs[i - 5], lease_until) .. owner)
 end
+if not record[1] then call('HSET', KEYS[2], 'format', ARGV[5], 'partitions', ARGV[6]) end
 return epochs
 
 --@ fence

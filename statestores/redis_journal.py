@@ -15,8 +15,17 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from statestores import redis_records as records
-from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, StoreError, VersionConflict
+from statestores.errors import (
+    DuplicateTurn,
+    FormatError,
+    InvalidRequest,
+    LeaseHeld,
+    StaleEpoch,
+    StoreError,
+    VersionConflict,
+)
 from statestores.model import (
+    FORMAT_VERSION,
     IndexEntry,
     NewEvent,
     OutboxMessage,
@@ -65,6 +74,7 @@ class RedisJournal:
         self._namespace = namespace
         self._partitions = 0
         self._owners = f"{{mecha:{namespace}}}:owners"
+        self._meta = f"{{mecha:{namespace}}}:meta"
         self._keys: list[PartitionKeys] = []
 
     @property
@@ -76,6 +86,11 @@ class RedisJournal:
         """For the store's `open`, which reads the number from the server."""
         self._partitions = partitions
         self._keys = [PartitionKeys(f"{{mecha:{self._namespace}:{number}}}") for number in range(partitions)]
+
+    @property
+    def _record(self) -> tuple[int, int]:
+        """What the namespace says of itself."""
+        return FORMAT_VERSION, self._partitions
 
     async def rehearse(self) -> None:
         """Run turns that use every command of the commit script on a scratch partition. A user whose rights are too
@@ -89,14 +104,14 @@ class RedisJournal:
         part = PartitionTurns(keys)
         for place, turn in enumerate(_rehearsal(unique)):
             part.add(place, turn)
-        owners = f"{keys.tag}:owners"
-        await self._link.one(SCRIPTS["acquire"].call([owners], _REHEARSED, 0, 0, 0, 0))
+        owners, record = f"{keys.tag}:owners", f"{keys.tag}:record"
+        await self._link.one(SCRIPTS["acquire"].call([owners, record], _REHEARSED, 0, 0, 0, *self._record, 0))
         cleared = True
         while cleared:
             await self._link.one(SCRIPTS["fence"].call([keys.meta], 1))
             refused = await self._link.one(_commit_call([part], generation=1))
             cleared = any(kind == _STALE_EPOCH for _, kind, _ in refused)
-        await self._link.one(("UNLINK", owners, *keys.all, keys.receipts(_REHEARSED)))
+        await self._link.one(("UNLINK", owners, record, *keys.all, keys.receipts(_REHEARSED)))
         assert not refused, refused
 
     # ---- ownership -------------------------------------------------------------------------------------------------
@@ -108,8 +123,15 @@ class RedisJournal:
         if not partitions:
             return []
         until_ms = now_ms + lease_ms
-        call = SCRIPTS["acquire"].call([self._owners], owner, now_ms, until_ms, int(force), *partitions)
+        call = SCRIPTS["acquire"].call(
+            [self._owners, self._meta], owner, now_ms, until_ms, int(force), *self._record, *partitions
+        )
         what, *answer = await self._link.one(call, durable=True)
+        if what == b"other":
+            raise FormatError(
+                f"namespace {self._namespace} has been migrated or made anew since it was opened: start this program"
+                " again"
+            )
         if what == b"held":
             raise LeaseHeld(records.ownership(int(answer[0]), answer[1]))
         fences = [

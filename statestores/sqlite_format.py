@@ -153,6 +153,13 @@ def prepare(
     return in_transaction(connection, make)
 
 
+def check_same(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
+    """Raises `FormatError` when the file is no longer what `prepare` has made of it."""
+    found = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    if (found.get("format_version"), found.get("partitions")) != (FORMAT_VERSION, partitions):
+        raise FormatError(f"{path} has been migrated or made anew since it was opened: start this program again")
+
+
 def _create(connection: sqlite3.Connection, partitions: int, schema: Sequence[str]) -> None:
     for statement in schema:
         connection.execute(statement)

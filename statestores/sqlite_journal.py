@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from statestores.errors import DuplicateTurn, InvalidRequest, LeaseHeld, StaleEpoch, VersionConflict
 from statestores.model import Event, IndexEntry, OutboxMessage, Ownership, Receipt, Reminder
+from statestores.sqlite_format import check_same
 from statestores.sqlite_loads import Loads, load
 from statestores.sqlite_plain import Fence, is_plain, rows_of
 from statestores.sqlite_transaction import in_transaction, undo
@@ -473,7 +474,12 @@ class SqliteJournal:
         self, partitions: Sequence[int], owner: str, now_ms: int, lease_ms: int, *, force: bool = False
     ) -> list[Ownership]:
         check_partitions(partitions, self.partitions)
-        return await self._store.write(lambda c: _acquire(c, partitions, owner, now_ms, lease_ms, force))
+
+        def take(connection: sqlite3.Connection) -> list[Ownership]:
+            check_same(connection, self._store.path, self.partitions)
+            return _acquire(connection, partitions, owner, now_ms, lease_ms, force)
+
+        return await self._store.write(take)
 
     async def renew(self, owned: Sequence[tuple[int, int]], owner: str, now_ms: int, lease_ms: int) -> list[Ownership]:
         return await self._store.write(lambda c: _renew(c, owned, owner, now_ms + lease_ms))

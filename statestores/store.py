@@ -62,7 +62,9 @@ class Journal(Protocol):
     ) -> list[Ownership]:
         """Take partitions over: each gets a new epoch, greater than all before, atomically, all or none. Raises
         `LeaseHeld` (nothing is taken) when one of them has an unexpired lease of another owner and not `force`. `owner`
-        may acquire what it owns already: that is a take-over too, with a new epoch."""
+        may acquire what it owns already: that is a take-over too, with a new epoch. This may come long after `open`:
+        raises `FormatError` (nothing is taken) when the store has been migrated or made anew since, so that what
+        this program writes would not fit it."""
 
     async def renew(self, owned: Sequence[tuple[int, int]], owner: str, now_ms: int, lease_ms: int) -> list[Ownership]:
         """Extend the leases of (partition, epoch) pairs. Returns those that were extended; a pair that is missing from

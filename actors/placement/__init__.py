@@ -17,6 +17,10 @@ class Placement(Protocol):
         answer or the error. A call that cannot have been applied is routed again by itself while its deadline
         allows."""
 
+    @property
+    def lacks(self) -> bool:
+        """Whether this host is without partitions that are its own to have: it refuses calls of their actors."""
+
     async def start(self) -> None:
         """Own what this host owns from its beginning. Raises `StoreError`."""
 

@@ -109,6 +109,11 @@ class ClusterPlacement:
     def _again_ms(self) -> int:
         return 4 * self._host.ownership.lease_ms + int(2000 * self._patience_s)
 
+    @property
+    def lacks(self) -> bool:
+        """Nothing: who is to have what, somebody else decides."""
+        return False
+
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -189,12 +189,14 @@ async def test_host_that_lost_its_partitions_cannot_write(world: World) -> None:
 
 async def test_new_host_goes_on_where_the_old_one_was_fenced(world: World) -> None:
     """Both live: what the old one decides after the take-over never happened."""
-    old = await world.host(Cell)
+    clock = HandClock()
+    old = await world.host(Cell, clock=clock, lease_s=10)
     await old.client.actor(Cell, "c").add()
     world.lever.hold()
     late = asyncio.ensure_future(old.client.actor(Cell, "c").add(100))
     await settled()
-    new = await world.host(Cell)
+    clock.seconds += 11
+    new = await world.host(Cell, name="two", clock=clock, lease_s=10)
     world.lever.let_go()
     with pytest.raises(Retriable):
         await late

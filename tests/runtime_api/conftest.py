@@ -60,6 +60,7 @@ class ServerThread:
             store=settings.store,
             resources_path=settings.resources_path,
             app_id=settings.app_id or "sample",
+            lease=settings.lease,
         )
         with bind("127.0.0.1", 0) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

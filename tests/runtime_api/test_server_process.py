@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sqlite3
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +140,37 @@ def test_kill_and_restart(mecha_process: Callable[..., Any], tmp_path: Path) -> 
             assert httpx.post(server.url + DEPOSIT, content=b"1", timeout=30, **PLAIN).json() == round_
             server.process.kill()
             assert server.wait() == -signal.SIGKILL
+
+
+def freeze(server: Any, path: Path) -> None:
+    """Not within a transaction of its own, which would keep everybody else out."""
+    while True:
+        server.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
+        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(path, timeout=0)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_frozen_server_serves_again(mecha_process: Callable[..., Any], tmp_path: Path) -> None:
+    """What another process has taken over meanwhile is served again, without a restart, once that one has ended."""
+    path = tmp_path / "frozen.db"
+    options = ("--store", f"sqlite:///{path}", "--lease", "500ms")
+    with mecha_process(*options) as server, httpx.Client(base_url=server.url, timeout=30, **PLAIN) as client:
+        assert client.post(DEPOSIT, content=b"1").json() == 1
+        freeze(server, path)
+        with mecha_process(*options) as other:
+            assert httpx.post(other.url + DEPOSIT, content=b"1", timeout=30, **PLAIN).json() == 2
+            server.process.send_signal(signal.SIGCONT)
+            while client.get("/v1.0/healthz").status_code == 204:
+                pass
+            assert client.post(DEPOSIT, content=b"1").status_code == 503
+            other.process.send_signal(signal.SIGTERM)
+            assert other.wait() == 0
+        while client.get("/v1.0/healthz").status_code != 204:
+            pass
+        assert client.post(DEPOSIT, content=b"1").json() == 3
 
 
 def test_shutdown_over_http(mecha_process: Callable[..., Any]) -> None:

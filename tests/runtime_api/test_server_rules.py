@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from actors.placement.owners import make_owner
 from runtime_api.edge import Edge, Limits, Token
 from runtime_api.problems import Problem
 from tests.servers import PLAIN
@@ -188,6 +189,28 @@ def test_health_while_it_stops(serve: Callable[..., Any]) -> None:
         for path, code in (("/v1.0/healthz", "ERR_HEALTH"), ("/v1.0/healthz/outbound", "ERR_OUTBOUND_HEALTH")):
             answer = client.get(path)
             assert (answer.status_code, answer.json()["errorCode"]) == (500, f"{code}_NOT_READY")
+
+
+def test_health_of_a_server_that_has_lost_its_partitions(serve: Callable[..., Any]) -> None:
+    """Not ready while another process owns the actors, so that a supervisor may restart it; ready again by itself when
+    that one has ended."""
+    paths = ("/v1.0/healthz", "/v1.0/healthz/outbound")
+    with serve(lease=0.3) as server, httpx.Client(base_url=server.url, **PLAIN) as client:
+        journal = server.runtime.store.journal
+        taken = asyncio.run_coroutine_threadsafe(
+            journal.acquire(range(journal.partitions), make_owner("other"), 0, 2**50, force=True), server.loop
+        ).result(30)
+        while {client.get(path).status_code for path in paths} != {500}:
+            pass
+        assert client.get(paths[0]).json()["errorCode"] == "ERR_HEALTH_NOT_READY"
+        assert not client.get("/v1.0/metadata").json()["actorRuntime"].get("hostReady")
+        call = client.post("/v1.0/actors/Account/lost/method/deposit", content=b"5")
+        assert (call.status_code, call.json()["errorCode"]) == (503, "ERR_ACTOR_MOVED")
+        pairs = [(each.partition, each.epoch) for each in taken]
+        asyncio.run_coroutine_threadsafe(journal.release(pairs), server.loop).result(30)
+        while {client.get(path).status_code for path in paths} != {204}:
+            pass
+        assert client.post("/v1.0/actors/Account/lost/method/deposit", content=b"5").json() == 5
 
 
 def test_metadata(api: httpx.Client) -> None:

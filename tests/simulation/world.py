@@ -115,6 +115,7 @@ class Robber(LocalPlacement):
 
     async def start(self) -> None:
         await self._host.ownership.acquire(range(PARTITIONS), force=True)
+        await super().start()
 
 
 class Listener(logging.Handler):

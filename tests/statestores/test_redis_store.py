@@ -229,6 +229,37 @@ async def test_an_older_format_is_migrated(admin: aioredis.Redis, monkeypatch: p
     assert await admin.hget(meta, "format") == str(FORMAT_VERSION).encode()
 
 
+async def test_a_namespace_that_is_gone_is_made_again_as_it_was(admin: aioredis.Redis) -> None:
+    """A host that takes again what a flushed server has forgotten brings the namespace's record back: the next one to
+    open it has the same partitions, whatever it was told. Epochs go on growing (INV-2)."""
+    namespace = uuid4().hex
+    store = _store(namespace=namespace, partitions=4)
+    await store.open()
+    (before,) = await store.journal.acquire([3], "one", 0, 1)
+    await admin.unlink(*[key async for key in admin.scan_iter(f"{{mecha:{namespace}*")])
+    assert await store.journal.renew([(3, before.epoch)], "one", 0, 1) == []
+    (after,) = await store.journal.acquire([3], "one", 0, 1)
+    assert after.epoch > before.epoch
+    other = _store(namespace=namespace, partitions=16)
+    await other.open()
+    assert other.journal.partitions == 4
+    await other.close()
+    await store.close()
+
+
+async def test_a_namespace_that_has_become_another_one_is_not_taken(admin: aioredis.Redis) -> None:
+    """Made anew with another number of partitions, or migrated by a newer program, since this one has opened it."""
+    namespace = uuid4().hex
+    store = _store(namespace=namespace, partitions=4)
+    await store.open()
+    for format, partitions in ((FORMAT_VERSION, 5), (FORMAT_VERSION + 1, 4)):
+        await admin.hset(f"{{mecha:{namespace}}}:meta", mapping={"format": format, "partitions": partitions})
+        with pytest.raises(FormatError, match="migrated or made anew"):
+            await store.journal.acquire([3], "one", 0, 1)
+        assert await store.journal.owners() == []
+    await store.close()
+
+
 async def test_opening_leaves_nothing_of_the_rehearsal(store: RedisStore, admin: aioredis.Redis) -> None:
     """The rehearsal at open cleans up after itself."""
     assert [key async for key in admin.scan_iter("*rehearsal*")] == []

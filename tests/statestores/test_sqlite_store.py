@@ -136,6 +136,15 @@ async def test_a_newer_format_is_refused(store: SqliteStore, path: Path) -> None
     assert path.read_bytes() == content
 
 
+async def test_a_file_that_was_migrated_meanwhile_is_not_taken(store: SqliteStore, path: Path) -> None:
+    """A program that was frozen while a newer one took its place would write what does not fit: nothing is taken."""
+    (taken,) = await store.journal.acquire([0], "one", 0, 1)
+    set_format_version(path, FORMAT_VERSION + 1)
+    with pytest.raises(FormatError, match="migrated or made anew"):
+        await store.journal.acquire([0, 1], "one", 0, 1)
+    assert await store.journal.owners() == [taken]
+
+
 def format_0(path: Path) -> sqlite3.Connection:
     """A file of an invented format 0: like format 1, but events have no trace id."""
     connection = sqlite3.connect(path, isolation_level=None)
