@@ -94,7 +94,7 @@ class SqliteStore:
         """``sqlite:///relative.db``, ``sqlite:////absolute.db``, with ``?partitions=8`` for a file still to be made."""
         parts = urlsplit(url)
         path = unquote(parts.path)[1:]
-        if parts.netloc or not path:
+        if not url.partition(":")[2].startswith("///") or not path:
             raise ComponentError(
                 f"{url}: write sqlite:///relative.db or sqlite:////absolute.db, with three slashes or four"
             )

@@ -206,7 +206,17 @@ def test_urls() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite://x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a#b.db"]
+    [
+        "sqlite://x.db",
+        "sqlite:x.db",
+        "sqlite:/y.db",
+        "sqlite:",
+        "SQLite:?partitions=2",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///a#b.db",
+    ]
     + [
         f"sqlite:///x.db?{query}"
         for query in ("partitions=0", "partitions=x", "partitions=", "partition=8", "mode=ro", "x")
