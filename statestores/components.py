@@ -107,7 +107,7 @@ def open_url(url: str) -> StateStore:
 def make_store(component: Component) -> StateStore:
     """The store that a component of type ``state.…`` describes; its `open` is the caller's to call. Errors do not say
     which component: that is the caller's to add, as to those of `open`."""
-    implementation = component.type.removeprefix("state.")
+    implementation = component.type.lower().removeprefix("state.")
     name = _TYPES.get(implementation, implementation)
     known = _known_stores()
     if not component.is_state or name not in known:

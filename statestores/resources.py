@@ -8,6 +8,7 @@ field and what to do.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from statestores.secretstores import SecretStore
+
+log = logging.getLogger(__name__)
 
 _API_VERSION = "dapr.io/v1alpha1"
 _ENV_SECRETS, _FILE_SECRETS = "secretstores.local.env", "secretstores.local.file"
@@ -74,7 +77,7 @@ class Component:
 
     @property
     def is_state(self) -> bool:
-        return self.type.startswith("state.")
+        return self.type.lower().startswith("state.")
 
     def flag(self, name: str) -> bool:
         """A setting that is true or false (the default). Raises `ComponentError` for anything else."""
@@ -91,6 +94,7 @@ def load_resources(
     environ: Mapping[str, str] = os.environ,
 ) -> list[Component]:
     """The components for `app_id` in files and directories (their ``*.yaml`` and ``*.yml``, not deeper), in order.
+    Types are matched in any case, as Dapr's registry does.
 
     Documents of another kind or of another system are passed over.
     """
@@ -100,9 +104,15 @@ def load_resources(
     mine = [draft for draft in drafts if not draft.content.scopes or app_id in draft.content.scopes]
     _check_names(mine)
     resolver = _Resolver(app_id, namespace, environ)
-    resolver.add_secret_stores([draft for draft in mine if draft.content.spec.type in (_ENV_SECRETS, _FILE_SECRETS)])
+    secret_stores = (_ENV_SECRETS, _FILE_SECRETS)
+    resolver.add_secret_stores([draft for draft in mine if draft.content.spec.type.lower() in secret_stores])
     components = [resolver.component(draft) for draft in mine]
     actor_component(components)
+    for component in components:
+        if not component.is_state and component.metadata.get("actorStateStore", "").lower() == "true":
+            log.warning(
+                "%s has actorStateStore, and %r is no state store: it is passed over", component, component.type
+            )
     return components
 
 
@@ -118,9 +128,9 @@ def actor_component(components: Iterable[Component]) -> Component | None:
 
 def make_secret_store(component: Component, environ: Mapping[str, str] = os.environ) -> SecretStore:
     """The secret store that a component of type ``secretstores.local.env`` or ``secretstores.local.file`` describes."""
-    if component.type == _ENV_SECRETS:
+    if component.type.lower() == _ENV_SECRETS:
         return EnvironmentSecrets(environ, component.metadata.get("prefix", ""))
-    if component.type != _FILE_SECRETS:
+    if component.type.lower() != _FILE_SECRETS:
         raise ComponentError(
             f"{component}: spec.type {component.type!r} is no secret store; there are {_ENV_SECRETS}, {_FILE_SECRETS}"
         )

@@ -472,10 +472,12 @@ def test_unknown_secret_store_is_refused() -> None:
         ("state.in-memory", {}, MemoryStore),
         ("state.sqlite", {"connectionString": "data.db", "actorStateStore": "true"}, SqliteStore),
         ("state.redis", {"redisHost": "localhost:6379", "keyPrefix": "name"}, RedisStore),
+        ("State.Redis", {"redisHost": "localhost:6379"}, RedisStore),
+        ("state.In-Memory", {}, MemoryStore),
     ],
 )
 def test_component_gives_its_store(type: str, metadata: dict[str, str], expected: object) -> None:
-    """Dapr's names of state stores and of their fields work as they are."""
+    """Dapr's names of state stores and of their fields work as they are, in any case of letters."""
     assert make_store(Component("s", type, metadata=Metadata(metadata))).__class__ is expected
 
 
@@ -552,6 +554,27 @@ def test_actors_live_in_one_store(write: Write) -> None:
     write(first.replace("name: one", "name: two"))
     with pytest.raises(ComponentError, match=r"'one'.*'two'.*actors live in one store"):
         load(directory)
+
+
+def test_types_are_matched_in_any_case(write: Write) -> None:
+    """As Dapr's registry does: actors must not go to the default store for a capital letter."""
+    write(component_yaml(name="secrets", type="SecretStores.Local.Env"))
+    secret = "- {name: actorStateStore, value: 'true'}\n- {name: x, secretKeyRef: {name: X}}"
+    directory = write(component_yaml(secret, name="s", type="State.SQLite", top="auth: {secretStore: secrets}"))
+    actors = actor_component(load(directory, {"X": "y"}))
+    assert actors is not None
+    assert (actors.type, actors.metadata["x"]) == ("State.SQLite", "y")
+
+
+def test_an_actor_store_that_is_passed_over_is_told(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever wrote actorStateStore is told when actors do not go there: its type is no state store."""
+    load(write(component_yaml("- {name: actorStateStore, value: 'true'}", name="s", type="stat.redis")))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "component 's' has actorStateStore" in warning
+    assert "'stat.redis' is no state store" in warning
+    caplog.clear()
+    load(write(component_yaml(name="other", type="pubsub.redis")) / "1.yaml")
+    assert not caplog.records
 
 
 # ---- the documentation -----------------------------------------------------------------------------------------------
