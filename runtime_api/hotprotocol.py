@@ -25,13 +25,18 @@ import logging
 import re
 from typing import TYPE_CHECKING, cast
 
+from starlette.responses import PlainTextResponse
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from runtime_api.hotroutes import arguments_of
-from runtime_api.problems import head_too_large, internal
+from runtime_api.problems import RETRY_AFTER, head_too_large, internal
 from runtime_api.wire import PLAIN_CALL
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from runtime_api.answers import Result
     from runtime_api.edge import Token
     from runtime_api.hotroutes import Arguments, HotRoute, HotRoutes
@@ -61,6 +66,8 @@ class HotCalls:
         self.routes = routes
         self._token = token
         self._body_limit = body_limit
+        # Bytes that a client may send of a body although it was answered before.
+        self.most_wasted = body_limit
         self._verdicts: dict[bytes, int] = {}
         self._told: ServerHeaders | None = None
         self._success = b""
@@ -101,10 +108,12 @@ class _HotProtocol(HttpToolsProtocol):
     # Bytes of a message that are not its body.
     _framing = 0
     _closing = False
-    # Ends a connection whose next request does not come, or does not get beyond its head. After its own answers uvicorn
-    # has a timer for the former, which the first byte of anything ends.
+    # Ends a connection whose next request does not come, or does not get beyond its head, or does not go on with its
+    # body. After its own answers uvicorn has a timer for the first, which the first byte of anything ends.
     _watch: asyncio.TimerHandle | None = None
     _waiting_since = 0.0
+    # Bytes of a body that came after its answer.
+    _wasted = 0
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -118,27 +127,48 @@ class _HotProtocol(HttpToolsProtocol):
         """The parser keeps a target, headers and trailers of any length: it is stopped when they are too long."""
         self._framing += len(data)
         super().data_received(data)
-        if self._framing > MOST_FRAMING and not self.transport.is_closing():
-            if not self._parser_answers():
-                self._closing = True
-                refused = head_too_large(MOST_FRAMING).response
-                self._send(refused.status_code, refused.raw_headers, bytes(refused.body))
+        if self.transport.is_closing():
+            return
+        if self._framing > MOST_FRAMING:
+            self._refuse_head()
+        elif self._wasted > self.calls.most_wasted:
             self.transport.close()
-        elif self._watch is None and self._awaits_head():
+        elif self._watch is None and self._awaits_client():
             self._watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+
+    def _refuse_head(self) -> None:
+        if not self._parser_answers():
+            self._closing = True
+            refused = head_too_large(MOST_FRAMING).response
+            self._send(refused.status_code, refused.raw_headers, bytes(refused.body))
+        self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, _crowded() if app is service_unavailable else app)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, for what its parser does not read. A target that is too long is one such thing."""
+        if self._in_head and len(self.url) >= MOST_FRAMING:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         self._in_message = self._in_head = True
         self._waiting_since = self.loop.time()
-        self._framing = 0
+        self._framing = self._wasted = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         super().on_headers_complete()
+        self._in_head = False
+        self._waiting_since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
         self._framing = max(0, self._framing - _FRAMED_BYTE * len(body))
+        self._waiting_since = self.loop.time()
+        if self.cycle.response_complete:
+            self._wasted += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -172,9 +202,13 @@ class _HotProtocol(HttpToolsProtocol):
         """A request that went to uvicorn's parser is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _awaits_head(self) -> bool:
-        """Of the next request, or the rest of it."""
-        return not self._parser_answers() and self._in_head == self._in_message
+    def _awaits_client(self) -> bool:
+        """For its next request, or the rest of one. (A head is of the request behind the one that is answered.)"""
+        return not self._parser_answers() or (self._in_message and not self._in_head)
+
+    def _reads(self) -> bool:
+        """Else it is for us that the client waits: for the answer to what it has sent already."""
+        return self._call is None and not self.pipeline and not self.flow.read_paused
 
     def _pressed(self) -> bool:
         """The client does not take its answers, or there are too many clients: uvicorn knows what to do."""
@@ -232,13 +266,17 @@ class _HotProtocol(HttpToolsProtocol):
     def _check_idle(self) -> None:
         """One timer for many answers: it looks when the last one was, instead of being set anew by each."""
         self._watch = None
-        if self.timeout_keep_alive_task is not None or not self._awaits_head():
+        if self.timeout_keep_alive_task is not None or not self._awaits_client():
             return  # uvicorn's turn: it sets its timer after its answer
-        idle_s = 0.0 if self._call is not None else self.loop.time() - self._waiting_since
+        idle_s = self.loop.time() - self._waiting_since if self._reads() else 0.0
         if idle_s >= self.timeout_keep_alive:
             self.timeout_keep_alive_handler()
         else:
             self._watch = self.loop.call_later(self.timeout_keep_alive - idle_s, self._check_idle)
+
+    def on_response_complete(self) -> None:
+        self._waiting_since = self.loop.time()  # for the body of the next request, if that waited for this answer
+        super().on_response_complete()
 
     # -- the connection ------------------------------------------------------------------------------------------------
 
@@ -272,6 +310,12 @@ class _HotProtocol(HttpToolsProtocol):
             super().shutdown()
         else:
             self._closing = True
+
+
+def _crowded() -> ASGI3Application:
+    """uvicorn's answer at its limit, and when to come again."""
+    answer = PlainTextResponse("Service Unavailable", 503, {"connection": "close", **RETRY_AFTER})
+    return cast("ASGI3Application", answer)
 
 
 def _judge(headers: bytes, token: Token, body_limit: int) -> int:

@@ -891,14 +891,16 @@ def test_run_whose_client_goes_at_once(runner: asyncio.Runner) -> None:
 
 
 def test_too_many_connections(runner: asyncio.Runner) -> None:
-    """At the limit the answer is uvicorn's 503, below it the short cut's."""
+    """At the limit the answer is 503, with a time to come again, below it the short cut's."""
 
     async def talk() -> None:
         async with serving(max_connections=2) as server, connected(server) as client:
             await client.send(call())
             async with connected(server):
                 await client.send(call())
-            assert bodies_of(await client.all_answers()) == [b"1", b"Service Unavailable"]
+            answers = await client.all_answers()
+            assert bodies_of(answers) == [b"1", b"Service Unavailable"]
+            assert b"\r\nretry-after: 1\r\n" in answers
 
     runner.run(talk())
 
@@ -946,6 +948,20 @@ def test_what_is_no_body_is_bounded(runner: asyncio.Runner, begin: bytes, more: 
             await until(lambda: not server.server_state.connections)
             if begin.startswith(b"GET"):
                 assert b"ERR_HEAD_TOO_LARGE" in await client.rest()
+
+    runner.run(talk())
+
+
+@pytest.mark.parametrize("size", [MOST_FRAMING, MOST_FRAMING + 1, 2 * MOST_FRAMING])
+def test_a_target_that_is_too_long_is_told_so(runner: asyncio.Runner, size: int) -> None:
+    """Also when it comes at once: the parser takes it in, and then finds that it does not read such ones."""
+
+    async def talk() -> None:
+        async with serving() as server, connected(server) as client:
+            await client.send(b"GET /" + b"x" * (size - 1) + b" HTTP/1.1\r\nhost: x\r\n\r\n", answered=False)
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 431")
+            assert b"ERR_HEAD_TOO_LARGE" in answer
 
     runner.run(talk())
 
@@ -1036,7 +1052,7 @@ def test_token(runner: asyncio.Runner) -> None:
 # -- time --------------------------------------------------------------------------------------------------------------
 
 _SOON_S = 0.1
-_SLOW = call(b"echo", b'"slow"')
+_SLOW = call(b"echo", b'6\r\n"slow"\r\n0\r\n\r\n', b"transfer-encoding: chunked", length=False)
 
 
 @pytest.mark.parametrize(
@@ -1060,21 +1076,22 @@ def test_idle_connections_close(runner: asyncio.Runner, requests: list[bytes]) -
 def test_busy_connections_stay(runner: asyncio.Runner, door: bytes, first: bytes) -> None:
     """A call that takes longer than a connection may be idle is answered; so is one whose body arrives that slowly."""
 
-    async def a_while(server: uvicorn.Server) -> None:
+    async def a_while(server: uvicorn.Server, client: Client, meanwhile: bytes = b"") -> None:
         async with connected(server) as other:
             await other.send(call().replace(b"ID", b"other"))
-            await other.rest()
+            while not other.protocol.transport.is_closing():
+                await client.send(meanwhile, answered=False)
 
     async def talk() -> None:
         async with serving(keep_alive_s=_SOON_S) as server, connected(server) as client:
             await client.send(first)
             await client.send(enter(door), answered=False)
-            await client.send(_SLOW[:-3], answered=False)
-            await a_while(server)
+            await client.send(_SLOW[:-5], answered=False)
+            await a_while(server, client)
             _doors[door.decode()].set()
             await client.settle()
-            await a_while(server)
-            await client.send(_SLOW[-3:])
+            await a_while(server, client, meanwhile=b"1\r\n \r\n")
+            await client.send(_SLOW[-5:])
             assert bodies_of(await client.rest())[-2:] == [b'"%b"' % door, b'"slow"']
 
     runner.run(talk())
@@ -1110,6 +1127,78 @@ def test_connections_whose_next_request_never_ends_close(runner: asyncio.Runner,
                 while not client.protocol.transport.is_closing():
                     await client.send(b"x: y\r\n")
             assert len(bodies_of(await client.rest())) == (first != b"")
+
+    runner.run(talk())
+
+
+_TOO_LONG = call(body=b"1" * (_BODY_LIMIT + 1))
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "answers"),
+    [
+        (SAVE[:-1], 0),
+        (SAVE[: SAVE.index(b"\r\n\r\n") + 4], 0),
+        (CHUNKED[:-5], 0),
+        (CHUNKED[:-2] + b"x: y\r\n", 0),
+        (_TOO_LONG[:-1000], 1),
+    ],
+    ids=["body", "no body", "chunks", "trailers", "body that was refused"],
+)
+@pytest.mark.parametrize("first", [b"", call(), HEALTH])
+def test_connections_whose_body_does_not_go_on_close(
+    runner: asyncio.Runner, first: bytes, unfinished: bytes, answers: int
+) -> None:
+    """Bodies that do not come to their end do not stay: what all bodies may have together is there for others."""
+
+    async def talk() -> None:
+        async with serving(keep_alive_s=_SOON_S) as server, connected(server) as client:
+            await client.send(first)
+            await client.send(unfinished[:-1])
+            await client.send(unfinished[-1:])
+            assert len(bodies_of(await client.rest())) == (first != b"") + answers
+            await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+            assert cast("Any", server.config.app)._general._held == 0
+
+    runner.run(talk())
+
+
+@pytest.mark.parametrize("behind", [SAVE, HEALTH], ids=["body", "head"])
+def test_what_is_behind_a_slow_answer_has_its_time(runner: asyncio.Runner, door: bytes, behind: bytes) -> None:
+    """A pipelined request is not waited for while the answer in front of it is not given: its client may be waiting for
+    that."""
+
+    async def talk() -> None:
+        async with serving(keep_alive_s=_SOON_S) as server, connected(server) as client:
+            await client.send(enter(door).replace(b"host: x", b"host: x\r\nx-y: z") + behind[:-1], answered=False)
+            async with connected(server) as other:
+                await other.send(HEALTH)
+                assert len(bodies_of(await other.rest())) == 1
+            assert not client.protocol.transport.is_closing()
+            _doors[door.decode()].set()
+            assert await client.read_answer() == b'"%b"' % door
+            await client.send(behind[-1:])
+            assert len(bodies_of(await client.rest())) == 1
+
+    runner.run(talk())
+
+
+def test_what_follows_an_early_answer_is_bounded(runner: asyncio.Runner) -> None:
+    """A client that goes on with a body that was refused is not read without end: as much as may be a body, then its
+    connection ends. One that has less to say keeps it."""
+
+    async def talk() -> None:
+        async with serving() as server:
+            async with connected(server) as client:
+                await client.send(_TOO_LONG[:-1])
+                await client.send(_TOO_LONG[-1:] + HEALTH)
+                assert len(bodies_of(await client.all_answers())) == 2
+            async with connected(server) as client:
+                await client.send(call(b"add", b"", b"content-length: 1000000000000", length=False))
+                assert b"ERR_BODY_TOO_LARGE" in await client.read_answer()
+                while not client.protocol.transport.is_closing():
+                    assert client.sent < 3 * _BODY_LIMIT
+                    await client.send(b"1" * 100, answered=False)
 
     runner.run(talk())
 
