@@ -4,9 +4,10 @@
     -> drain the runtime -> exit 0
 
 The first SIGTERM or SIGINT begins the end, or leaves one that was begun over HTTP to itself; the second ends the
-process at once with 1. Both phases of the drain, requests and turns, share one deadline; and so does what comes after,
-when the interpreter waits for threads that still run (of the application's, or of an activity that uses
-`asyncio.to_thread`): then the process ends without them.
+process at once with 1. All of it has one deadline. Shortly before, turns that still run are rolled back, so that there
+is time to tell their callers; then connections are cut whose clients neither finish their requests nor take their
+answers; and when the interpreter waits for threads that still run (of the application's, or of an activity that uses
+`asyncio.to_thread`), the process ends without them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from runtime_api.settings import Settings
 
 _FORCED_EXIT_DELAY_S = 0.1
-_LEAST_DRAIN_S = 0.1
+_LEAST_LEFT_S = 0.1
 _ENDING = (signal.SIGTERM, signal.SIGINT)
-_ANSWERING_S = 5.0
+# Of the time for the end, for telling the callers of what is rolled back; and at most so much of all of it.
+_TELLING_S = 2.0
+_TELLING_SHARE = 0.25
 _log = logging.getLogger("mecha.server")
 
 
@@ -139,14 +143,17 @@ class Server(uvicorn.Server):
                 access_log=settings.access_log,
                 server_header=False,
                 timeout_keep_alive=max(1, round(settings.keep_alive)),
-                timeout_graceful_shutdown=round(settings.drain + _ANSWERING_S),
+                timeout_graceful_shutdown=math.ceil(settings.drain),
                 limit_concurrency=settings.max_connections,
             )
         )
+        if settings.access_log:
+            # Asked for by itself, whatever else is logged.
+            logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         self._runtime = runtime
         self._settings = settings
         self._drain_s = settings.drain
-        self._stop_at: float | None = None
+        self._ends_at: float | None = None
         self._signalled = False
         self._ending: asyncio.Task[None] | None = None
 
@@ -164,26 +171,38 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         if force:
             loop.call_later(_FORCED_EXIT_DELAY_S, os._exit, 1)
-        elif self._stop_at is None:
-            self._stop_at = loop.time() + self._drain_s
+        elif self._ends_at is None:
+            self._ends_at = loop.time() + self._drain_s
             self._runtime.begin_stop()
             self.should_exit = True
-            # When the time is over, the runtime rolls back what still runs and tells its callers: so every request
-            # that was accepted gets an answer, and uvicorn, waiting for them, comes to its end.
-            loop.call_at(self._stop_at, lambda: loop.create_task(self.end_runtime()))
+            # The runtime rolls back what still runs and tells its callers: so every request that was accepted gets an
+            # answer, and uvicorn, waiting for them, comes to its end.
+            loop.call_at(self._ends_at - self._telling_s, lambda: loop.create_task(self.end_runtime()))
+            # After most of that time: uvicorn looks from time to time whether the connections are gone.
+            loop.call_at(self._ends_at - self._telling_s / 4, self._cut)
 
     async def end_runtime(self) -> None:
         """Drain the runtime in what is left of the time. Every caller waits for the one drain."""
         if self._ending is None:
-            self._ending = asyncio.create_task(self._runtime.stop(self.left_s))
+            drain_s = max(min(_LEAST_LEFT_S, self._telling_s / 2), self.left_s - self._telling_s)
+            self._ending = asyncio.create_task(self._runtime.stop(drain_s))
         await self._ending
+
+    def _cut(self) -> None:
+        """What is left are clients that neither finish their requests nor take their answers."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    @property
+    def _telling_s(self) -> float:
+        return min(_TELLING_S, self._drain_s * _TELLING_SHARE)
 
     @property
     def left_s(self) -> float:
         """Of the time for the end."""
-        if self._stop_at is None:
+        if self._ends_at is None:
             return self._drain_s
-        return max(_LEAST_DRAIN_S, self._stop_at - asyncio.get_running_loop().time())
+        return max(_LEAST_LEFT_S, self._ends_at - asyncio.get_running_loop().time())
 
     def handle_signals(self) -> None:
         """Ours until the loop closes: the second signal must end a drain of the runtime, too."""

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     hosts_per_node: int = Field(0, ge=0, description="With placement ray: so many hosts on each node instead")
     spares: int = Field(1, ge=0, description="With placement ray: further hosts, ready to take over")
     lease: Seconds = 10.0
-    drain: Seconds = Field(30.0, description="How long a graceful stop waits for requests and turns under way")
+    drain: Seconds = Field(30.0, description="How long a graceful stop may take, in all")
     max_body_size: Size = DEFAULT_BODY_LIMIT
     large_value_bytes: Size = Field(
         DEFAULT_LIMIT, description="Values of workflows whose JSON is longer are stored beside the history"

@@ -1013,12 +1013,16 @@ def test_long_heads_are_not_remembered(runner: asyncio.Runner) -> None:
 # -- when it is off ----------------------------------------------------------------------------------------------------
 
 
-def test_access_log(runner: asyncio.Runner, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the access log on, every call is in it: the short cut, which keeps none, is not used."""
+@pytest.mark.parametrize("level", ["info", "warning", "error"])
+def test_access_log(
+    runner: asyncio.Runner, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """With the access log on, every call is in it, whatever else is logged: the short cut, which keeps none, is not
+    used."""
     monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
 
     async def talk() -> None:
-        async with serving(access_log=True, log_level="info") as server, connected(server) as client:
+        async with serving(access_log=True, log_level=level) as server, connected(server) as client:
             await client.send(call())
             await client.send(call())
             assert bodies_of(await client.all_answers()) == [b"1", b"2"]
@@ -1237,6 +1241,24 @@ def test_shutdown_is_told_in_errors(runner: asyncio.Runner, door: bytes) -> None
             answer = await client.rest()
             assert answer.startswith(b"HTTP/1.1 500")
             assert b"\r\nconnection: close\r\n\r\n{" in answer
+
+    runner.run(talk())
+
+
+@pytest.mark.parametrize("stuck", [SAVE[:-1], call()[:-1], call(b"fill", b"30000000")], ids=["body", "hot", "answer"])
+def test_shutdown_does_not_wait_for_a_client_that_is_stuck(runner: asyncio.Runner, stuck: bytes) -> None:
+    """The time for the end is that of all of it, also for who does not finish a request, or does not take an answer."""
+
+    async def talk() -> None:
+        loop = asyncio.get_running_loop()
+        async with serving(drain=0.5) as server, connected(server) as client:
+            await client.send(stuck, answered=False)
+            await until(lambda: not client.protocol._call)
+            server.stop()
+            stopped_at = loop.time()
+            await until(lambda: not server.server_state.connections)
+            # Machines may be slow; uvicorn's time was five seconds more.
+            assert loop.time() - stopped_at < 0.5 + 2.0
 
     runner.run(talk())
 
