@@ -300,7 +300,10 @@ class Host:
         call.attempt += 1
         if call.future.done():
             return
-        if call.attempt > _MOST_ATTEMPTS or self.aborted:
+        if self.aborted:
+            self.fail(call, HostStopping(f"{call.stream}: this host stopped before the call was recorded"))
+            return
+        if call.attempt > _MOST_ATTEMPTS:
             moved = (
                 f"{call.stream} was moved, dropped or rolled back {call.attempt} times before the call had an answer"
             )
