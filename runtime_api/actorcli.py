@@ -26,6 +26,7 @@ from runtime_api.terminal import (
     print_json,
     print_table,
     remote,
+    show,
     tell_done,
 )
 
@@ -70,7 +71,7 @@ def actor_call(
         if as_json:
             print_json(server.json("POST", where, content=body, headers=headers))
         else:
-            print(server.request("POST", where, content=body, headers=headers).text)
+            show(server.request("POST", where, content=body, headers=headers).text)
 
 
 @cli.command("send")
@@ -154,7 +155,7 @@ def actor_get(
     if as_json:
         print_json(found)
     else:
-        print(f"{found['type']}/{found['id']} at version {found['version']}")
+        show(f"{found['type']}/{found['id']} at version {found['version']}")
         print_table(("FIELD", "VALUE"), sorted(found["state"].items()))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from runtime_api import actorcli, clustercli, workflowcli
-from runtime_api.terminal import EXIT_USAGE, Json, fail, print_json, print_table
+from runtime_api.terminal import EXIT_USAGE, Json, fail, print_json, print_table, show
 
 cli = typer.Typer(
     name="mecha",
@@ -31,7 +31,7 @@ def _tell_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"mecha {version('mecha-runtime')}")
+        show(f"mecha {version('mecha-runtime')}")
         raise typer.Exit
 
 
@@ -127,6 +127,7 @@ def run(
         "log_level": log_level,
         "access_log": access_log,
     }
+    from runtime_api.output import OutputError
     from runtime_api.settings import SettingsError, load_settings
     from runtime_api.startup import StartupError
 
@@ -142,7 +143,7 @@ def run(
             run_server(app, chosen)
     except SettingsError as error:
         fail(error, EXIT_USAGE)
-    except StartupError as error:
+    except (StartupError, OutputError) as error:
         fail(error)
     except KeyboardInterrupt:
         fail("stopped before it was up")

@@ -24,6 +24,7 @@ from actors.hostneeds import combined
 from actors.placement.hop import PeerGone
 from actors.placement.supervisor import Wanted, new_version
 from runtime_api.loader import LoadError, absolute_target, default_app_id, load_application
+from runtime_api.output import write_line
 from runtime_api.raytasks import StorePlace, environment, search_path
 from runtime_api.startup import StartupError, bind, warn_if_open
 from statestores.errors import StoreError
@@ -171,10 +172,9 @@ async def _wait_ready(cluster: RayCluster, settings: Settings, found: bool) -> N
             hosts = status["hosts"]
             serving = status["serving"]
             warn_if_open(settings)
-            print(
+            write_line(
                 f"mecha: serving {hosts[0]['url']} (app-id {settings.app_id}; {serving} hosts and "
-                f"{len(hosts) - serving} spare on Ray)",
-                flush=True,
+                f"{len(hosts) - serving} spare on Ray)"
             )
             return
         if status.get("error") and not status["hosts"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from runtime_api.terminal import DEFAULT_URL, Json, Url, fail, print_json, print_table, remote, tell_done
+from runtime_api.terminal import DEFAULT_URL, Json, Url, fail, print_json, print_table, remote, show, tell_done
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +28,11 @@ def cluster_status(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     columns = ("HOST", "PID", "VERSION", "PARTITIONS", "EPOCHS", "LAG MS", "ACTIVATIONS", "NODE")
     print_table(columns, [_host_row(host) for host in status["hosts"]])
     for name in status["silent"]:
-        print(f"{name} does not answer")
+        show(f"{name} does not answer")
     if status["unplaced"]:
-        print(status["unplaced"])
+        show(status["unplaced"])
     if not status["settled"]:
-        print("partitions are on their way" + (f"; last error: {status['error']}" if status["error"] else ""))
+        show("partitions are on their way" + (f"; last error: {status['error']}" if status["error"] else ""))
 
 
 @cli.command("roll")

@@ -73,7 +73,7 @@ class Token:
     """The API token, when one is set; compared in constant time."""
 
     def __init__(self, token: str | None) -> None:
-        self._token = token.encode() if token else None
+        self._token = token.encode(errors="surrogateescape") if token else None
 
     def admits(self, headers: Iterable[Header]) -> bool:
         return self._token is None or hmac.compare_digest(wire.header(headers, b"dapr-api-token") or b"", self._token)

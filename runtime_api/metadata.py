@@ -42,7 +42,7 @@ def metadata_answer(runtime: Runtime, extended: dict[str, str]) -> dict[str, Any
         "runtimeVersion": runtime_version(),
         "actors": active,
         "components": components,
-        "extended": {"daprRuntimeVersion": runtime_version(), **extended},
+        "extended": {**extended, "daprRuntimeVersion": runtime_version()},
         "actorRuntime": {
             "runtimeStatus": "RUNNING" if active else "DISABLED",
             "activeActors": active,

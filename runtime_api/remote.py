@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _CONNECT_S = 5.0
 _ANSWER_S = 300.0
 _LAST_PORT = 65535
+_SENDABLE = re.compile(rb"|[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?")
 
 
 class RemoteError(Exception):
@@ -29,6 +31,10 @@ class BadUrl(ValueError):
     """It names no server."""
 
 
+class Unsendable(ValueError):
+    """A header would have a value that no header can have."""
+
+
 class Unreachable(Exception):
     """There was no answer; whether the request took effect is unknown unless the connection was refused."""
 
@@ -39,14 +45,14 @@ def path(*parts: str) -> str:
 
 
 class Remote:
-    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``. Raises `BadUrl`."""
+    """`token` None: taken from ``MECHA_API_TOKEN`` or ``DAPR_API_TOKEN``. Raises `BadUrl`, `Unsendable`."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         token = token or os.environ.get("MECHA_API_TOKEN") or os.environ.get("DAPR_API_TOKEN")
         self._url = url
         self._client = httpx.Client(
             base_url=_server_url(url),
-            headers={"dapr-api-token": token} if token else {},
+            headers=[(b"dapr-api-token", _token_header(token))] if token else [],
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             trust_env=False,
         )
@@ -68,10 +74,12 @@ class Remote:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """Raises `RemoteError` for every status of 400 and more, `Unreachable`. Empty parameters are left out."""
+        """Raises `RemoteError` for every status of 400 and more, `Unreachable`, `Unsendable`. Empty parameters are left
+        out."""
+        sent = [(name.encode(), _header(name, value)) for name, value in (headers or {}).items()]
         given = {name: value for name, value in (params or {}).items() if value not in (None, "", [])}
         try:
-            response = self._client.request(method, where, params=given, content=content, headers=dict(headers or {}))
+            response = self._client.request(method, where, params=given, content=content, headers=sent)
         except httpx.ConnectError as error:
             raise Unreachable(f"cannot reach {self._url}: {error} (is `mecha run` running there?)") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -89,6 +97,25 @@ class Remote:
         except ValueError:
             message = f"the answer from {self._url} is no JSON (is that `mecha run`?)"
             raise RemoteError(response.status_code, "", message) from None
+
+
+def _token_header(token: str) -> bytes:
+    """As the server compares it."""
+    value = token.encode(errors="surrogateescape")
+    if not _SENDABLE.fullmatch(value):
+        raise Unsendable("MECHA_API_TOKEN or DAPR_API_TOKEN has control characters, or blanks around it")
+    return value
+
+
+def _header(name: str, text: str) -> bytes:
+    """As the server reads it."""
+    try:
+        value = text.encode("latin-1")
+    except UnicodeEncodeError:
+        value = b"\0"
+    if not _SENDABLE.fullmatch(value):
+        raise Unsendable(f"{name} {text!r} cannot be sent: printable characters of Latin-1 can, without blanks around")
+    return value
 
 
 def _server_url(text: str) -> httpx.URL:

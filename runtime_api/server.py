@@ -29,6 +29,7 @@ from runtime_api.app import create_app
 from runtime_api.edge import DEFAULT_LIMITS, Limits, Token
 from runtime_api.hotprotocol import HotCalls, hot_protocol
 from runtime_api.loader import LoadError, default_app_id, load_application
+from runtime_api.output import write_line
 from runtime_api.runtime import Runtime
 from runtime_api.startup import StartupError, bind, shown_url, warn_if_open
 from statestores.errors import ComponentError, StoreError
@@ -231,7 +232,7 @@ def announce(runtime: Runtime, settings: Settings, listener: socket.socket) -> N
         "activities": [activity.name for activity in runtime.application.activities],
     }
     brought = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names)
-    print(f"mecha: serving http://{shown}:{port} (app-id {runtime.app_id}; {brought})", flush=True)
+    write_line(f"mecha: serving http://{shown}:{port} (app-id {runtime.app_id}; {brought})")
     warn_if_open(settings)
     # What was made until now lives as long as the process: the collector need not look at it again.
     gc.collect()

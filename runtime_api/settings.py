@@ -114,10 +114,21 @@ class Settings(BaseSettings):
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
 
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise SettingsError(f"settings file {file} does not exist")
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise SettingsError(f"settings file {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None) or not all(isinstance(name, str) for name in content or ()):
+        raise SettingsError(f"settings file {file}: it has no lines such as `port: 4000`")
+
+
 def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Settings:
     """`given`: what the command line said (leave out what it did not). Raises `SettingsError`."""
-    if file is not None and not file.is_file():
-        raise SettingsError(f"settings file {file} does not exist")
+    if file is not None:
+        _check_file(file)
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(yaml_file=file, yaml_file_encoding="utf-8")
@@ -132,7 +143,7 @@ def load_settings(given: Mapping[str, Any], file: Path | None = None) -> Setting
         # What may be the token is not told, neither under its name nor under one that is misspelled.
         shown = "" if is_unknown or name == "api_token" else f" (got {first['input']!r})"
         raise SettingsError(f"setting {name}: {reason}{shown}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise SettingsError(f"settings file {file}: {' '.join(str(error).split())}") from None
     if settings.placement == "local" and (of_ray := _OF_RAY & settings.model_fields_set):
         raise SettingsError(f"setting {min(of_ray)} is for hosts on Ray: set placement to ray, or leave it out")

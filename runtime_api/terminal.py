@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -54,13 +55,15 @@ def fail(message: object, code: int = EXIT_FAILED) -> NoReturn:
 @contextmanager
 def remote(url: str) -> Iterator[Remote]:
     """A server to talk to; what goes wrong ends the command with one line."""
-    from runtime_api.remote import BadUrl, Remote, RemoteError, Unreachable
+    from runtime_api.remote import BadUrl, Remote, RemoteError, Unreachable, Unsendable
 
     try:
         with Remote(url) as server:
             yield server
     except BadUrl as error:
         fail(f"--url (MECHA_URL) is {url!r}: write where the server is, like {DEFAULT_URL}; {error}", EXIT_USAGE)
+    except Unsendable as error:
+        fail(error, EXIT_USAGE)
     except RemoteError as error:
         fail(error)
     except Unreachable as error:
@@ -100,8 +103,18 @@ def body_of(arguments: Sequence[str] | None, data: str | None) -> bytes:
     return (f"[{','.join(values)}]" if len(values) > 1 else "".join(values)).encode()
 
 
+def show(text: str) -> None:
+    """Print what was asked for. A command that cannot has failed."""
+    from runtime_api.output import OutputError, write_line
+
+    try:
+        write_line(text)
+    except OutputError as error:
+        fail(error)
+
+
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    show(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def tell_done(as_json: bool) -> None:
@@ -122,7 +135,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _ANY_WIDTH).print(table)
+    is_seen = sys.stdout is not None and sys.stdout.isatty()
+    shown = StringIO()
+    Console(file=shown, force_terminal=is_seen, width=None if is_seen else _ANY_WIDTH).print(table)
+    show(shown.getvalue().removesuffix("\n"))
 
 
 def pages(server: Remote, where: str, params: dict[str, Any], limit: int) -> list[dict[str, Any]]:

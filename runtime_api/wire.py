@@ -130,7 +130,7 @@ def call_options(headers: Sequence[Header]) -> CallOptions:
 def _idempotency_key(value: bytes) -> str:
     text = value.decode("latin-1").strip()
     if not text or len(text) > 255 or not text.isprintable():
-        raise BadHeader("Idempotency-Key must have 1 to 255 printable characters")
+        raise BadHeader("Idempotency-Key must have 1 to 255 printable characters of ISO 8859-1 (Latin-1)")
     return text
 
 
@@ -152,10 +152,11 @@ def trace_id(traceparent: bytes | None) -> str:
 
 
 def check_baggage(headers: Iterable[Header]) -> None:
-    """Raises `BadHeader` when a ``baggage`` header is not a list of ``key=value;property`` members."""
-    for name, value in headers:
-        if name == b"baggage" and not all(map(_BAGGAGE_MEMBER.fullmatch, value.decode("latin-1").split(","))):
-            raise BadHeader("malformed baggage header")
+    """Raises `BadHeader` when ``baggage`` is not a list of ``key=value;property`` members: the values of all headers
+    together, as in Dapr, where an empty one is no baggage."""
+    baggage = b",".join([value for name, value in headers if name == b"baggage"]).strip()
+    if baggage and not all(map(_BAGGAGE_MEMBER.fullmatch, baggage.decode("latin-1").split(","))):
+        raise BadHeader("malformed baggage header")
 
 
 def duration_s(text: str) -> float:

@@ -27,6 +27,7 @@ from runtime_api.terminal import (
     print_table,
     remote,
     seconds_of,
+    show,
     tell_done,
 )
 
@@ -67,7 +68,7 @@ def workflow_start(
         if wait:
             _wait(server, started["instanceID"], timeout_s, as_json)
     if not wait:
-        print_json(started) if as_json else print(started["instanceID"])
+        print_json(started) if as_json else show(started["instanceID"])
 
 
 @cli.command("get")
@@ -161,7 +162,7 @@ def _wait(server: Remote, instance_id: str, timeout_s: float, as_json: bool) -> 
     if as_json:
         print_json(found)
     elif found["runtimeStatus"] == "COMPLETED":
-        print(json.dumps(found.get("output"), ensure_ascii=False))
+        show(json.dumps(found.get("output"), ensure_ascii=False))
     if found["runtimeStatus"] in _UNFINISHED:
         fail(f"workflow {instance_id} is still {found['runtimeStatus']}", EXIT_UNFINISHED)
     if found["runtimeStatus"] != "COMPLETED":

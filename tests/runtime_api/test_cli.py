@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from uuid import uuid4
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -22,6 +23,8 @@ from runtime_api import bench
 from runtime_api.cli import cli, run
 from runtime_api.settings import Settings, load_settings
 from runtime_api.terminal import body_of
+from tests.runtime_api.conftest import ROOT, clean_environment, mecha_command
+from tests.servers import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -336,6 +339,66 @@ def test_token_is_sent(mecha: Callable[..., Any], serve: Callable[..., Any]) -> 
         assert mecha("actor", "list", "--url", server.url, DAPR_API_TOKEN="secret").returncode == 0
         refused = mecha("actor", "list", "--url", server.url)
         assert (refused.returncode, "401" in refused.stderr) == (1, True)
+
+
+def test_a_token_of_any_letters_is_sent(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the server compares it."""
+    with serve(api_token="пароль") as server:
+        monkeypatch.setenv("MECHA_API_TOKEN", "пароль")
+        assert invoke(server.url, "actor", "list").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--idempotency-key", "ключ"),
+        ("--idempotency-key", "a\nb"),
+        ("--idempotency-key", " a"),
+        ("--idempotency-key", "a\x7f"),
+        ("--timeout", "1с"),
+        ("token", "a\nb"),
+        ("token", "a "),
+    ],
+)
+def test_what_no_header_can_have_is_wrong_usage(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
+    """Nobody was asked: exit code 2, and one line, that does not tell the token."""
+    if option == "token":
+        monkeypatch.setenv("MECHA_API_TOKEN", value)
+    arguments = [] if option == "token" else [option, value]
+    ended = invoke("http://127.0.0.1:1", "actor", "call", "Account", "a", "statement", *arguments)
+    assert (ended.exit_code, len(ended.stderr.splitlines())) == (2, 1)
+    told = "MECHA_API_TOKEN" if option == "token" else repr(value)
+    assert told in ended.stderr
+
+
+def test_a_key_is_the_same_from_the_command_line_and_in_process(done: Mecha, sample: Sample) -> None:
+    """Letters of Latin-1 are sent as the server reads them."""
+    name = uuid4().hex
+    deposit = ("actor", "call", "Account", name, "deposit", "1", "--idempotency-key", "clé")
+    where = f"{sample.url}/v1.0/actors/Account/{name}/method/deposit"
+    headers = [(b"idempotency-key", "clé".encode("latin-1"))]
+    assert done(*deposit) == "1\n"
+    assert httpx.post(where, content=b"1", headers=headers, **PLAIN).content == b"1"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["actor", "list"], ["actor", "list", "--json"], ["actor", "call", "Account", "full", "statement"], ["--version"]],
+)
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+def test_what_does_not_get_out_is_one_line(sample_local: str, stdout: str, arguments: list[str]) -> None:
+    """A disk that is full, or a stdout that is closed: the command has failed, and says why."""
+    where = {"full": ">/dev/full", "closed": ">&-"}[stdout]
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {where}', "sh", *mecha_command(*arguments)],
+        env=clean_environment(MECHA_URL=sample_local),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1), ended.stderr
+    assert ended.stderr.startswith("mecha: cannot write to stdout: ")
 
 
 def test_bench(mecha: Callable[..., Any]) -> None:

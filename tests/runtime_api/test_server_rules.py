@@ -226,9 +226,12 @@ def test_metadata(api: httpx.Client) -> None:
     assert found["actorRuntime"]["hostReady"] is True
     assert found["components"][0]["name"] == "statestore"
     assert found["workflows"] == {"connectedWorkers": 1}
-    assert found["extended"]["daprRuntimeVersion"]
+    version = found["extended"]["daprRuntimeVersion"]
+    assert version
     assert api.put("/v1.0/metadata/cliPID", content=b"123").status_code == 204
-    assert api.get("/v1.0/metadata").json()["extended"]["cliPID"] == "123"
+    api.put("/v1.0/metadata/daprRuntimeVersion", content=b"hidden")
+    extended = api.get("/v1.0/metadata").json()["extended"]
+    assert (extended["cliPID"], extended["daprRuntimeVersion"]) == ("123", version)
     assert api.put("/v1.0/metadata/long", content=b"x" * 5000).status_code == 400
 
 

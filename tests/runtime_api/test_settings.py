@@ -58,7 +58,11 @@ def test_the_token_is_daprs_unless_it_is_ours(monkeypatch: pytest.MonkeyPatch) -
         ("port: abc\n", "port"),
         ("port: 99999\n", "port"),
         ("a: [\n", "mecha.yaml"),
-        ("- 1\n", "mecha.yaml"),
+        ("- 1\n", "mecha.yaml: it has no lines such as `port: 4000`"),
+        ("- [port, 4000]\n", "mecha.yaml: it has no lines"),
+        ("[]\n", "mecha.yaml: it has no lines"),
+        ("port\n", "mecha.yaml: it has no lines"),
+        ("1: 2\n", "mecha.yaml"),
     ],
 )
 def test_mistakes_in_the_file_are_one_line_that_names_them(tmp_path: Path, content: str, named: str) -> None:

@@ -117,6 +117,14 @@ def test_good_baggage_passes(value: bytes) -> None:
     wire.check_baggage([(b"baggage", value)])
 
 
+def test_headers_of_baggage_are_one_list() -> None:
+    """As in Dapr: nothing at all is no baggage; an empty member of it is malformed."""
+    wire.check_baggage([(b"baggage", b"")])
+    wire.check_baggage([(b"baggage", b"a=1"), (b"x", b""), (b"baggage", b"b=2")])
+    with pytest.raises(wire.BadHeader):
+        wire.check_baggage([(b"baggage", b"a=1"), (b"baggage", b"")])
+
+
 @pytest.mark.parametrize(
     ("name", "cleaned"), [("m", "m"), ("a/b", "a/b"), ("a/../b", "b"), ("../../x", "x"), ("a//b/", "a/b")]
 )

@@ -60,6 +60,13 @@ def test_random_id(api: httpx.Client) -> None:
     assert result(api, started)["output"] == 4
 
 
+@pytest.mark.parametrize("where", [f"{DAPR}/doubling/start", f"{OWN}/doubling/run"])
+def test_of_several_ids_the_first_counts(api: httpx.Client, instance: str, where: str) -> None:
+    """As in Go. It is the one that a proxy in front may have looked at."""
+    started = api.post(where, params={"instanceID": [instance, f"{instance}-second"]}, content=b"1")
+    assert started.json()["instanceID"] == instance
+
+
 @pytest.mark.parametrize(
     ("body", "value"), [(b'{"a": 1}', {"a": 1}), (b'"text"', "text"), (b"plain text", "plain text"), (b"", None)]
 )
