@@ -26,6 +26,7 @@ from actors.placement.supervisor import Wanted, new_version
 from runtime_api.loader import LoadError, absolute_target, default_app_id, load_application
 from runtime_api.output import write_line
 from runtime_api.raytasks import StorePlace, environment, search_path
+from runtime_api.startsignals import StartSignals
 from runtime_api.startup import StartupError, bind, warn_if_open
 from statestores.errors import StoreError
 from statestores.store import Capability
@@ -45,7 +46,17 @@ _OWN_NODE_S = 3.0
 
 
 def run_cluster(target: str, settings: Settings) -> None:
-    """Serve the application on Ray until told to stop. Raises `StartupError`."""
+    """Serve the application on Ray until told to stop. Raises `StartupError`, `KeyboardInterrupt` when it was told
+    before it was up."""
+    with StartSignals() as signals:
+        try:
+            _run(target, settings, signals)
+        except SystemExit:  # raised by Ray's handler
+            signals.check()
+            raise
+
+
+def _run(target: str, settings: Settings, signals: StartSignals) -> None:
     try:
         application_id = settings.app_id or default_app_id(target)
         application = load_application(target)
@@ -68,12 +79,20 @@ def run_cluster(target: str, settings: Settings) -> None:
         settings = settings.model_copy(update=chosen)
         if not settings.ray_address:
             os.environ["PYTHONPATH"] = search_path()
-        on_ray.start_ray(settings.ray_address or None)
+        if not sys.stdout.isatty():
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         try:
+            try:
+                on_ray.start_ray(settings.ray_address or None)
+            except (ConnectionError, ValueError) as error:
+                raise StartupError(str(error)) from error
+            signals.take_back()
             # Hosts have another working directory.
-            asyncio.run(_supervise(absolute_target(target), settings, needs))
+            was_up = asyncio.run(_supervise(absolute_target(target), settings, needs, signals))
         finally:
             on_ray.stop_ray()
+        if not was_up:
+            raise KeyboardInterrupt
 
 
 def _check_store(place: StorePlace) -> None:
@@ -88,13 +107,15 @@ def _check_store(place: StorePlace) -> None:
         )
 
 
-async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
+async def _supervise(target: str, settings: Settings, needs: HostNeeds, signals: StartSignals) -> bool:
+    """Until told to stop. Whether it was up by then."""
     from actors.placement.ray import ClusterSpec, RayCluster, cluster_namespace
 
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stopping)
+    signals.check()  # those that come now come to the loop
     cluster = RayCluster(cluster_namespace(settings.app_id, settings.namespace))
     wanted = Wanted(
         settings.hosts,
@@ -115,7 +136,8 @@ async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
+        was_up = ready.done()
+        if was_up:
             ready.result()
             await stopped
         ready.cancel()
@@ -125,6 +147,7 @@ async def _supervise(target: str, settings: Settings, needs: HostNeeds) -> None:
         await _end(cluster)
         raise
     await _end(cluster)
+    return was_up
 
 
 def _host(target: str, settings: dict[str, Any], name: str, version: str, cluster: RayCluster) -> HostProcess:
@@ -169,13 +192,10 @@ async def _wait_ready(cluster: RayCluster, settings: Settings, found: bool) -> N
         except PeerGone:
             status = {}
         if status.get("settled") and status["serving"] >= status["wanted_serving"]:
-            hosts = status["hosts"]
-            serving = status["serving"]
             warn_if_open(settings)
-            write_line(
-                f"mecha: serving {hosts[0]['url']} (app-id {settings.app_id}; {serving} hosts and "
-                f"{len(hosts) - serving} spare on Ray)"
-            )
+            # Spares come later.
+            where = f"app-id {settings.app_id}; {status['serving']} hosts on Ray"
+            write_line(f"mecha: serving {status['hosts'][0]['url']} ({where})")
             return
         if status.get("error") and not status["hosts"]:
             raise StartupError(f"no host starts: {status['error']}")

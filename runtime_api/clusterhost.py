@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +80,7 @@ class ClusterHost:
             # Told to end over HTTP, of which the controller knows nothing. It sees the end of a process, and makes
             # another host; one that lived on without serving would be counted for ever.
             await server.end_runtime()
-            os._exit(0)
+            await self._cluster.end_own_host(self._name)
 
     async def stop(self, timeout_s: float) -> None:
         self._is_stopping = True

@@ -20,6 +20,7 @@ import functools
 import logging
 import os
 import pickle
+import socket
 import threading
 import time
 from secrets import token_hex
@@ -55,10 +56,16 @@ log = logging.getLogger(__name__)
 _CONTROLLER = "controller"
 _HOST_PREFIX = "host-"
 _OWN_DEATH_S = 2.0
+_OWN_END_S = 2.0
 _LOST = "an object is lost, its durable copy is used: %s"
 _START_S = 60.0
 _MOST_CALLS = 10_000
 _SMALLEST_OBJECT_STORE = 80 << 20
+_REACH_S = 5.0
+# What a client of HTTP/2 says first, and is answered at once: Ray's control store is a server of gRPC.
+_FRAME_HEAD = 9
+_SETTINGS = 4
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0))
 
 
 class TaskDied(Exception):
@@ -123,7 +130,7 @@ class _HostActor:
         self._watching = asyncio.create_task(self._end_when_declared_dead())
 
     async def _open_door(self) -> Address | None:
-        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        if _is_encrypted():
             return None  # Ray encrypts what it carries, the door does not
         try:
             return await self._door.open(self._cluster.node_address())
@@ -451,6 +458,15 @@ class RayCluster:
         except ValueError as error:
             raise PeerGone(name) from error
 
+    async def end_own_host(self, name: str) -> None:
+        """End this process, which is that host: as Ray ends one that is meant to end, since of any other it would tell
+        the driver at length. Does not return."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_OWN_END_S):
+                (await self.host(name)).kill()
+                await asyncio.Event().wait()
+        os._exit(0)
+
     async def status(self) -> dict[str, Any]:
         """What the controller (`pid`) sees: hosts with their partitions, epochs, lag and activations. Raises `PeerGone`
         while there is no controller."""
@@ -558,11 +574,18 @@ def cluster_namespace(app_id: str, namespace: str) -> str:
 
 def start_ray(address: str | None, cpus: int | None = None) -> None:
     """Connect to a cluster, or (address None) start a small one here, which ends with this process: no dashboard, no
-    usage reports, no log forwarding."""
+    usage reports, no log forwarding. Raises `ConnectionError`, in one line, when that cannot be; `ValueError` for an
+    address that is none."""
     logging.getLogger("ray").setLevel(logging.WARNING)
     if address is not None:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        _check_answers(address)
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except Exception as error:
+            raise ConnectionError(f"Ray at {address} cannot be joined: {_first_line(error)}") from error
         return
+    # That Ray asks for a token is no news: the pages say so.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers are the servers here: Ray would have them stand back behind everything else on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -571,18 +594,63 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    ray.init(
-        address="local",  # not one that happens to run here
-        include_dashboard=False,
-        num_cpus=cpus,
-        object_store_memory=_SMALLEST_OBJECT_STORE,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    try:
+        ray.init(
+            address="local",  # not one that happens to run here
+            include_dashboard=False,
+            num_cpus=cpus,
+            object_store_memory=_SMALLEST_OBJECT_STORE,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    except Exception as error:
+        raise ConnectionError(f"Ray cannot be started here: {_first_line(error)}") from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for a quarter of an hour, whatever is wrong."""
+    where = _head_of(address)
+    at = address if address != "auto" else f"auto ({where[0]}:{where[1]})"
+    try:
+        with socket.create_connection(where, _REACH_S) as connection:
+            if _is_encrypted():
+                return
+            connection.sendall(_HELLO)
+            head = connection.makefile("rb").read(_FRAME_HEAD)
+    except OSError as error:
+        raise ConnectionError(f"no Ray answers at {at}: {error}") from error
+    if head[3:4] != bytes((_SETTINGS,)):
+        raise ConnectionError(f"what answers at {at} is no Ray: give the port of its control store (GCS)")
+
+
+def _head_of(address: str) -> tuple[str, int]:
+    """Where its control store is, for `auto` too. Raises `ConnectionError`, `ValueError`."""
+    if address == "auto":
+        from ray._private import services
+
+        # Ray remembers what it has seen, and forgets it when it starts.
+        getattr(services.find_gcs_addresses, "cache_clear", lambda: None)()
+        try:
+            address = str(services.canonicalize_bootstrap_address("auto"))
+        except ConnectionError:
+            raise ConnectionError("Ray address auto: no Ray runs on this machine") from None
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"Ray address {address!r}: give host:port, or auto for the Ray that runs on this machine")
+    return host.strip("[]"), int(port)
+
+
+def _is_encrypted() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def join_ray(address: str) -> bool:
-    """Connect this program to a cluster. False: it is connected already, and whoever did that ends it."""
+    """Connect this program to a cluster. False: it is connected already, and whoever did that ends it. Raises as
+    `start_ray`."""
     if ray.is_initialized():
         return False
     start_ray(address)

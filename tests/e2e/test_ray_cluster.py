@@ -363,7 +363,8 @@ async def test_a_killed_host_is_replaced(cluster: ClusterProcess) -> None:
 
 async def test_a_host_that_is_told_to_end_is_replaced(cluster: ClusterProcess) -> None:
     """POST /v1.0/shutdown ends the host that gets it, as it ends a server: gracefully, without failed calls; another
-    one takes its place."""
+    one takes its place. Ray has nothing to say about it."""
+    said = len(cluster.said)
     before = {host["name"] for host in await settled(cluster.port)}
 
     async def end() -> None:
@@ -375,6 +376,7 @@ async def test_a_host_that_is_told_to_end_is_replaced(cluster: ClusterProcess) -
     load = await under_load(cluster.port, "end", end)
     assert [failure for failure in load.failures if failure.startswith("Failed")] == []
     await settled(cluster.port)
+    assert [line for line in cluster.said[said:] if "raylet" in line] == []
 
 
 async def test_a_frozen_host_is_passed_by(cluster: ClusterProcess) -> None:
