@@ -41,6 +41,7 @@ LEASE_S = 3.0
 
 _READY_S = 120.0
 _POLL_S = 0.1
+_TELL_S = 5.0
 _NODES_S = 30.0
 _OWN_NODE_S = 3.0
 
@@ -139,7 +140,9 @@ async def _supervise(target: str, settings: Settings, needs: HostNeeds, signals:
         was_up = ready.done()
         if was_up:
             ready.result()
+            telling = asyncio.create_task(_tell_unplaced(cluster))
             await stopped
+            telling.cancel()
         ready.cancel()
     except StartupError:
         if found:  # somebody else's, or that of a driver before this one: it may be all right but for a moment
@@ -176,6 +179,20 @@ def _on_signal(stopping: asyncio.Event) -> None:
         print("mecha: stopped at once", file=sys.stderr, flush=True)
         os._exit(1)
     stopping.set()
+
+
+async def _tell_unplaced(cluster: RayCluster) -> None:
+    """What no node has a place for, hosts or activities: one line whenever that changes. For ever."""
+    told = ""
+    while True:
+        await asyncio.sleep(_TELL_S)
+        try:
+            unplaced = (await cluster.status())["unplaced"]
+        except Exception:  # nobody says just now
+            continue
+        if unplaced and unplaced != told:
+            print(f"mecha: {unplaced}", file=sys.stderr, flush=True)
+        told = unplaced
 
 
 async def _wait_ready(cluster: RayCluster, settings: Settings, found: bool) -> None:

@@ -36,18 +36,20 @@ class ClusterHost:
         self._since_ms = time.time_ns() // 1_000_000
         self._made: list[ClusterPlacement] = []
         self._cluster = cluster
+        app_id = self._settings.app_id or default_app_id(target)
+        self._tasks = RayTasks(target, version, self._settings, app_id)
         self._runtime = Runtime(
             load_application(target),
             store=self._settings.store,
             resources_path=self._settings.resources_path,
-            app_id=self._settings.app_id or default_app_id(target),
+            app_id=app_id,
             namespace=self._settings.namespace,
             lease=self._settings.lease,
             drain_s=self._settings.drain,
             large_value_bytes=self._settings.large_value_bytes,
             placement=self._place,
             host_id=name,
-            elsewhere=RayTasks(target, version, self._settings, self._settings.app_id or default_app_id(target)),
+            elsewhere=self._tasks,
         )
         self._server: _HostServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -105,6 +107,7 @@ class ClusterHost:
             url=self._url,
             lease_holds=host.lease_holds(),
             hears_store=self.placement.hears_store(),
+            asked=self._tasks.asked(),
         )
 
 

@@ -11,8 +11,10 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from actors.hostneeds import HostNeeds
 from runtime_api.loader import load_application
 from runtime_api.startup import DEFAULT_STORE, shown_url
 from statestores.components import actor_component, load_resources, make_store, open_url
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 
 
 class RayTasks:
-    """Activities as Ray tasks; see `workflow.activities.Elsewhere`. Used on the host's event loop alone.
+    """Activities as Ray tasks; see `workflow.activities.Elsewhere`. Used on the host's event loop, but for
+    `asked`.
 
     Large values go by Ray's object store: the host puts arguments there, the task leaves its result there. Both are
     durable before, in the state store, where they are read when Ray has lost them. So a result that was hours in the
@@ -52,6 +55,7 @@ class RayTasks:
         self._processors = 0.0
         self._looked_s = -math.inf
         self._looking: asyncio.Task[None] | None = None
+        self._asked: Counter[tuple[str, HostNeeds]] = Counter()
         self._store = StorePlace(settings.store, settings.resources_path, app_id, settings.namespace)
 
     def has_processors(self) -> bool:
@@ -70,6 +74,11 @@ class RayTasks:
         except Exception as error:  # its control store is away: what was known will do
             log.info("the processors of the cluster are not known just now: %s", error)
 
+    def asked(self) -> tuple[tuple[str, HostNeeds], ...]:
+        """What runs, or waits for its place: activities by name, with what each needs. Called on another thread: Python
+        makes a tuple of a dict's keys in one go."""
+        return tuple(self._asked)
+
     async def run(self, order: Order, needs: Needs, keeper: Keeper | None, arguments: Data | None) -> Ran:
         """Each run has an id of its own for its result: one that was given up may still be writing."""
         if keeper is None:
@@ -87,6 +96,9 @@ class RayTasks:
         from actors.placement.ray import TaskDied, TaskLost, run_task, share
 
         cpus, gpus, resources = needs
+        amounts = (("num_cpus", cpus), ("num_gpus", gpus), *resources)
+        asked = order.name, HostNeeds(tuple((name, amount) for name, amount in amounts if amount))
+        self._asked[asked] += 1
         try:
             outcome, data = await run_task(
                 run_activity,
@@ -104,6 +116,10 @@ class RayTasks:
             raise WorkerDied(str(error)) from error
         except TaskLost as error:
             raise WorkerLost(str(error)) from error
+        finally:
+            self._asked[asked] -= 1
+            if not self._asked[asked]:
+                del self._asked[asked]
         if isinstance(outcome, Raised):
             raise error_of(outcome)
         stored = outcome.result if isinstance(outcome.result, Stored) else None

@@ -194,6 +194,7 @@ class _HostActor:
             url=facts.url,
             lease_holds=facts.lease_holds,
             hears_store=facts.hears_store,
+            asked=facts.asked,
         )
 
     async def _lag_s(self) -> float:
@@ -433,7 +434,9 @@ class _ControllerActor:
 
 def _shown(report: Report) -> dict[str, Any]:
     """As JSON values."""
-    return report._asdict() | {"owned": {str(partition): epoch for partition, epoch in report.owned.items()}}
+    shown = report._asdict() | {"owned": {str(partition): epoch for partition, epoch in report.owned.items()}}
+    del shown["asked"]
+    return shown
 
 
 class RayCluster:

@@ -19,6 +19,7 @@ Failure cases:
   lease. Then it is as good as blocked. While the store is away it answers nobody, and nothing is taken from anybody.
 - *A host cannot be started*: tried again, ever more slowly; the reason stands in `status`.
 - *No node has what hosts need*: nothing is tried; what is lacking where stands in `status`, and every look counts anew.
+  So it is with activities that ask for more than any node has: their hosts say what they wait for.
 - *An order fails or hangs*: each runs by itself, with a time limit, and the next look says what became of it.
 """
 
@@ -61,7 +62,8 @@ LONGEST_LAG_S = 0.5
 class HostFacts(NamedTuple):
     """What a host knows of itself. `since_ms`: when it was started. `owned`: epochs by partition. `lease_holds`:
     whether nobody else can have what it owns; of a host that owns nothing, False. `hears_store`: whether the store has
-    answered it lately."""
+    answered it lately. `asked`: activities that it has given to processes elsewhere, by name, with what each needs of a
+    node for itself."""
 
     since_ms: int
     partitions: int
@@ -70,6 +72,7 @@ class HostFacts(NamedTuple):
     url: str
     lease_holds: bool
     hears_store: bool
+    asked: tuple[tuple[str, HostNeeds], ...] = ()
 
 
 class Report(NamedTuple):
@@ -88,6 +91,7 @@ class Report(NamedTuple):
     url: str
     lease_holds: bool
     hears_store: bool
+    asked: tuple[tuple[str, HostNeeds], ...] = ()
 
     @property
     def is_blocked(self) -> bool:
@@ -225,6 +229,7 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._begun_s = 0.0
         self._gathered = False
+        self._told = ""
         self._failures = 0
         self.wanted = wanted
         self.last_error = ""
@@ -280,8 +285,18 @@ class Supervisor:
 
     @property
     def unplaced(self) -> str:
-        """See `Wanted.unplaced`."""
-        return self.wanted.unplaced(self._nodes)
+        """Which hosts (see `Wanted.unplaced`) and which activities no node has what they need for; "" for none."""
+        found = [self.wanted.unplaced(self._nodes), *self._unplaced_activities()]
+        return ". ".join(filter(None, found))
+
+    def _unplaced_activities(self) -> list[str]:
+        staying = [node for node in self._nodes if not node.leaving]
+        asked = sorted({asked for known in self._hosts.values() if known.report for asked in known.report.asked})
+        return [
+            f"Activity {name} waits for a node with {needs}"
+            for name, needs in asked
+            if self._nodes and not any(needs.room(node.resources, node.labels) for node in staying)
+        ]
 
     def reports(self) -> list[Report]:
         """Of the hosts that answer, oldest first; a partition two of them claim stands with the newer epoch."""
@@ -311,6 +326,9 @@ class Supervisor:
         for known in self._hosts.values():
             if known.node in leaving_nodes:
                 known.leaving = True
+        if (unplaced := self.unplaced) != self._told:
+            self._told = unplaced
+            log.warning("%s", unplaced or "everything has its place")
         self._start_missing()
         self._replace_old()
         self._retire_surplus()

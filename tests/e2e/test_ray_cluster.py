@@ -112,6 +112,13 @@ def runs_on(mark: str) -> None:
 def runs_too_long(mark: str) -> None:
     runs_on.function(mark)
 
+@activity(resources={"nobodys": 1})
+def has_no_place() -> None: ...
+
+@workflow
+async def waits_for_a_node() -> None:
+    await has_no_place()
+
 @workflow
 async def doomed() -> list:
     try:
@@ -301,6 +308,28 @@ async def test_activities_with_needs_run_as_tasks(cluster: ClusterProcess) -> No
     kinds = ("ValueError: hello", "Odd: hello", "SystemExit: hello")
     assert [kind in error for kind, error in zip(kinds, errors, strict=True)] == [True] * 3
     assert pid not in {host["pid"] for host in hosts}
+
+
+async def unplaced(connection: Connection) -> str:
+    return str((await connection.insist("GET", "/v1.0/mecha/cluster"))["unplaced"])
+
+
+async def test_an_activity_that_no_node_can_run_is_named(cluster: ClusterProcess) -> None:
+    """It waits for such a node. Meanwhile `mecha cluster status` says so, and the driver, once."""
+    await settled(cluster.port)
+    connection = Connection(cluster.port)
+    await connection.insist("POST", "/v1.0/workflows/dapr/waits_for_a_node/start?instanceID=waits")
+    text = "Activity has_no_place waits for a node with nobodys 1"
+    async with asyncio.timeout(60):
+        while await unplaced(connection) != text:  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.1)
+        while f"mecha: {text}\n" not in cluster.said:  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.1)
+        await connection.insist("POST", "/v1.0/workflows/dapr/waits/terminate")
+        while await unplaced(connection):  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.1)
+    connection.close()
+    assert cluster.said.count(f"mecha: {text}\n") == 1
 
 
 async def test_an_activity_that_kills_its_process_fails(cluster: ClusterProcess) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from actors.hostneeds import HostNeeds
 from actors.placement import supervisor as supervisor_module
 from actors.placement.supervisor import Node, Report, Supervisor, Wanted
 from tests.actors.worlds import until
@@ -23,6 +24,7 @@ class Idle:
     def __init__(self, name: str, node: str, deaf: int) -> None:
         self._name, self._node, self._deaf = name, node, deaf
         self.asked = 0
+        self.activities: tuple[tuple[str, HostNeeds], ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,6 +47,7 @@ class Idle:
             url="",
             lease_holds=False,
             hears_store=True,
+            asked=self.activities,
         )
 
     async def take(self, partitions: Sequence[int], alive: Sequence[str]) -> None: ...
@@ -64,6 +67,7 @@ class Idlers:
         self.ordered = 0
         self.may_start = asyncio.Event()
         self.may_start.set()
+        self.resources: dict[str, float] = {"CPU": 2}
         self._deaf = deaf
 
     async def start_host(self, version: str, node: str | None) -> HostHandle:
@@ -76,7 +80,7 @@ class Idlers:
         return []
 
     async def nodes(self) -> list[Node]:
-        return [Node("n1", False), Node("n2", False)]
+        return [Node("n1", False, self.resources), Node("n2", False)]
 
 
 async def test_a_host_that_is_slow_to_answer_is_not_started_again() -> None:
@@ -105,6 +109,25 @@ async def test_spares_do_not_delay_those_that_serve() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert len(fleet.hosts) == 3
+
+
+async def test_activities_that_no_node_can_run_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """They wait for ever, perhaps: `unplaced` says so, and one line of the log, until there is such a node."""
+    fleet = Idlers(deaf=0)
+    supervisor = Supervisor(fleet, Wanted(hosts=1, spares=0))
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(supervisor.reports()) == 1)
+    fleet.hosts[0].activities = (
+        ("small", HostNeeds((("num_cpus", 2.0),))),
+        ("train", HostNeeds((("num_gpus", 1.0), ("tpu", 0.5)))),
+    )
+    await until(lambda: supervisor.unplaced == "Activity train waits for a node with num_gpus 1, tpu 0.5")
+    fleet.resources |= {"GPU": 1, "tpu": 1}
+    await until(lambda: supervisor.unplaced == "")
+    await until(lambda: "everything has its place" in caplog.text)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert caplog.text.count("Activity train waits for a node") == 1
 
 
 async def test_starts_that_have_failed_for_hours_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
