@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _MOST_ITEMS = 1000
 _MOST_BYTES = 4 << 20
 _MOST_WAITING = 50_000
+_MOST_WAITING_BYTES = 256 << 20
 _RESEND_S = 0.1
 # What a release that does not say it took for the life of a receipt.
 _RECEIPT_MS = 120_000
@@ -192,6 +193,8 @@ class Link:
         self._peers = peers
         self._gone = gone
         self._outgoing: list[Item] = []
+        # The arguments of the calls in it.
+        self._waiting_bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._sending = True
         self._ended = False
@@ -200,9 +203,11 @@ class Link:
 
     def ask(self, call: Call, call_id: str, partition: int) -> None:
         """Raises `MailboxFull` when the peer takes calls more slowly than they come, `InvalidArguments`."""
-        if len(self._outgoing) >= _MOST_WAITING:
-            raise MailboxFull(f"{len(self._outgoing)} calls wait for host {self.peer_name}: try again later")
+        if len(self._outgoing) >= _MOST_WAITING or self._waiting_bytes >= _MOST_WAITING_BYTES:
+            waiting = f"{len(self._outgoing)} calls with {self._waiting_bytes >> 20} MiB"
+            raise MailboxFull(f"{waiting} wait for host {self.peer_name}: try again later")
         item = ("ask", asked(call, call_id, asyncio.get_running_loop().time()))
+        self._waiting_bytes += len(item[1].payload)
         self.unanswered[call_id] = Sent(call, partition)
         self.put(item)
 
@@ -299,4 +304,5 @@ class Link:
             count = _MOST_ITEMS
         items = self._outgoing[:count]
         del self._outgoing[:count]
+        self._waiting_bytes -= sum(len(item[1].payload) for item in items if item[0] == "ask")
         return items

@@ -6,7 +6,11 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING
 
-from actors import ActorFailed, Deadlock, NotOwner
+import pytest
+
+from actors import ActorFailed, Deadlock, MailboxFull, NotOwner
+from actors.message import Call
+from actors.placement import hop
 from actors.placement.hop import (
     Asked,
     Link,
@@ -19,8 +23,6 @@ from actors.placement.hop import (
 )
 
 if TYPE_CHECKING:
-    import pytest
-
     from actors.placement.hop import Peer
 
 ASKED = Asked("id", "A/a", "m", b"1", None, None, -1, False, None, "", "", ("B/b",), "B/b", None, 1.5, False)
@@ -91,3 +93,75 @@ async def test_a_link_that_ends_lets_go_of_its_way_to_the_peer() -> None:
         await link.wait_sent()  # it has connected
         link.close()
         await way.closed.wait()
+
+
+class Slow(Way):
+    """To a peer that takes its first batch when it is told to, and the others at once."""
+
+    def __init__(self) -> None:
+        self.may_take = asyncio.Event()
+        self.offered = asyncio.Event()
+        self.batches: list[list[bytes]] = []
+
+    async def deliver(self, sender: str, batch: bytes) -> None:
+        self.batches.append([item[1].payload for item in decode_batch(batch)])
+        self.offered.set()
+        await self.may_take.wait()
+
+    def close(self) -> None: ...
+
+
+def ask(link: Link, payload: bytes) -> None:
+    call = Call("A/a", "m", asyncio.get_running_loop().create_future(), payload=payload)
+    link.ask(call, payload.decode(), 0)
+
+
+@pytest.mark.parametrize(("bound", "value"), [("_MOST_WAITING", 3), ("_MOST_WAITING_BYTES", 5)])
+async def test_calls_that_wait_for_a_slow_peer_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    """Their number and their bytes: one more is refused, and was not sent. Those that had been taken go out."""
+    monkeypatch.setattr(hop, bound, value)
+    way = Slow()
+    link = Link("here", "there", way, lambda _: None)
+    ask(link, b"11")
+    async with asyncio.timeout(10):
+        await way.offered.wait()
+    for payload in (b"22", b"33", b"44"):
+        ask(link, payload)
+    for payload in (b"55", b""):
+        with pytest.raises(MailboxFull, match="3 calls with 0 MiB wait for host there"):
+            ask(link, payload)
+    assert len(link.unanswered) == 4
+    way.may_take.set()
+    async with asyncio.timeout(10):
+        await link.wait_sent()
+    assert way.batches == [[b"11"], [b"22", b"33", b"44"]]
+    ask(link, b"66")  # there is room again
+    link.close()
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "batches"),
+    [
+        ("_MOST_ITEMS", 2, [[b"22", b"33"], [b"4444444", b"5"], [b"6"]]),
+        ("_MOST_BYTES", 4, [[b"22", b"33"], [b"4444444"], [b"5", b"6"]]),
+    ],
+)
+async def test_batches_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: int, batches: list[list[bytes]]
+) -> None:
+    """In number and bytes, but for a single large item; what does not fit into one is in the next, in order."""
+    monkeypatch.setattr(hop, bound, value)
+    way = Slow()
+    link = Link("here", "there", way, lambda _: None)
+    ask(link, b"1")
+    async with asyncio.timeout(10):
+        await way.offered.wait()
+    for payload in (b"22", b"33", b"4444444", b"5", b"6"):
+        ask(link, payload)
+    way.may_take.set()
+    async with asyncio.timeout(10):
+        await link.wait_sent()
+    link.close()
+    assert way.batches == [[b"1"], *batches]
