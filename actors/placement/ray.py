@@ -585,7 +585,7 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except Exception as error:
-            raise ConnectionError(f"Ray at {address} cannot be joined: {_first_line(error)}") from error
+            raise ConnectionError(f"Ray at {address} cannot be joined: {_in_one_line(error)}") from error
         return
     # That Ray asks for a token is no news: the pages say so.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -607,7 +607,7 @@ def start_ray(address: str | None, cpus: int | None = None) -> None:
             configure_logging=False,
         )
     except Exception as error:
-        raise ConnectionError(f"Ray cannot be started here: {_first_line(error)}") from error
+        raise ConnectionError(f"Ray cannot be started here: {_in_one_line(error)}") from error
 
 
 def _check_answers(address: str) -> None:
@@ -647,8 +647,11 @@ def _is_encrypted() -> bool:
     return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _in_one_line(error: BaseException) -> str:
+    """Of a cause, whose text may hold a whole traceback, the end."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    cause = [] if error.__cause__ is None else str(error.__cause__).strip().splitlines()
+    return f"{said}: {cause[-1].strip()}" if cause else said
 
 
 def join_ray(address: str) -> bool:

@@ -137,6 +137,16 @@ def test_auto_is_looked_at_like_any_other(monkeypatch: pytest.MonkeyPatch) -> No
     ray_address_is_refused("auto", rf"no Ray answers at auto \(.*:{port}\)")
 
 
+def test_what_ray_says_becomes_one_line() -> None:
+    """With the end of its cause, which says what was wrong: Ray puts a traceback before that."""
+    on_ray = pytest.importorskip("actors.placement.ray")
+    error = ConnectionError("Failed to\n  connect")
+    assert on_ray._in_one_line(error) == "Failed to connect"
+    error.__cause__ = RuntimeError("Traceback:\n  somewhere\nAuthenticationError: no token\n")
+    assert on_ray._in_one_line(error) == "Failed to connect: AuthenticationError: no token"
+    assert on_ray._in_one_line(ConnectionError()) == "ConnectionError"
+
+
 def test_a_signal_ends_a_start() -> None:
     """SIGTERM as SIGINT does, and afterwards it is what it was."""
     before = signal.getsignal(signal.SIGTERM)
