@@ -247,7 +247,7 @@ VALUES = [
     [
         *((path, body) for path in VALUES for body in ("{}", '[1, {"a": {}}]')),
         ("/v1.0/actors/Account/a/reminders/r", '{"dueTime": "1h", "data": {}}'),
-        ("/v1.0/actors/Account/a/timers/t", '{"dueTime": "1h", "data": [{}]}'),
+        ("/v1.0/actors/Account/a/timers/t", '{"dueTime": "1h", "callback": "echo", "data": [{}]}'),
         ("/v1.0/actors/Account/a/state", '[{"operation": "upsert", "request": {"key": "owner", "value": {}}}]'),
     ],
 )
