@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from actors.placement.ray import SharedBytes
+    from actors.placement.ray import Shareable, SharedBytes
     from runtime_api.settings import Settings
     from statestores import StateStore
     from statestores.components import Component
     from workflow.definition import Needs
     from workflow.orders import Order
-    from workflow.payloads import Data, Keeper
+    from workflow.payloads import Keeper
+    from workflow.pieces import Data
 
 _PROCESSORS_S = 10.0
 
@@ -158,12 +159,14 @@ class StorePlace(NamedTuple):
 
 def run_activity(
     target: str, order: Order, place: StorePlace, shared: SharedBytes | None, keeping: tuple[str, int] | None
-) -> tuple[Ran | Raised, bytes | None]:
+) -> tuple[Ran | Raised, Shareable | None]:
     """In the process of a task: load the application, run the activity. `keeping`: the id for a result that is larger
     than so much; it is then durable when this returns, and returned beside where it is."""
+    from actors.placement.ray import Shareable
+
     _heed_interrupts()
     found = {activity.name: activity for activity in load_application(target).activities}
-    arguments = None
+    arguments: Data | None = None
     if order.stored:
         arguments = None if shared is None else shared.fetch_blocking()
         if arguments is None:
@@ -176,7 +179,7 @@ def run_activity(
         return raised(error), None
     if keeping is None or len(result) <= keeping[1]:
         return Ran(result, busy_s), None
-    return Ran(asyncio.run(_write(place, order, keeping[0], result)), busy_s), result
+    return Ran(asyncio.run(_write(place, order, keeping[0], result)), busy_s), Shareable(result)
 
 
 def _heed_interrupts() -> None:

@@ -32,6 +32,7 @@ from workflow.definition import ONE_CPU
 from workflow.errors import PayloadLost, WorkflowError
 from workflow.orders import Order
 from workflow.payloads import Stored, patiently
+from workflow.pieces import encode_freely
 from workflow.places import Places
 from workflow.threads import Threads
 
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from actors import ActorClient, Clock, Work
     from actors.definition import Method
     from workflow.definition import Activity, Needs
-    from workflow.payloads import Data, Keeper
+    from workflow.payloads import Keeper
+    from workflow.pieces import Data
 
 _LONGEST_TRACEBACK = 20_000
 _REPORT_RETRY_S = 0.05
@@ -312,7 +314,7 @@ class ActivityWorker:
         if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
             return await self._run_elsewhere(elsewhere, found, needs, order)
         if found.is_async:
-            return encode(await self._run_on_loop(found, order))
+            return await encode_freely(await self._run_on_loop(found, order))
         await self._threads.acquire()
         if order.given_up:
             self._threads.release()
@@ -321,7 +323,7 @@ class ActivityWorker:
         if elsewhere is not None and (needs := self._needs_elsewhere(found, elsewhere)) is not None:
             self._threads.release()
             return await self._run_elsewhere(elsewhere, found, needs, order)
-        return encode(await self._run_in_thread(found, order))
+        return await encode_freely(await self._run_in_thread(found, order))
 
     def _needs_elsewhere(self, found: Activity[Any, Any], elsewhere: Elsewhere) -> Needs | None:
         """What it asks for when it is to run elsewhere."""
@@ -331,7 +333,11 @@ class ActivityWorker:
 
     async def _arguments(self, found: Activity[Any, Any], order: Order) -> tuple[list[Any], dict[str, Any]]:
         # Not by a name, which would keep the JSON for as long as the activity runs.
-        return found.decode_arguments(orjson.loads(await self._large_arguments(order) or order.arguments))
+        if not order.stored:
+            return found.decode_arguments(orjson.loads(order.arguments))
+        data = await self._large_arguments(order)
+        assert data is not None
+        return await found.read_arguments(data)
 
     async def _run_on_loop(self, found: Activity[Any, Any], order: Order) -> Any:
         args, kwargs = await self._arguments(found, order)

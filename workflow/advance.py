@@ -27,11 +27,12 @@ from statestores.codec import encode
 from workflow.errors import PayloadLost, Stall
 from workflow.history import STALLED, Command, Input, Record, encode_inputs
 from workflow.payloads import Stored
+from workflow.replay import settle, supply
 
 if TYPE_CHECKING:
     from actors import Turn
     from workflow.instance import WorkflowInstance
-    from workflow.payloads import Data
+    from workflow.pieces import Data
     from workflow.program import Program
 
 log = logging.getLogger("workflow")
@@ -109,8 +110,8 @@ class Advance:
                 live = instance._live
                 program = live.program if live is not None else await instance._replayed_reading(self._starting, load)
                 recovering = [("recovered",)] if instance.status == STALLED else []
-                for wanted in program.wanted(orjson.loads(orjson.dumps([*recovering, *self._inputs]))):
-                    program.supply(wanted["@"], await load(wanted))
+                wanted = program.wanted(orjson.loads(orjson.dumps([*recovering, *self._inputs])))
+                await supply(program, wanted, load)
         except PayloadLost as error:
             self._stall(Stall("PayloadLost", str(error)))
         except Stall as stall:
@@ -127,7 +128,9 @@ class Advance:
         keeper = instance._keeper()
         try:
             while program.outgoing:
-                digest, data = program.outgoing.popitem()
+                refers = program.outgoing[-1].reference
+                data = await settle(program)
+                digest = refers["@"]
                 if digest not in self._kept and digest not in (instance._payloads or ()):
                     self._kept[digest] = (await keeper.keep(turn.stream, data, turn.is_over)).id
         except BaseException:

@@ -42,6 +42,7 @@ from workflow.errors import (
 from workflow.history import ACTOR_TYPE, COMPLETED, FAILED, STATUSES, TERMINAL, TERMINATED, parse
 from workflow.instance import MISSING, definition_for
 from workflow.payloads import Stored
+from workflow.pieces import read_freely
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from statestores.model import Event
     from workflow.deployment import Deployment
     from workflow.instance import WorkflowInstance
-    from workflow.payloads import Data
+    from workflow.pieces import Data
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -233,7 +234,9 @@ class WorkflowClient:
             definition = self._workflows.get(shown["name"])
             adapter = None if definition is None else definition.output
             if (stored := shown.get("payloads", {}).get("output")) is not None:
-                return read(adapter, await self._load(instance_id, stored))
+                data = await self._load(instance_id, stored)
+                value = await read_freely(adapter, data)
+                return read(adapter, data) if value is None else value
             return restore(adapter, shown["output"])
         if shown["status"] == TERMINATED:
             raise WorkflowTerminated(instance_id, shown["output"])
@@ -383,7 +386,9 @@ class WorkflowClient:
         """With large values read. Raises `InstanceNotFound`, or `PayloadLost` when there is another instance by now."""
         for name, stored in fields.get("payloads", {}).items():
             try:
-                fields[name] = decode(await self._load(instance_id, stored))
+                data = await self._load(instance_id, stored)
+                value = await read_freely(None, data)
+                fields[name] = decode(data) if value is None else value
             except PayloadLost:
                 if (await self._described(instance_id))["execution"] != fields["execution"]:
                     raise

@@ -34,10 +34,13 @@ from statestores.codec import ATOMS, Adapter, CodecError, adapter, decode, encod
 from workflow.errors import WorkflowGuardError
 from workflow.guards import Scan, scan
 from workflow.loop import WorkflowLoop
+from workflow.pieces import Unwritten, is_large, read_array_freely
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from datetime import timedelta
+
+    from workflow.pieces import Data
 
     Duration = str | int | float | timedelta
 
@@ -174,6 +177,8 @@ class Activity(Generic[P, T]):
         self._adapters = [_value_adapter(hints.get(p.name, Any)) for p in self._parameters]
         self._by_name = {p.name: _value_adapter(hints.get(p.name, Any)) for p in declared}
         self._signature = inspect.Signature(declared)
+        # Some argument may be large, and such that its JSON can wait.
+        self._may_wait = any(found is None or found.annotation in (bytes, str) for found in self._by_name.values())
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__module__ = function.__module__
@@ -184,10 +189,24 @@ class Activity(Generic[P, T]):
         if type(loop) is not WorkflowLoop:
             return self.function(*args, **kwargs)  # type: ignore[no-any-return]  # what the plain function returns
         caller = sys._getframe(1)
-        arguments = encode(args) if not kwargs and len(args) == self._arity else self.encode_arguments(args, kwargs)
-        call = loop.program.activity(self, arguments, caller.f_code, caller.f_lasti)
+        program = loop.program
+        if self._may_wait and (waits := self._unwritten(args, kwargs, program.limit)) is not None:
+            arguments: bytes | Unwritten = waits
+        elif not kwargs and len(args) == self._arity:
+            arguments = encode(args)
+        else:
+            arguments = self.encode_arguments(args, kwargs)
+        call = program.activity(self, arguments, caller.f_code, caller.f_lasti)
         call.__name__ = self.name  # type: ignore[attr-defined]  # names its task
         return call
+
+    def _unwritten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], limit: int) -> Unwritten | None:
+        """Arguments that are beyond the limit for certain, and may be written later."""
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if is_large(value) and len(value) > limit:
+                bound = self._signature.bind(*args, **kwargs)
+                return None if bound.kwargs else Unwritten.of_array(bound.args)
+        return None
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """JSON of the arguments: an array by position; with arguments that can only go by name, the array and an
@@ -201,6 +220,16 @@ class Activity(Generic[P, T]):
             named = {k: restore(self._by_name.get(k), v) for k, v in recorded["kwargs"].items()}
             return self._restore_positional(recorded["args"]), named
         return self._restore_positional(recorded), {}
+
+    async def read_arguments(self, data: Data) -> tuple[list[Any], dict[str, Any]]:
+        """`decode_arguments` of JSON that is large, in pieces where that can be."""
+        found = await read_array_freely(self._adapters, data)
+        if found is None:
+            return self.decode_arguments(decode(data))
+        values, large = found
+        for place, (value, decoder) in enumerate(zip(values, self._adapters, strict=False)):
+            values[place] = large[place] if place in large else restore(decoder, value)
+        return values, {}
 
     def _restore_positional(self, values: list[Any]) -> list[Any]:
         """Values beyond the parameters stay as they are: the function will refuse them."""
@@ -246,12 +275,15 @@ class Workflow(Generic[P, T]):
 
     def begin(self, value: Any) -> Coroutine[Any, Any, T]:
         """The coroutine of a run. `value` is the parsed JSON of the input. Raises `CodecError`."""
+        if self.parameter is None or (value is None and self.parameter.default is not inspect.Parameter.empty):
+            start: Callable[..., Coroutine[Any, Any, T]] = self.function
+            return start()
+        return self.begin_with(restore(self.input, value))
+
+    def begin_with(self, value: Any) -> Coroutine[Any, Any, T]:
+        """`begin`, with what the code is given. For one that has a parameter."""
         start: Callable[..., Coroutine[Any, Any, T]] = self.function
-        if self.parameter is None:
-            return start()
-        if value is None and self.parameter.default is not inspect.Parameter.empty:
-            return start()
-        return start(restore(self.input, value))
+        return start() if self.parameter is None else start(value)
 
     def check_input(self, value: Any) -> None:
         """Raises `CodecError` for parsed JSON that `begin` would refuse, or drop."""
@@ -261,17 +293,21 @@ class Workflow(Generic[P, T]):
         elif value is not None or self.parameter.default is inspect.Parameter.empty:
             restore(self.input, value)
 
-    def check_output(self, result: Any, data: bytes) -> None:
-        """Raises `CodecError` for a result whose JSON would not be read again as what the annotation says."""
+    def is_sure_of(self, result: Any) -> bool:
+        """Whether the JSON of a result is read again as what the annotation says, whatever it holds."""
         found = self.output
-        if found is not None and (type(result) is not found.annotation or found.annotation not in _READ_AGAIN):
-            try:
-                found.decode(data)
-            except PydanticUserError:  # the annotation is at fault
-                return
-            except CodecError as error:
-                if not isinstance(error.__cause__, WorkflowGuardError):  # a validator may ask that where it is read
-                    raise CodecError(f"the result is not what the annotation says: {error}") from error
+        return found is None or (type(result) is found.annotation and found.annotation in _READ_AGAIN)
+
+    def check_output(self, data: bytes) -> None:
+        """Raises `CodecError` for the JSON of a result that would not be read again as what the annotation says."""
+        try:
+            if self.output is not None:
+                self.output.decode(data)
+        except PydanticUserError:  # the annotation is at fault
+            return
+        except CodecError as error:
+            if not isinstance(error.__cause__, WorkflowGuardError):  # a validator may ask that where it is read
+                raise CodecError(f"the result is not what the annotation says: {error}") from error
 
     def __repr__(self) -> str:
         return f"<workflow {self.name}>"
@@ -294,9 +330,11 @@ def restore(found: Adapter[Any] | None, value: Any) -> Any:
     return found.restore(value)
 
 
-def read(found: Adapter[Any] | None, data: bytes | bytearray) -> Any:
+def read(found: Adapter[Any] | None, data: Data) -> Any:
     """`restore` of JSON that nobody has parsed. Raises `CodecError`."""
-    return decode(data) if found is None else found.decode(data)
+    if found is None:
+        return decode(data)
+    return found.decode(bytes(data) if isinstance(data, memoryview) else data)
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

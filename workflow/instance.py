@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from actors import ActorDefinition, Turn
     from statestores.model import Event
     from workflow.definition import Workflow
-    from workflow.payloads import Data, Keeper
+    from workflow.payloads import Keeper
+    from workflow.pieces import Data
 
 MARKER_KIND = "activities"
 """Posted work: this instance has open orders."""

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import logging
 import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,8 +56,7 @@ if TYPE_CHECKING:
 
     from actors import ActorClient, Clock
     from statestores.store import Payloads, StoredAt
-
-    Data = bytes | bytearray
+    from workflow.pieces import Data
 
 DEFAULT_LIMIT = 256 * 1024
 """JSON longer than this is stored beside the history, unless told otherwise."""
@@ -93,7 +93,7 @@ class Stored(NamedTuple):
         return _facts_of(self.id)[0]
 
 
-def digest_of(data: Data | memoryview) -> str:
+def digest_of(data: Data) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -113,19 +113,19 @@ async def write(payloads: Payloads, stream: str, id_: str, data: Data) -> Stored
     return Stored(digest.hexdigest(), len(data), id_)
 
 
-async def read(payloads: Payloads, stream: str, stored: Stored) -> bytearray:
+async def read(payloads: Payloads, stream: str, stored: Stored) -> bytes:
     """The value, checked. Raises `PayloadLost`, `StoreError`."""
-    data = bytearray(stored.size)
+    data = io.BytesIO()  # gives what it has without a copy
     digest = hashlib.sha256()
     for number, start in enumerate(range(0, max(1, stored.size), CHUNK)):
         chunk = await payloads.get(stream, stored.id, number)
         if chunk is None or len(chunk) != min(CHUNK, stored.size - start):
             raise PayloadLost(f"{stream}: value {stored.id} of {stored.size} bytes is not in the store")
         digest.update(chunk)
-        data[start : start + len(chunk)] = chunk
+        data.write(chunk)
     if digest.hexdigest() != stored.digest:
         raise PayloadLost(f"{stream}: value {stored.id} is not what was stored")
-    return data
+    return data.getvalue()
 
 
 class Keeper:

@@ -22,7 +22,7 @@ import sys
 import traceback
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -40,7 +40,7 @@ from workflow.errors import (
 )
 from workflow.history import VERSION, Command, Input, Start, encode_commands
 from workflow.loop import WorkflowLoop, site_name
-from workflow.payloads import digest_of, reference
+from workflow.pieces import Raw, Unwritten, is_large
 
 if TYPE_CHECKING:
     import types
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from statestores.codec import Adapter
     from workflow.definition import Activity, Workflow
+    from workflow.pieces import Data
     from workflow.replay import Track
 
 _ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -89,6 +90,21 @@ class Step:
         return self.attempt == attempt and not self.retrying
 
 
+class Wanted(NamedTuple):
+    """A large value that the code gets, and what will decode it."""
+
+    reference: dict[str, Any]
+    decoder: Adapter[Any] | None
+
+
+class Outgoing(NamedTuple):
+    """A large value that a command refers to. `reference` is empty until somebody has written the value and knows its
+    digest: that takes time, which others have between the pieces of it."""
+
+    reference: dict[str, Any]
+    value: bytes | Unwritten
+
+
 class Program:
     """One execution of a workflow, live in memory. Not thread-safe; between turns it may move to another thread."""
 
@@ -118,11 +134,12 @@ class Program:
         self._withdrawn = False
         self._places: list[Place | None] = []
         self._new_timers: dict[str, int] = {}
-        # Large values. JSON of commands longer than `_limit` is referred to; `outgoing`: what was, by digest, to be
-        # stored before the turn is recorded; `_arrived`: what the inputs of this turn refer to, by digest.
-        self._limit = sys.maxsize
-        self.outgoing: dict[str, bytes] = {}
-        self._arrived: dict[str, bytes | bytearray] = {}
+        # Large values. JSON of commands longer than `limit` is referred to; `outgoing`: what was in this turn, to be
+        # taken from here, and the references filled in, before its commands are looked at. `_arrived`: what the inputs
+        # of this turn refer to, by digest: JSON, and for one decoder perhaps what it says.
+        self.limit = sys.maxsize
+        self.outgoing: list[Outgoing] = []
+        self._arrived: dict[str, tuple[Data, Adapter[Any] | None, Any]] = {}
 
     # -- from outside -------------------------------------------------------------------------------------------------
 
@@ -134,28 +151,29 @@ class Program:
         finally:
             self.loop.leave(outside)
 
-    def wanted(self, inputs: Sequence[Input]) -> list[dict[str, Any]]:
-        """References among what a turn with these inputs may feed to the code: `supply` their values before it."""
+    def wanted(self, inputs: Sequence[Input]) -> list[Wanted]:
+        """What is referred to of what a turn with these inputs may feed to the code: `supply` it before."""
         if self._parked and any(item[0] in _UNPARK for item in inputs):
             inputs = [*self._parked, *inputs]
-        found: list[dict[str, Any]] = []
+        found: list[Wanted] = []
         start = self._start  # which may be parked, too
         for item in inputs:
             kind = item[0]
             if kind == "started":
                 start = Start.of(item[1])
                 if start.reference is not None and start.at_ms is None:
-                    found.append(start.reference)
+                    found.append(Wanted(start.reference, self.definition.input))
             elif kind == "begun":
                 if start is not None and start.reference is not None:
-                    found.append(start.reference)
-            elif kind in ("done", "event"):
-                found += item[3:]
+                    found.append(Wanted(start.reference, self.definition.input))
+            elif kind in ("done", "event") and len(item) > 3:
+                step = self._steps.get(item[1]) if kind == "done" else None
+                found.append(Wanted(item[3], None if step is None else step.decoder))
         return found
 
-    def supply(self, digest: str, data: bytes | bytearray) -> None:
-        """For the next turn."""
-        self._arrived[digest] = data
+    def supply(self, wanted: Wanted, data: Data, value: Any = None) -> None:
+        """For the next turn. `value`: what its decoder made of the JSON, if it was asked."""
+        self._arrived[wanted.reference["@"]] = data, wanted.decoder, value
 
     def pending(self, step: str) -> Step | None:
         return self._steps.get(step)
@@ -186,7 +204,9 @@ class Program:
 
     # -- commands: what the code of the workflow asks for -------------------------------------------------------------
 
-    async def activity(self, activity: Activity[Any, Any], arguments: bytes, code: types.CodeType, offset: int) -> Any:
+    async def activity(
+        self, activity: Activity[Any, Any], arguments: bytes | Unwritten, code: types.CodeType, offset: int
+    ) -> Any:
         # Written out, not built from `_scope_step`, `_issue` and `_outcome`: every step of every replay runs through
         # here.
         loop = self.loop
@@ -195,11 +215,12 @@ class Program:
         name = activity.name
         site = code.co_name
         step = loop.scope().step(site if site[0] != "<" else site_name(code), name)
-        kept: bytes | dict[str, Any] = arguments
-        if len(arguments) > self._limit:
-            kept = self._refer(arguments)
+        if len(arguments) > self.limit:
+            kept: bytes | dict[str, Any] = self._refer(arguments)
             self._commands.append(("activity", step, name, None, kept))
         else:
+            assert isinstance(arguments, bytes)
+            kept = arguments
             self._commands.append(("activity", step, name, orjson.Fragment(arguments)))
         self._places.append((code, offset))
         if (track := self.track) is not None and (outcome := track.pass_to("done", step)) is not None:
@@ -213,11 +234,10 @@ class Program:
             self._abandon(step)
             raise
 
-    def _refer(self, data: bytes) -> dict[str, Any]:
-        digest = digest_of(data)
-        if not self.replaying:
-            self.outgoing[digest] = data
-        return reference(digest, len(data))
+    def _refer(self, value: bytes | Unwritten) -> dict[str, Any]:
+        reference: dict[str, Any] = {}
+        self.outgoing.append(Outgoing(reference, value))
+        return reference
 
     def actor_call(
         self, target: tuple[str, str, str], payload: bytes, decoder: Adapter[Any] | None, frame: types.FrameType
@@ -367,7 +387,7 @@ class Program:
             raise Stall("EngineError", f"the history is of version {item[1]['v']}, this program reads {VERSION}")
         self._start = start = Start.of(item[1])
         self.execution = start.execution
-        self._limit = start.limit or sys.maxsize
+        self.limit = start.limit or sys.maxsize
         if start.at_ms is None:
             self._begin(start)
 
@@ -381,8 +401,11 @@ class Program:
             where, message = found.findings[0]
             raise Stall("WorkflowGuardError", f"{where} in workflow code: {message}")
         try:
-            given = start.input if start.reference is None else decode(self._arrived[start.reference["@"]])
-            code = self.definition.begin(given)
+            if start.reference is None:
+                code = self.definition.begin(start.input)
+            else:
+                data, _, value = self._arrived[start.reference["@"]]
+                code = self.definition.begin(decode(data)) if value is None else self.definition.begin_with(value)
         except CodecError as error:
             raise Stall(
                 "InvalidWorkflowInput", f"the recorded input no longer fits {self.definition.name}: {error}"
@@ -395,11 +418,16 @@ class Program:
             return
         try:
             if len(item) > 3:
-                step.future.set_result(read(step.decoder, self._arrived[item[3]["@"]]))
+                step.future.set_result(self._read(item[3], step.decoder))
             else:
                 step.future.set_result(restore(step.decoder, item[2]))
         except CodecError as error:
             step.future.set_exception(_unreadable(step.name, step.call, error))
+
+    def _read(self, reference: dict[str, Any], decoder: Adapter[Any] | None) -> Any:
+        """Raises `CodecError`."""
+        data, by, value = self._arrived[reference["@"]]
+        return value if value is not None and by is decoder else read(decoder, data)
 
     def _feed_failed(self, item: Input) -> None:
         step = self._steps.pop(item[1], None)
@@ -421,7 +449,7 @@ class Program:
 
     def _feed_event(self, item: Input) -> None:
         name = item[1].casefold()
-        payload = decode(self._arrived[item[3]["@"]]) if len(item) > 3 else item[2]
+        payload = self._read(item[3], None) if len(item) > 3 else item[2]
         waiters = self._waiters.get(name)
         while waiters:
             waiter = waiters.popleft()
@@ -461,10 +489,13 @@ class Program:
 
     def _success(self, result: Any) -> Command:
         try:
+            to_check = self._start is not None and self._start.checked and not self.definition.is_sure_of(result)
+            if is_large(result) and len(result) > self.limit and not to_check:
+                return ("completed", None, self._refer(Unwritten([Raw(result)])))
             data = encode(result)
-            if self._start is not None and self._start.checked:
-                self.definition.check_output(result, data)
-            if len(data) > self._limit:
+            if to_check:
+                self.definition.check_output(data)
+            if len(data) > self.limit:
                 return ("completed", None, self._refer(data))
             return ("completed", orjson.Fragment(data))
         except CodecError as error:
@@ -487,7 +518,9 @@ class Program:
     def goes_on(self, recorded: str, time_ms: int) -> bool:
         """For `workflow.replay.Track`. The present turn has commanded what is recorded of it and nothing is left to run
         in it: the next one begins. Otherwise False."""
-        if self._parked or encode_commands(self._commands) != recorded:  # one that was withdrawn is never recorded
+        if self._parked or self.outgoing:
+            return False
+        if encode_commands(self._commands) != recorded:  # one that was withdrawn is never recorded
             return False
         if not self.loop.is_last_to_run():
             return False

@@ -16,12 +16,16 @@ import orjson
 
 from workflow.errors import Stall
 from workflow.history import Command, Input, Record, encode_commands, parse
+from workflow.payloads import reference
+from workflow.pieces import digest_freely, read_freely
 from workflow.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from workflow.definition import Workflow
+    from workflow.pieces import Data
+    from workflow.program import Wanted
 
 _PARSED_AT_ONCE = 1000
 
@@ -42,7 +46,7 @@ async def replay_reading(
     instance_id: str,
     records: Sequence[Record],
     surface: object,
-    load: Callable[[dict[str, Any]], Awaitable[bytes | bytearray]],
+    load: Callable[[dict[str, Any]], Awaitable[Data]],
 ) -> Program:
     """`replay` of a history that refers to large values: each is loaded when its turn comes, and let go of when the
     code has seen it. Raises what `load` raises as well; the program is then closed."""
@@ -50,12 +54,30 @@ async def replay_reading(
     try:
         with contextlib.closing(_replaying(program, records, reading=True)) as steps:
             for wanted in steps:
-                for found in wanted:
-                    program.supply(found["@"], await load(found))
+                if wanted is not None:
+                    await supply(program, wanted, load)
+                while program.outgoing:
+                    await settle(program)
     except BaseException:
         program.close()
         raise
     return program
+
+
+async def supply(program: Program, wanted: Sequence[Wanted], load: Callable[[dict[str, Any]], Awaitable[Data]]) -> None:
+    """Raises what `load` raises."""
+    for found in wanted:
+        data = await load(found.reference)
+        program.supply(found, data, await read_freely(found.decoder, data))
+
+
+async def settle(program: Program) -> bytes:
+    """Write the last of `program.outgoing`, and fill in where it is referred to. Returns its JSON."""
+    refers, value = program.outgoing.pop()
+    data = value if isinstance(value, bytes) else await value.write()
+    del value
+    refers.update(reference(await digest_freely(data), len(data)))
+    return data
 
 
 class Track:
@@ -100,9 +122,9 @@ class Track:
 
 def _replaying(
     program: Program, records: Sequence[Record], *, reading: bool
-) -> Generator[list[dict[str, Any]], None, None]:
-    """Replay step by step: `reading`, it gives the references whose values must be supplied before it goes on, and
-    stands outside of the program's loop then."""
+) -> Generator[list[Wanted] | None, None, None]:
+    """Replay step by step: `reading`, it gives what must be supplied before it goes on, or None where what the program
+    refers to must be settled, and stands outside of the program's loop then."""
     if not records:
         return
     program.track = track = Track(program)
@@ -121,6 +143,8 @@ def _replaying(
                 if reading and (wanted := program.wanted(inputs)):
                     outside = yield from _standing_aside(program, outside, wanted)
                 commands = apply(some[position].time_ms, inputs)
+                if reading and program.outgoing:
+                    outside = yield from _standing_aside(program, outside, None)
                 record = some[track.position]  # the code may have passed by some
                 if (commands or record.commands) and encode_commands(commands) != record.commands:
                     raise _difference(program, commands, record)
@@ -137,8 +161,8 @@ def _replaying(
 
 
 def _standing_aside(
-    program: Program, outside: Any, wanted: list[dict[str, Any]]
-) -> Generator[list[dict[str, Any]], None, Any]:
+    program: Program, outside: Any, wanted: list[Wanted] | None
+) -> Generator[list[Wanted] | None, None, Any]:
     """Others run meanwhile."""
     collects = not gc.isenabled()
     program.loop.leave(outside)

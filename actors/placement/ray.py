@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from actors.placement.hop import Asked
     from actors.placement.supervisor import HostFacts, HostHandle
 
+    Bytes = bytes | bytearray | memoryview
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -505,32 +507,44 @@ class SharedBytes:
         # although the object is lost.
         self.reference = reference
 
-    async def fetch(self) -> bytes | bytearray | None:
-        """None: the object is lost, with a node or a process."""
+    async def fetch(self) -> memoryview | None:
+        """A view of the shared memory, there as long as the view is. None: the object is lost, with a node or a
+        process."""
         try:
-            found: bytes | bytearray = await self.reference
+            found: memoryview = await self.reference
         except RayError as error:
             log.warning(_LOST, error)
             return None
         return found
 
-    def fetch_blocking(self) -> bytes | bytearray | None:
+    def fetch_blocking(self) -> memoryview | None:
         """`fetch`, in a task."""
         try:
-            found: bytes | bytearray = ray.get(self.reference)
+            found: memoryview = ray.get(self.reference)
         except RayError as error:
             log.warning(_LOST, error)
             return None
         return found
 
 
-async def share(data: bytes | bytearray) -> SharedBytes:
+class Shareable:
+    """Bytes on their way into Ray's object store; out of it comes a view. Ray would copy plain bytes while it holds the
+    interpreter, twice on the way in and once on the way out: these go beside its message, by the C++ of it."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return memoryview, (pickle.PickleBuffer(self._data),)
+
+
+async def share(data: Bytes) -> SharedBytes:
     """Put bytes where the tasks of any node can read them. For as long as this process holds the result."""
-    return SharedBytes(await _in_thread(ray.put, data))
+    return SharedBytes(await _in_thread(ray.put, Shareable(data)))
 
 
 @functools.cache
-def _task_of(function: Callable[..., tuple[Any, bytes | None]]) -> Any:
+def _task_of(function: Callable[..., tuple[Any, Shareable | None]]) -> Any:
     """Made once: Ray keeps every function that it is given."""
     return ray.remote(num_returns=2)(function)
 
@@ -542,7 +556,7 @@ async def most_processors() -> float:
 
 
 async def run_task(
-    function: Callable[..., tuple[T, bytes | None]],
+    function: Callable[..., tuple[T, Shareable | None]],
     *args: Any,
     cpus: float,
     gpus: float,

@@ -20,7 +20,8 @@ from workflow.activities import Ran, WorkerLost, activity_info, run_here
 if TYPE_CHECKING:
     from workflow.definition import Needs
     from workflow.orders import Order
-    from workflow.payloads import Data, Keeper
+    from workflow.payloads import Keeper
+    from workflow.pieces import Data
 
 ROOT = Path(__file__).parents[2]
 

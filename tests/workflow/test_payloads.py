@@ -37,7 +37,7 @@ from workflow.advance import Advance
 from workflow.errors import PayloadLost
 from workflow.history import Start
 from workflow.payloads import GRACE_MS, Stored, digest_of, reference, write
-from workflow.program import Program
+from workflow.program import Program, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -874,7 +874,7 @@ def test_what_the_code_has_seen_is_let_go_of() -> None:
         data = Watched(orjson.dumps(text_of(2 * LIMIT)))
         given.append(weakref.ref(data))
         digest, size = digest_of(data), len(data)
-        program.supply(digest, data)
+        program.supply(Wanted(reference(digest, size), None), data)
         del data
         commands = program.apply(1, [("done", commands[0][1], None, reference(digest, size))])
     assert [held() for held in given] == [None, None, None]
@@ -893,8 +893,8 @@ def test_a_large_input_that_was_parked_is_wanted(begun: bool) -> None:
         assert program.apply(100, [("begun",)]) == []
     inputs: list[Any] = [("recovered",)] if begun else [("recovered",), ("begun",)]
     (wanted,) = program.wanted(inputs)
-    assert wanted == refers
-    program.supply(wanted["@"], data)
+    assert wanted.reference == refers
+    program.supply(wanted, data)
     ((kind, *_),) = program.apply(101, inputs)
     assert kind == "completed"
     program.close()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tests.workflow.conftest import World
     from workflow import Activity
     from workflow.orders import Order
-    from workflow.payloads import Data, Keeper
+    from workflow.payloads import Keeper
+    from workflow.pieces import Data
 
 LARGE_S, SMALL_S, BETWEEN_S = 2 * AWAY_ABOVE_S, BACK_BELOW_S / 10, (AWAY_ABOVE_S + BACK_BELOW_S) / 2
 
