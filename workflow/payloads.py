@@ -93,10 +93,6 @@ class Stored(NamedTuple):
         return _facts_of(self.id)[0]
 
 
-def digest_of(data: Data) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def reference(digest: str, size: int) -> dict[str, Any]:
     """As it is recorded."""
     return {"@": digest, "n": size}

@@ -36,7 +36,7 @@ from workflow import (
 from workflow.advance import Advance
 from workflow.errors import PayloadLost
 from workflow.history import Start
-from workflow.payloads import GRACE_MS, Stored, digest_of, reference, write
+from workflow.payloads import GRACE_MS, Stored, reference, write
 from workflow.program import Program, Wanted
 
 if TYPE_CHECKING:
@@ -873,7 +873,7 @@ def test_what_the_code_has_seen_is_let_go_of() -> None:
     for _ in range(3):
         data = Watched(orjson.dumps(text_of(2 * LIMIT)))
         given.append(weakref.ref(data))
-        digest, size = digest_of(data), len(data)
+        digest, size = hashlib.sha256(data).hexdigest(), len(data)
         program.supply(Wanted(reference(digest, size), None), data)
         del data
         commands = program.apply(1, [("done", commands[0][1], None, reference(digest, size))])
@@ -885,7 +885,7 @@ def test_what_the_code_has_seen_is_let_go_of() -> None:
 def test_a_large_input_that_was_parked_is_wanted(begun: bool) -> None:
     """A delayed start whose code was not there is recorded unapplied; when the code is there, so is its input."""
     data = orjson.dumps(text_of(2 * LIMIT))
-    refers = reference(digest_of(data), len(data))
+    refers = reference(hashlib.sha256(data).hexdigest(), len(data))
     started = Start("i", "e", "echo", None, 100, "", LIMIT, refers).to_input()
     program = Program(echo, "i")
     assert program.apply(1, [("stalled", "UnknownWorkflow", "no workflow named 'echo'"), started]) == []

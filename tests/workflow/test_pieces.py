@@ -4,6 +4,7 @@ values, the same references as in one go."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from statestores.codec import adapter, encode
 from statestores.sqlite import SqliteStore
 from workflow import Engine, activity, workflow
 from workflow.history import Record, Start, encode_commands, encode_inputs
-from workflow.payloads import digest_of, reference
+from workflow.payloads import reference
 from workflow.pieces import PIECE, Unwritten, digest_freely, encode_freely, is_large, read_array_freely, read_freely
 from workflow.program import Program
 from workflow.replay import replay_reading, settle, supply
@@ -46,6 +47,10 @@ async def turns_of_the_loop(work: Coroutine[Any, Any, Any]) -> tuple[Any, int]:
         return await work, count
     finally:
         ticking.cancel()
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def some_bytes(size: int) -> bytes:
