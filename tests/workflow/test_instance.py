@@ -643,7 +643,7 @@ async def test_crashes_all_along(world: World) -> None:
 
     client = await world.start([long_way])
     instance = await client.start(long_way)
-    for booked in (1, 7, 13, 23):
+    for booked in (1, 6, 11, 16):  # long before the end: on a busy machine it runs on between two looks
 
         async def has_come_so_far(count: int = booked) -> bool:
             return await world.ledger_history("sum") >= count
