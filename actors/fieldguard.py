@@ -119,8 +119,11 @@ class _Changeable:
 
     def _missing(self, instance: Any) -> Any:
         """An object of the class that is nobody's actor has the default of its class, as any object has. An actor
-        without the field has deleted it: the default is an object that all of its type would share."""
-        return self.default if _turn_of(instance) is None else _Default.NONE
+        without the field has deleted it, and must not get a default that it could change for all of its type."""
+        default = self.default
+        if type(default) in _IMMUTABLE or isinstance(default, Enum) or _turn_of(instance) is None:
+            return default
+        return _Default.NONE
 
 
 def _turn_of(instance: Any) -> Turn | None:

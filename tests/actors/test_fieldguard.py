@@ -413,22 +413,24 @@ async def test_actor_without_a_field_does_not_get_what_others_share(world: World
     @actor
     class Bag:
         names: list[str] = ["a"]  # noqa: RUF012  # a default of the class is what is looked at
+        made: list[str] = field(default_factory=list)
+        name: str | None = "b"
 
         @method
-        async def drop(self) -> bool:
-            del self.names
-            return hasattr(self, "names")
+        async def drop(self) -> list[Any]:
+            del self.names, self.made, self.name
+            return [hasattr(self, "names"), hasattr(self, "made"), self.name]
 
         @method
         async def add(self) -> None:
             self.names.append("b")
 
     client = await world.client(Bag)
-    assert not await client.actor(Bag, "one").drop()
+    assert await client.actor(Bag, "one").drop() == [False, False, "b"]
     with pytest.raises(ActorFailed, match="no attribute 'names'"):
         await client.actor(Bag, "one").add()
     await client.actor(Bag, "other").add()
-    assert await client.state("Bag", "other") == (1, {"names": ["a", "b"]})
+    assert await client.state("Bag", "other") == (1, {"names": ["a", "b"], "made": [], "name": "b"})
 
 
 async def test_long_wait_goes_on_after_another_turn_has_failed(world: World) -> None:
