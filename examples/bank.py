@@ -1,6 +1,6 @@
 """A bank: a payment leaves one account and reaches the other exactly once, whatever happens in between.
 
-Run it with ``python -m examples.bank``, again and again: the balances stay in ``bank.db``, no money is made or lost.
+Run it with ``python -m examples.bank``, again and again: the balances stay in ``ledger.db``, no money is made or lost.
 """
 
 from __future__ import annotations
@@ -74,4 +74,4 @@ async def main(store: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite:///bank.db"))
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite:///ledger.db"))
